@@ -1,0 +1,1 @@
+"""Nested anytime networks and Orthogonalized SGD (Wan, Hoffmann, Lu, Maire, ICML 2020)."""
