@@ -1,1 +1,21 @@
-"""To come."""
+"""Nested networks: growth (data) -> plan (graph) -> one engine. Knows nothing of losses or data."""
+
+from . import cascade, ensemble, resnet, sparse_resnet  # noqa: F401  (each registers its models)
+from .architecture import Architecture
+from .cost import StageCost
+from .growth import Growth, Stage, parse_growth
+from .network import AnytimeNetwork
+from .registry import create_model, describe, list_models, register
+
+__all__ = [
+    "AnytimeNetwork",
+    "Architecture",
+    "Growth",
+    "Stage",
+    "StageCost",
+    "create_model",
+    "describe",
+    "list_models",
+    "parse_growth",
+    "register",
+]

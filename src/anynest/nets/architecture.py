@@ -1,0 +1,111 @@
+"""An architecture as data: everything that tells one network of the paper from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from .growth import Growth, Stage, parse_growth
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "block": ("basic", "bottleneck"),
+    "skips": ("residual", "sparse"),
+    "order": ("interlaced", "prefix"),
+    "stem": ("cifar", "imagenet"),
+    "exit": ("conv", "linear"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the engine builds a network from.
+
+    Attributes:
+        blocks: blocks of each group (resolution) at depth 1.
+        growth: (width, depth) of each stage.
+        base_width: channels of the first group at width 1; every further group doubles them.
+        block: ``basic`` (two 3x3) or ``bottleneck`` (1x1, 3x3, 1x1; four times as wide outside).
+        skips: ``residual`` (x + F(x), He et al. 2016) or ``sparse`` (the sum of the layers 1, 2, 4, 8,
+            ... back, Zhu et al. 2018), the rule that depth nesting needs (section 3.3.1).
+        order: where a deeper stage's layers go: ``interlaced`` between the earlier ones (Figure 3), or
+            after them, as in a cascade (``prefix``, Figure 2).
+        stem: ``cifar`` (3x3) or ``imagenet`` (7x7, stride 2, max pooling).
+        exit: how an output reads features of an early group (cascades only): ``conv`` brings them
+            to the last group's width and resolution first, ``linear`` reads them as they are.
+        isolated: no stage reads another's nodes (the ensemble, Figure 1).
+        average: output s is the mean of the logits 1..s (ensembles only), not the logits s alone.
+        num_classes: logits of each output.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: a field out of range, or a growth that the skip rule does not admit.
+    """
+
+    blocks: tuple[int, ...]
+    growth: Growth
+    base_width: int
+    block: str = "basic"
+    skips: str = "residual"
+    order: str = "interlaced"
+    stem: str = "cifar"
+    exit: str = "conv"
+    isolated: bool = False
+    average: bool = False
+    num_classes: int = 10
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "growth", parse_growth(self.growth))
+        for field, allowed in CHOICES.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+        for field in ("base_width", "num_classes", "in_channels"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+        for field in ("isolated", "average"):
+            value = getattr(self, field)
+            if type(value) is not bool:
+                raise ValueError(f"{field} must be true or false, got {value!r}")
+        if self.average and not self.isolated:
+            raise ValueError(
+                "average=True is for ensembles; nested stages contain the earlier ones"
+            )
+        deepens = self.growth[0].depth != self.growth[-1].depth
+        if (
+            deepens
+            and self.skips == "residual"
+            and self.order == "interlaced"
+            and not self.isolated
+        ):
+            raise ValueError(
+                "depth nesting needs skips to the layers 1, 2, 4, ... back (section 3.3.1), got growth "
+                f"{[tuple(stage) for stage in self.growth]} with plain residual skips; use a "
+                "sparse_resnet model, or grow in width alone"
+            )
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.growth)
+
+    @cached_property
+    def max_depth(self) -> int:
+        return self.growth[-1].depth
+
+    @property
+    def expansion(self) -> int:
+        """Channels outside a block, as a multiple of those within."""
+        return 4 if self.block == "bottleneck" else 1
+
+    def plain(self, stage: int) -> Architecture:
+        """The un-nested network of one stage's size, nothing cut (the Oracle's member, section 5.3)."""
+        from dataclasses import replace
+
+        size = self.growth[self.check_stage(stage) - 1]
+        return replace(self, growth=(Stage(*size),), isolated=False, average=False)
+
+    def check_stage(self, stage: int) -> int:
+        if type(stage) is not int or not 1 <= stage <= self.num_stages:
+            raise ValueError(f"stages are numbered 1 to {self.num_stages}, got {stage!r}")
+        return stage

@@ -1,0 +1,68 @@
+"""What each stage costs, counted from the plan alone (paper, Figure 9).
+
+One multiply-add is one multiplication and one addition, in convolutions and linear heads; a stage's *own*
+cost is what it adds to the stages before it (N4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .plan import IMAGE, Layer, Plan
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Parameters and multiply-adds of one stage: its own, and up to and including it."""
+
+    stage: int
+    own_parameters: int
+    parameters: int
+    own_multiply_adds: int
+    multiply_adds: int
+
+
+def _halved(size: int, stride: int) -> int:
+    return -(-size // stride)
+
+
+def stage_costs(plan: Plan, image_size: tuple[int, int]) -> tuple[StageCost, ...]:
+    """Count parameters and multiply-adds per stage, for one image of (height, width) pixels."""
+    resolution: dict[str, tuple[int, int]] = {IMAGE: image_size}
+    parameters: dict[int, int] = {}
+    work: dict[int, int] = {}
+
+    def add(birth: int, own_parameters: int, own_work: int) -> None:
+        parameters[birth] = parameters.get(birth, 0) + own_parameters
+        work[birth] = work.get(birth, 0) + own_work
+
+    for layer in plan.layers:
+        resolution[layer.name] = _count_layer(layer, resolution, add)
+    for exit_ in plan.exits:
+        linear = exit_.features * plan.num_classes
+        add(exit_.stage, linear + plan.num_classes, linear)
+    rows: list[StageCost] = []
+    births = sorted(parameters)
+    for exit_ in plan.exits:
+        upto = [birth for birth in births if birth <= exit_.stage]
+        before = [birth for birth in upto if rows and birth <= rows[-1].stage]
+        total = sum(parameters[b] for b in upto), sum(work[b] for b in upto)
+        own = total[0] - sum(parameters[b] for b in before), total[1] - sum(work[b] for b in before)
+        rows.append(StageCost(exit_.stage, own[0], total[0], own[1], total[1]))
+    return tuple(rows)
+
+
+def _count_layer(
+    layer: Layer, resolution: dict[str, tuple[int, int]], add: Callable[[int, int, int], None]
+) -> tuple[int, int]:
+    """Add a layer's nodes to the count; the resolution of its result."""
+    size = resolution[layer.nodes[0].reads[0]]
+    result = size
+    for node in layer.nodes:
+        result = size
+        for unit in node.units:
+            result = _halved(result[0], unit.stride), _halved(result[1], unit.stride)
+            weights = unit.inputs * unit.outputs * unit.kernel**2
+            add(node.birth, unit.parameters, weights * result[0] * result[1])
+    return (_halved(result[0], 2), _halved(result[1], 2)) if layer.pool else result

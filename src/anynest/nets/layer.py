@@ -1,0 +1,83 @@
+"""A layer: its nodes' modules, and the choice of how to evaluate several of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fused import can_fuse, fused_forward
+from .plan import Layer
+from .stripe import Stripe, join
+
+# What a layer has computed: its nodes' results in order of birth, with the births.
+Slices = list[tuple[int, Tensor]]
+
+
+class NestedLayer(nn.Module):
+    """The nodes of one layer, by birth.
+
+    Args:
+        layer: the plan's entry.
+        stripes: the nodes' modules by birth, where they are shared with another network (a subnetwork);
+            new ones otherwise.
+    """
+
+    def __init__(self, layer: Layer, stripes: Mapping[int, Stripe] | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.runs = tuple(layer.runs())
+        self.nodes = {node.birth: node for node in layer.nodes}
+        for birth, node in self.nodes.items():
+            stripe = stripes[birth] if stripes else Stripe(node, layer.relu)
+            self.add_module(f"stage{birth}", stripe)
+
+    def stripe(self, birth: int) -> Stripe:
+        stripe = getattr(self, f"stage{birth}")
+        assert isinstance(stripe, Stripe)
+        return stripe
+
+    def compute(
+        self,
+        births: Sequence[int],
+        parts: Slices,
+        added: Slices | None,
+        inner: list[list[Tensor]],
+        *,
+        fuse: bool,
+    ) -> Slices:
+        """Evaluate nodes that read the same layers.
+
+        Args:
+            births: which nodes, rising.
+            parts: the input in slices, by birth; a node reads those born no later than itself.
+            added: the residual in slices, where it is another layer's result.
+            inner: per inner unit, the activations of the layer's earlier nodes; this call appends its own.
+            fuse: whether one dense kernel for all nodes may be used.
+        """
+        stripes = [self.stripe(birth) for birth in births]
+        reads = [sum(part_birth <= birth for part_birth, _ in parts) for birth in births]
+        tensors = [tensor for _, tensor in parts]
+        slices = [tensor for _, tensor in added] if added is not None else []
+        residual = self.nodes[births[0]].residual
+        kind = residual if residual in (None, "input") else "layer"
+        # a later run would read this one's inner activations, which the dense kernel keeps to itself
+        if fuse and len(self.runs) == 1 and can_fuse(stripes):
+            results = fused_forward(stripes, tensors, reads, kind, slices)
+        else:
+            results = []
+            for number, (stripe, count) in enumerate(zip(stripes, reads, strict=True)):
+                x = join(tensors[:count])
+                own: Tensor | None = None
+                if kind == "input":
+                    own = x[:, stripe.node.start :]
+                elif kind == "layer":
+                    own = slices[number]
+                result, activations = stripe(x, inner, own)
+                for known, new in zip(inner, activations, strict=True):
+                    known.append(new)
+                results.append(result)
+        if self.layer.pool:
+            results = [F.max_pool2d(result, 3, 2, 1) for result in results]
+        return list(zip(births, results, strict=True))

@@ -1,0 +1,118 @@
+"""The graph of a network as pure data: layers, their nodes, and what each node reads.
+
+A *node* is a layer's slice of channels, with the stage at which it is born. The one wiring rule: **a node
+born at stage b is wired as the plain network of stage b's size wires it**. All it reads is then born no
+later than b (N1), nothing is computed twice (N2), and stage 1 is exactly the plain network of its size.
+Where a deeper stage changes what a *sum* of layers means (a group's output), each reader takes the sum as it
+stands at its own birth, and a transition that acts on such a sum is a layer of its own, one per version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A convolution and its batch norm. ``inputs``: all channels read; ``outputs``: the node's own."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+
+    @property
+    def parameters(self) -> int:
+        return self.inputs * self.outputs * self.kernel**2 + 2 * self.outputs
+
+
+@dataclass(frozen=True)
+class Node:
+    """One slice of a layer.
+
+    Attributes:
+        birth: the stage that adds it, from 1.
+        start: its first channel within the layer's output.
+        reads: layers whose sum is the input, taken with all their nodes born no later than ``birth``.
+        residual: what is added to the result: ``"input"``, a layer's name, or None.
+        units: the convolutions, in order; unit 2 reads unit 1 of this node *and of the layer's earlier nodes*.
+    """
+
+    birth: int
+    start: int
+    reads: tuple[str, ...]
+    residual: str | None
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the full network: one or more nodes, in order of birth.
+
+    Attributes:
+        name: dotted path of the layer's module.
+        nodes: with rising birth and adjoining channels.
+        relu: whether the layer's result is rectified (where it is not, its readers rectify the sum).
+        pool: whether 3x3 max pooling with stride 2 follows (ImageNet's stem).
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    relu: bool = False
+    pool: bool = False
+
+    def runs(self) -> Iterator[tuple[int, ...]]:
+        """Births of consecutive nodes that read the same layers, and so can share one kernel."""
+        run: list[Node] = []
+        for node in self.nodes:
+            if run and (node.reads, node.residual) != (run[-1].reads, run[-1].residual):
+                yield tuple(n.birth for n in run)
+                run = []
+            run.append(node)
+        yield tuple(n.birth for n in run)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """An output: global average pooling of a sum of layers, then a linear head."""
+
+    stage: int
+    reads: tuple[str, ...]
+    features: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole network: layers in an order in which each comes after all that it reads."""
+
+    layers: tuple[Layer, ...]
+    exits: tuple[Exit, ...]
+    num_classes: int
+    relu_reads: bool  # a read is rectified (sparse skips) or its source already is (residual)
+    average: bool = False
+
+    def restrict(self, stage: int) -> Plan:
+        """The nodes that output ``stage`` depends on, and no others."""
+        (exit_,) = [e for e in self.exits if e.stage == stage]
+        by_name = {layer.name: layer for layer in self.layers}
+        needed: set[tuple[str, int]] = set()
+        stack = [(name, stage) for name in exit_.reads]
+        if self.average:
+            stack += [(name, e.stage) for e in self.exits if e.stage < stage for name in e.reads]
+        while stack:
+            name, upto = stack.pop()
+            for node in by_name[name].nodes:
+                if node.birth <= upto and (name, node.birth) not in needed:
+                    needed.add((name, node.birth))
+                    sources = [*node.reads, *([node.residual] if node.residual in by_name else [])]
+                    stack += [(source, node.birth) for source in sources if source != IMAGE]
+        layers = []
+        for layer in self.layers:
+            nodes = tuple(node for node in layer.nodes if (layer.name, node.birth) in needed)
+            if nodes:
+                layers.append(replace(layer, nodes=nodes))
+        exits = [e for e in self.exits if e.stage == stage or (self.average and e.stage < stage)]
+        return replace(self, layers=tuple(layers), exits=tuple(exits))

@@ -1,0 +1,108 @@
+"""Names for architectures: register, list, create."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from fnmatch import fnmatch
+from typing import Any
+
+from .architecture import Architecture
+from .network import AnytimeNetwork
+
+Factory = Callable[[], Architecture]
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register(factory: Factory) -> Factory:
+    """Register a function that returns an :class:`Architecture`, under the function's name.
+
+    Example:
+        >>> from anynest.nets import Architecture, register
+        >>> @register
+        ... def my_nested_resnet14() -> Architecture:
+        ...     return Architecture(blocks=(2, 2, 2), growth=((1, 1), (2, 1)), base_width=8)
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    name = factory.__name__
+    if name in _FACTORIES:
+        raise ValueError(f"a model named {name!r} is registered already; choose another name")
+    _FACTORIES[name] = factory
+    return factory
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models that match a shell-style pattern, sorted."""
+    return sorted(name for name in _FACTORIES if fnmatch(name, pattern))
+
+
+def describe(name: str) -> str:
+    """What a model is, in one line: its function's docstring."""
+    return " ".join((_factory(name).__doc__ or "").split())
+
+
+def _factory(name: str) -> Factory:
+    if name not in _FACTORIES:
+        near = difflib.get_close_matches(name, _FACTORIES, n=4, cutoff=0.5)
+        hint = f"near matches: {', '.join(near)}" if near else "list_models() names them all"
+        raise ValueError(f"there is no model named {name!r}; {hint}")
+    return _FACTORIES[name]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    growth: Sequence[Sequence[int]] | None = None,
+    base_width: int | None = None,
+    stem: str | None = None,
+    independent: int | None = None,
+    **options: Any,
+) -> AnytimeNetwork:
+    """Build a registered network.
+
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: logits of each output.
+        in_channels: channels of the images.
+        growth: another (width, depth) per stage.
+        base_width: another number of channels of the first group at width 1.
+        stem: ``"cifar"`` or ``"imagenet"``.
+        independent: s: the plain, un-nested network of stage s's size (the Oracle's member, section 5.3).
+        options: any other field of :class:`Architecture`, such as ``exit="linear"`` for a cascade.
+
+    Raises:
+        ValueError: an unknown name or a value out of range.
+        TypeError: an unknown option.
+    """
+    architecture = _factory(name)()
+    given: dict[str, Any] = {
+        "growth": growth,
+        "base_width": base_width,
+        "stem": stem,
+        **{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()},
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    known = {field.name for field in fields(Architecture)}
+    for key in changes:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"options are {', '.join(sorted(known))}"
+            )
+            raise TypeError(f"create_model has no option {key!r}; {hint}")
+    architecture = replace(
+        architecture, num_classes=num_classes, in_channels=in_channels, **changes
+    )
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    for key, value in changes.items():  # as JSON would give them back
+        listed = [list(stage) for stage in architecture.growth] if key == "growth" else value
+        arguments[key] = list(listed) if isinstance(listed, tuple) else listed
+    if independent is not None:
+        architecture = architecture.plain(independent)
+        arguments["independent"] = independent
+    return AnytimeNetwork(architecture, name, arguments)

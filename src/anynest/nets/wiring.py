@@ -1,0 +1,228 @@
+"""From an architecture to its plan: which layers a stage has, and what each of its nodes reads.
+
+Within a group (one resolution) the layers of the full network are numbered 1..L. Stage s keeps every m-th
+of them (1, 1+m, 1+2m, ...; m = full depth / depth of s; section 3.3.1), or the first ones (a cascade). In
+the stage's own numbering p = 1, 2, 3, ..., item 0 is the group's input and the group's output is what an item
+after the last would read. A sparse layer p reads p-1, p-2, p-4, p-8, ...; a residual one p-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from .architecture import Architecture
+from .growth import Stage
+from .plan import IMAGE, Exit, Layer, Node, Plan, Unit
+
+# Layers come in the order (group, place): the stem, then per group its transitions, layers and exits.
+Place = tuple[int, int, int]
+
+
+def build_plan(architecture: Architecture) -> Plan:
+    """The plan of an architecture; the ensemble's is the union of its members' plans."""
+    if not architecture.isolated:
+        return _Builder(architecture).build()
+    members = [
+        _relabel(_Builder(architecture.plain(stage)).build(), stage)
+        for stage in range(1, architecture.num_stages + 1)
+    ]
+    return replace(
+        members[0],
+        layers=tuple(layer for member in members for layer in member.layers),
+        exits=tuple(exit_ for member in members for exit_ in member.exits),
+        average=architecture.average,
+    )
+
+
+def _relabel(plan: Plan, stage: int) -> Plan:
+    """Make a one-stage plan the member ``stage`` of an ensemble."""
+
+    def rename(name: str) -> str:
+        return name if name in (IMAGE, "input") else f"member{stage}.{name}"
+
+    layers = [
+        replace(
+            layer,
+            name=rename(layer.name),
+            nodes=tuple(
+                replace(
+                    node,
+                    birth=stage,
+                    reads=tuple(rename(name) for name in node.reads),
+                    residual=node.residual and rename(node.residual),
+                )
+                for node in layer.nodes
+            ),
+        )
+        for layer in plan.layers
+    ]
+    exits = [replace(e, stage=stage, reads=tuple(rename(n) for n in e.reads)) for e in plan.exits]
+    return replace(plan, layers=tuple(layers), exits=tuple(exits))
+
+
+class _Builder:
+    """Walks stage after stage through the network of that stage's size, adding the nodes it lacks."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.arch = architecture
+        self.layers: dict[str, tuple[Place, Layer]] = {}
+        # per group: what its transition reads, by the transition's name, in order of making
+        self.transitions: list[dict[str, tuple[str, ...]]] = [{} for _ in architecture.blocks]
+
+    def build(self) -> Plan:
+        exits = [self._stage(s, size) for s, size in enumerate(self.arch.growth, 1)]
+        ordered = sorted(self.layers.values(), key=lambda item: item[0])
+        return Plan(
+            layers=tuple(layer for _, layer in ordered),
+            exits=tuple(exits),
+            num_classes=self.arch.num_classes,
+            relu_reads=self.arch.skips == "sparse",
+        )
+
+    # -- sizes ------------------------------------------------------------------------------------
+    def _channels(self, group: int) -> int:
+        """Channels that a group's layers put out at width 1; group -1 is the stem."""
+        if group < 0:
+            return self.arch.base_width
+        return self.arch.base_width * self.arch.expansion << group
+
+    def _stride(self, group: int) -> int:
+        return 1 if group == 0 else 2
+
+    def _changes_shape(self, group: int) -> bool:
+        return self._stride(group) != 1 or self._channels(group) != self._channels(group - 1)
+
+    # -- which layers, and what they read -----------------------------------------------------------
+    def _indices(self, group: int, size: Stage) -> tuple[int, ...]:
+        """The full network's numbers of the layers that a stage has in a group."""
+        full = self.arch.blocks[group] * self.arch.max_depth
+        if self.arch.order == "interlaced":
+            return tuple(range(1, full + 1, self.arch.max_depth // size.depth))
+        before = sum(self.arch.blocks[:group]) * self.arch.max_depth
+        total = sum(self.arch.blocks) * size.depth
+        return tuple(range(1, min(full, max(0, total - before)) + 1))
+
+    def _fetch(self, group: int, position: int, stage: int, size: Stage) -> tuple[str, ...]:
+        """What the stage's item ``position`` of a group reads, nearest first."""
+        if self.arch.skips == "residual":
+            back = [position - 1]
+        else:
+            back = [position - 2**k for k in range(position.bit_length()) if 2**k <= position]
+        indices = self._indices(group, size)
+        names: list[str] = []
+        for item in back:
+            if item:
+                names.append(_layer_name(group, indices[item - 1]))
+            elif position == 1:
+                names += self._group_input(group, stage, size)
+            else:
+                names += self._item_zero(group, stage, size)
+        return tuple(names)
+
+    def _group_input(self, group: int, stage: int, size: Stage) -> tuple[str, ...]:
+        if group == 0:
+            return ("stem",)
+        return self._fetch(group - 1, len(self._indices(group - 1, size)) + 1, stage, size)
+
+    def _item_zero(self, group: int, stage: int, size: Stage) -> tuple[str, ...]:
+        """The group's input, brought to the group's shape where that differs."""
+        reads = self._group_input(group, stage, size)
+        if not self._changes_shape(group):
+            return reads
+        versions = self.transitions[group]
+        name = next(reversed(versions), "")
+        if versions.get(name) != reads:  # what the input sums has changed: a new transition
+            name = f"group{group + 1}.transition{len(versions) + 1}"
+            versions[name] = reads
+        place = (group, 0, len(versions))
+        unit = Unit(self._channels(group - 1), self._channels(group), 1, self._stride(group))
+        self._grow(name, place, stage, size, reads, None, (unit,), relu=False)
+        return (name,)
+
+    # -- building -----------------------------------------------------------------------------------
+    def _grow(
+        self,
+        name: str,
+        place: Place,
+        stage: int,
+        size: Stage,
+        reads: tuple[str, ...],
+        residual: str | None,
+        units: tuple[Unit, ...],
+        *,
+        relu: bool,
+        pool: bool = False,
+    ) -> None:
+        """Give a layer the channels of ``size``, by one node, unless it has them.
+
+        ``units`` are in channels at width 1; the node reads all channels of the stage and adds its own.
+        """
+        nodes = self.layers[name][1].nodes if name in self.layers else ()
+        start = nodes[-1].start + nodes[-1].units[-1].outputs if nodes else 0
+        total = units[-1].outputs * size.width
+        if start == total:
+            return
+        new = [
+            Unit(
+                unit.inputs * (1 if reads == (IMAGE,) else size.width),
+                unit.outputs * size.width - unit.outputs * start // units[-1].outputs,
+                unit.kernel,
+                unit.stride,
+            )
+            for unit in units
+        ]
+        node = Node(stage, start, reads, residual, tuple(new))
+        self.layers[name] = (place, Layer(name, (*nodes, node), relu, pool))
+
+    def _stage(self, stage: int, size: Stage) -> Exit:
+        """Add what the network of this stage's size has and the earlier stages lack."""
+        arch = self.arch
+        residual = arch.skips == "residual"
+        kernel, stride = (3, 1) if arch.stem == "cifar" else (7, 2)
+        stem = Unit(arch.in_channels, arch.base_width, kernel, stride)
+        pool = arch.stem == "imagenet"
+        self._grow(
+            "stem", (-1, 0, 0), stage, size, (IMAGE,), None, (stem,), relu=residual, pool=pool
+        )
+        last = 0
+        for group in range(len(arch.blocks)):
+            for position, index in enumerate(self._indices(group, size), 1):
+                last = group
+                first = position == 1
+                reads = self._fetch(group, position, stage, size)
+                added: str | None = None
+                if residual:
+                    changes = first and self._changes_shape(group)
+                    added = self._item_zero(group, stage, size)[0] if changes else "input"
+                name = _layer_name(group, index)
+                units = self._units(group, first)
+                self._grow(name, (group, 1, index), stage, size, reads, added, units, relu=residual)
+        return self._exit(stage, size, last)
+
+    def _units(self, group: int, first: bool) -> tuple[Unit, ...]:
+        outside = self._channels(group)
+        inside = outside // self.arch.expansion
+        inputs, stride = (self._channels(group - 1), self._stride(group)) if first else (outside, 1)
+        if self.arch.block == "basic":
+            return (Unit(inputs, inside, 3, stride), Unit(inside, outside, 3, 1))
+        return (
+            Unit(inputs, inside, 1, 1),
+            Unit(inside, inside, 3, stride),
+            Unit(inside, outside, 1, 1),
+        )
+
+    def _exit(self, stage: int, size: Stage, group: int) -> Exit:
+        reads = self._fetch(group, len(self._indices(group, size)) + 1, stage, size)
+        final = len(self.arch.blocks) - 1
+        if group < final and self.arch.exit == "conv":
+            channels = [self._channels(g) for g in range(group, final + 1)]
+            units = tuple(Unit(a, b, 3, 2) for a, b in pairwise(channels))
+            name = f"exit{stage}"
+            self._grow(name, (group, 2, stage), stage, size, reads, None, units, relu=True)
+            reads, group = (name,), final
+        return Exit(stage, reads, self._channels(group) * size.width)
+
+
+def _layer_name(group: int, index: int) -> str:
+    return f"group{group + 1}.layer{index}"
