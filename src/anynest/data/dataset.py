@@ -1,0 +1,147 @@
+"""What a loaded set is: three explicit splits, its classes, its statistics, its honest name.
+
+Shapes: N images, C channels, H x W pixels, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from anynest.data.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images held in memory.
+
+    images: uint8 [N, C, H, W]; labels: int64 [N] in 0..K-1; name: "train", "validation" or "test";
+    mirror: whether a mirrored image still shows its class (not so for digits).
+    """
+
+    images: Tensor
+    labels: Tensor
+    name: str
+    mirror: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.images.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        return int(self.images.shape[-1])
+
+    def take(self, indices: Tensor, name: str) -> "Split":
+        """The images numbered by `indices`, as a split of its own."""
+        return Split(self.images[indices], self.labels[indices], name, self.mirror)
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Images that stay in their files and are read as they are needed.
+
+    paths: N files; labels: int64 [N]; image_size: side in pixels of what a loader gives;
+    on_corrupt: "raise" or "skip" for a file that cannot be decoded.
+    """
+
+    paths: Sequence[str]
+    labels: Tensor
+    name: str
+    image_size: int
+    on_corrupt: str = "raise"
+    mirror: bool = True
+    in_channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: Tensor, name: str) -> "FolderSplit":
+        """The files numbered by `indices`, as a split of its own."""
+        paths = tuple(self.paths[i] for i in indices.tolist())
+        return FolderSplit(
+            paths, self.labels[indices], name, self.image_size, self.on_corrupt, self.mirror
+        )
+
+
+AnySplit = Split | FolderSplit
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A set with its splits.
+
+    train, validation, test: disjoint, except that `validation` *is* `test` where nothing is held
+    out (the paper's protocol); its name then says "test".
+    mean, std: per channel, pixels scaled to [0, 1], computed from `train` (an image folder has
+    ImageNet's); label: what to call a number measured on it; skipped: images left out as
+    undecodable while loading.
+    """
+
+    train: AnySplit
+    validation: AnySplit
+    test: AnySplit
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    label: str
+    skipped: int = 0
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.in_channels
+
+    @property
+    def image_size(self) -> int:
+        return self.train.image_size
+
+    @property
+    def validation_is_test(self) -> bool:
+        return self.validation is self.test
+
+    def describe(self) -> dict[str, object]:
+        """Plain values for a run's summary (JSON-able)."""
+        return {
+            "label": self.label,
+            "classes": list(self.classes),
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "image_size": self.image_size,
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            "validation_is_test": self.validation_is_test,
+            "skipped": self.skipped,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def __str__(self) -> str:
+        validation = (
+            "validation = test" if self.validation_is_test else f"{len(self.validation)} validation"
+        )
+        skipped = f", {self.skipped} undecodable skipped" if self.skipped else ""
+        return (
+            f"{self.label}: {self.num_classes} classes, {len(self.train)} train, {validation}, "
+            f"{len(self.test)} test, {self.in_channels}x{self.image_size}x{self.image_size}{skipped}"
+        )
+
+
+def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
+    """Raise DataError unless every label lies in 0..num_classes-1."""
+    if len(labels) == 0:
+        raise DataError(f"{where} holds no images")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"labels must lie in 0..{num_classes - 1}, found {wrong} in {where}: "
+            "the file is damaged or the class names do not belong to it"
+        )

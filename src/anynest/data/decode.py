@@ -1,0 +1,99 @@
+"""Opening image files whose content comes from outside, and reading how lossy they are."""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from anynest.data.errors import DataError
+
+# Table K.1 of the JPEG standard (ITU-T T.81), row by row: the luminance table that the usual
+# encoders scale by their "quality".
+_LUMINANCE = (
+    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+    *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+    *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+    *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+)
+
+
+def _scaled(quality: int) -> tuple[int, ...]:
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return tuple(min(255, max(1, (value * percent + 50) // 100)) for value in _LUMINANCE)
+
+
+_QUALITIES = {tuple(sorted(_scaled(quality))): quality for quality in range(100, 0, -1)}
+
+
+def jpeg_quality(image: Image.Image) -> int | None:
+    """The quality (1 to 100) an opened JPEG was written with; None for a table of another kind.
+
+    Tables are compared as sorted values, which differ from quality to quality and do not depend on
+    the order in which a version of Pillow gives them.
+    """
+    tables: dict[int, list[int]] = getattr(image, "quantization", {})
+    return _QUALITIES.get(tuple(sorted(tables.get(0, ()))))
+
+
+@contextmanager
+def bombs_are_errors() -> Iterator[None]:
+    """Within: Pillow's warning about a picture of too many pixels is raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def open_image(source: str | bytes, where: str) -> Image.Image:
+    """Open a file or its bytes; only the header is read. Use within `bombs_are_errors`.
+
+    Raises:
+        DataError: no known image format, or more pixels than Pillow's limit (about 89 million).
+    """
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(
+            f"images must have at most {Image.MAX_IMAGE_PIXELS} pixels, found more in {where}: "
+            "make it smaller or remove it"
+        ) from None
+    except FileNotFoundError:
+        raise DataError(f"{where} has gone since the folder was read") from None
+    except Exception as error:  # decoders raise what they like on hostile bytes
+        raise _undecodable(where, error) from None
+
+
+def pixels(image: Image.Image, where: str) -> Image.Image:
+    """Decode an opened image. Raises DataError, naming `where`, when its bytes are damaged."""
+    try:
+        image.load()
+    except Exception as error:  # decoders raise what they like on hostile bytes
+        raise _undecodable(where, error) from None
+    return image
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any decoded image as RGB; transparency is dropped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: keep the high byte
+        high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+        image = Image.fromarray(high.astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _undecodable(where: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:120].replace("<_io.BytesIO object at ", "<")
+    if isinstance(error, UnidentifiedImageError):
+        reason = "no known image format"
+    if os.path.isfile(where) and os.path.getsize(where) == 0:
+        reason = "the file is empty"
+    return DataError(
+        f"cannot decode {where}: {reason or type(error).__name__}; "
+        'replace it, or leave such images out with on_corrupt="skip" (--on-corrupt skip)'
+    )

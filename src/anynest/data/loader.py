@@ -1,0 +1,105 @@
+"""Batches of images, normalised on the device, exactly reproducible from (seed, epoch, batch)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from anynest.data.dataset import AnySplit, Split
+from anynest.data.errors import DataError
+from anynest.data.plan import Plan
+from anynest.data.resident import ResidentLoader
+from anynest.data.stream import StreamLoader
+
+AUGMENTATIONS = ("cifar", "imagenet", "none")
+_SMALL = 64  # pixels; up to here an image folder is treated as CIFAR is
+
+
+class Loader(Protocol):
+    """What `make_loader` gives."""
+
+    @property
+    def num_images(self) -> int:
+        """Images an epoch, over all ranks."""
+
+    @property
+    def skipped(self) -> int:
+        """Different files met so far that could not be decoded."""
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images float32 [B, C, H, W], labels int64 [B]) from batch number `start` on."""
+
+
+def make_loader(
+    split: AnySplit,
+    batch_size: int,
+    *,
+    train: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+    drop_last: bool | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Loader:
+    """A loader of one split.
+
+    Args:
+        split: of a Dataset.
+        batch_size: images in a batch over all ranks.
+        train: shuffle and augment, or keep the order and the images as they are.
+        mean, std: per channel, for pixels scaled to [0, 1]; a Dataset carries them.
+        augment: "cifar" (reflect-pad, crop, mirror where the split allows it), "imagenet" (random
+            resized crop, mirror; evaluation resizes by 256/224 and crops the centre; image folders
+            only), "none"; None is "cifar", and "imagenet" for image folders above 64 pixels.
+        seed: of the order and the augmentation; every draw is a function of it, the epoch and the
+            image alone, whatever the workers and ranks.
+        drop_last: leave out an uneven last batch; None is `train`.
+        workers: processes that decode an image folder; sets in memory need none.
+        rank, world: this process's part of every batch; the parts joined in rank order are the
+            batch of one process. The last batch of an evaluation may give a rank no image.
+
+    Raises:
+        DataError: fewer images than a batch in training, an unknown augmentation, a mean or std of
+            another number of channels, a rank outside the world.
+
+    Example:
+        >>> from anynest.data import load, make_loader
+        >>> data = load("digits")
+        >>> loader = make_loader(data.train, 64, train=True, mean=data.mean, std=data.std)
+        >>> images, labels = next(loader.batches(epoch=0))
+        >>> images.shape
+        torch.Size([64, 1, 8, 8])
+    """
+    if augment is None:
+        small = isinstance(split, Split) or split.image_size <= _SMALL
+        augment = "cifar" if small else "imagenet"
+    if augment not in AUGMENTATIONS:
+        raise DataError(f"augment must be one of {', '.join(AUGMENTATIONS)}, found {augment!r}")
+    if not len(mean) == len(std) == split.in_channels:
+        raise DataError(
+            f"mean and std must have one value for each of the {split.in_channels} channels of the "
+            f"{split.name} split, found {len(mean)} and {len(std)}"
+        )
+    if len(split) == 0:
+        raise DataError(f"the {split.name} split holds no images")
+    drop = train if drop_last is None else drop_last
+    plan = Plan(len(split), batch_size, train, seed, drop, rank, world)
+    place = torch.device(device)
+    if isinstance(split, Split):
+        if augment == "imagenet":
+            raise DataError(
+                'augment="imagenet" is for image folders, found a set in memory: use "cifar"'
+            )
+        return ResidentLoader(split, plan, augment, place, tuple(mean), tuple(std), channels_last)
+    return StreamLoader(
+        split, plan, augment, place, tuple(mean), tuple(std), channels_last, workers
+    )
