@@ -1,0 +1,142 @@
+"""What a user may get wrong, each said in one line, before anything has been touched."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .rows import wide_dtype
+
+
+class NonFiniteLossError(ValueError):
+    """A loss is NaN or infinite, and ``on_nonfinite`` is "raise"."""
+
+
+def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
+    """The losses as a list; ValueError or TypeError names the loss and the remedy."""
+    if isinstance(losses, Tensor) and losses.dim() == 0:
+        raise TypeError("losses must be a list with one scalar per task, found one tensor: [loss]")
+    found = list(losses)
+    if not found:
+        raise ValueError("losses must hold at least one loss, found an empty list: pass one a task")
+    for i, loss in enumerate(found):
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"loss {i} must be a tensor, found {type(loss).__name__}: pass the loss itself, not"
+                " its value"
+            )
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss {i} must be a scalar, found shape {tuple(loss.shape)}: reduce it, e.g. by"
+                " .mean()"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"loss {i} needs no gradient: compute it from parameters that require one, outside"
+                " torch.no_grad() and without .detach()"
+            )
+    return found
+
+
+def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    """The parameters that require a gradient, each once, in order."""
+    remedy = "pass model.parameters()"
+    if isinstance(parameters, torch.nn.Module):
+        raise TypeError(f"parameters must be tensors, found a module: {remedy}")
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not given:
+        raise ValueError(
+            "parameters must hold at least one tensor, found none: pass model.parameters() anew,"
+            " as a generator is used up by one pass"
+        )
+    kept: dict[int, Tensor] = {}
+    for p, parameter in enumerate(given):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"parameters must be tensors, found {type(parameter).__name__} at position {p}:"
+                f" {remedy}"
+            )
+        if not parameter.requires_grad:
+            continue
+        if not parameter.is_leaf:
+            raise ValueError(
+                f"parameter {p} of shape {tuple(parameter.shape)} is computed from others, so it has"
+                f" no .grad: {remedy}"
+            )
+        kept[id(parameter)] = parameter
+    if not kept:
+        raise ValueError(
+            f"parameters must hold one that requires a gradient, found {len(given)} frozen: unfreeze"
+            " one by requires_grad_(True)"
+        )
+    return list(kept.values())
+
+
+def loss_values(losses: Sequence[Tensor]) -> Tensor:
+    """[S] the losses' values on the first one's device."""
+    device = losses[0].device
+    dtype = wide_dtype(device)
+    return torch.stack([loss.detach().reshape(()).to(device, dtype) for loss in losses])
+
+
+def finite_losses(values_S: Tensor, on_nonfinite: str) -> list[int]:
+    """Indices of the finite losses. The one place where a step waits for a GPU."""
+    finite = torch.isfinite(values_S).tolist()
+    if on_nonfinite == "raise" and not all(finite):
+        i = finite.index(False)
+        raise NonFiniteLossError(
+            f"loss {i} is not finite ({values_S[i].item()}): lower the learning rate or clip the"
+            ' gradient, or leave such losses out by on_nonfinite="skip"'
+        )
+    return [i for i, ok in enumerate(finite) if ok]
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}, found {value!r}")
+    return value
+
+
+def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
+    """Dense real gradients only: a projection mixes all entries of all tasks."""
+    for grad in grads:
+        if grad is None:
+            continue
+        if grad.layout != torch.strided:
+            raise ValueError(
+                f"loss {task} gives a sparse gradient for a parameter of shape"
+                f" {tuple(grad.shape)}: make it dense, e.g. nn.Embedding(..., sparse=False)"
+            )
+        if grad.is_complex():
+            raise ValueError(
+                f"loss {task} gives a complex gradient for a parameter of shape"
+                f" {tuple(grad.shape)}: store it as a real tensor, see torch.view_as_real"
+            )
+
+
+def check_priority(priority: Sequence[int] | None, count: int) -> None:
+    """A priority names each of ``count`` losses once."""
+    if priority is not None and sorted(priority) != list(range(count)):
+        raise ValueError(
+            f"priority must be a permutation of 0 to {count - 1} for {count} losses, found"
+            f" {list(priority)}: list each loss once, highest first"
+        )
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> None:
+    if weights is not None and len(weights) != count:
+        raise ValueError(
+            f"weights must hold one number per loss, found {len(weights)} for {count} losses: pass"
+            f" {count}, or None for equal ones"
+        )
+
+
+def check_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be numbers, found {type(value).__name__} at position {i}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, found {value} at position {i}")
+    return tuple(float(value) for value in values)

@@ -1,0 +1,82 @@
+"""The paper's rules as it prints them, in float64, for the fast paths to be tested against.
+
+Wan et al., ICML 2020: equations 1 and 2 and Algorithm 2. Gradients are flat vectors of one common
+length, padded with zeros outside the task's own weights (text below equation 3). Slow and plain on
+purpose; nothing in the package calls it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def padded(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """[P] one task's gradients as a flat float64 vector, zero where it has none."""
+    pieces = [
+        torch.zeros(p.numel(), dtype=torch.float64)
+        if g is None
+        else g.detach().to("cpu", torch.float64).reshape(-1)
+        for g, p in zip(grads, like, strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def proj(onto: Tensor, vector: Tensor) -> Tensor:
+    """proj_A B: vector B projected onto vector A; onto nothing, nothing."""
+    if not onto.any():
+        return torch.zeros_like(vector)
+    return (vector @ onto) / (onto @ onto) * onto
+
+
+def sgd(gradients: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """The gradient of equation 1: ``sum_i k_i g_i / sum_i k_i``."""
+    k = [1.0] * len(gradients) if weights is None else list(weights)
+    g = torch.zeros_like(gradients[0])
+    for k_i, g_i in zip(k, gradients, strict=True):
+        g = g + k_i * g_i
+    return g / sum(k)
+
+
+def normalized(g_i: Tensor, d_i: int, C: float) -> Tensor:
+    """Equation 2: ``g_i / ||g_i|| * sqrt(d_i) * C``; a zero gradient stays zero."""
+    return g_i / g_i.norm() * d_i**0.5 * C if g_i.any() else g_i
+
+
+def normsgd(gradients: Sequence[Tensor], touched: Sequence[Tensor], C: float = 0.5) -> Tensor:
+    """Equation 2, then each entry averaged over the subnetworks in which it takes part.
+
+    ``touched[i]`` [P] is 1.0 on the entries of w_i and 0.0 elsewhere.
+    """
+    total, count = torch.zeros_like(gradients[0]), torch.zeros_like(gradients[0])
+    for g_i, t_i in zip(gradients, touched, strict=True):
+        total = total + normalized(g_i, int(t_i.sum()), C)
+        count = count + t_i
+    return total / count.clamp(min=1)
+
+
+def osgd(
+    gradients: Sequence[Tensor],
+    *,
+    normalizing: bool = False,
+    sizes: Sequence[int] = (),
+    C: float = 0.5,
+) -> tuple[Tensor, list[Tensor]]:
+    """Algorithm 2, lines 4 to 15: the gradient g(t) and the kept components g_i(t).
+
+    ``gradients`` come in priority order; ``sizes`` are the d_i, needed only for normalizing.
+    """
+    n = len(gradients)
+    g = torch.zeros_like(gradients[0])  # line 4
+    g_ = list(gradients)
+    for i in range(n):  # line 5
+        # line 6: g_i(t) is given
+        if normalizing:  # line 7
+            g_[i] = normalized(g_[i], sizes[i], C)  # line 8
+    for i in range(n):  # line 11
+        h_i = torch.zeros_like(g)  # line 12
+        for j in range(i):
+            h_i = h_i + proj(g_[j], g_[i])
+        g_[i] = g_[i] - h_i  # line 13
+        g = g + g_[i]  # line 14
+    return g, g_

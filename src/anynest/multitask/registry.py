@@ -1,0 +1,70 @@
+"""Names for the paper's methods, as the command line and the tests use them."""
+
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from .combiner import Combiner
+from .normsgd import NormSGD
+from .osgd import OSGD
+from .weighted import WeightedSGD
+
+_METHODS: dict[str, tuple[Callable[..., Combiner], dict[str, Any]]] = {}
+_ALIASES = {"sgd": "sgd-mean"}
+
+
+def register_method(name: str, factory: Callable[..., Combiner], **preset: Any) -> None:
+    """Let ``make_combiner(name)`` call ``factory(**preset, ...)``; a name is taken once."""
+    if name in _METHODS or name in _ALIASES:
+        raise ValueError(f"method {name!r} is registered already: choose another name")
+    _METHODS[name] = (factory, preset)
+
+
+def list_methods() -> list[str]:
+    """The names that ``make_combiner`` knows, without aliases."""
+    return sorted(_METHODS)
+
+
+def make_combiner(method: str, **options: Any) -> Combiner:
+    """A combiner by name.
+
+    ========================  ==============================================================
+    sgd-mean (alias sgd)      equation 1: the average of the losses
+    sgd-sum                   their sum
+    sgd-participants          averaged, for each parameter, over the losses that touch it
+    normsgd                   equation 2
+    osgd, osgd-mean           Algorithm 2; its sum divided by the number of losses
+    osgd-norm                 Algorithm 2 with normalizing
+    ========================  ==============================================================
+
+    ``options`` go to the class; those that the name settles may not be given again.
+    Raises ValueError for an unknown name (near matches are listed) or option.
+
+    >>> make_combiner("osgd", priority=[1, 0]).priority
+    (1, 0)
+    """
+    name = _ALIASES.get(method, method)
+    if name not in _METHODS:
+        near = get_close_matches(method, [*_METHODS, *_ALIASES], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see list_methods()"
+        raise ValueError(
+            f"method must be one of {', '.join(list_methods())}, found {method!r}: {hint}"
+        )
+    factory, preset = _METHODS[name]
+    allowed = [option for option in inspect.signature(factory).parameters if option not in preset]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(
+                f"method {method!r} takes no option {option!r}: it takes {', '.join(allowed)}"
+            )
+    return factory(**preset, **options)
+
+
+register_method("sgd-mean", WeightedSGD, reduction="mean")
+register_method("sgd-sum", WeightedSGD, reduction="sum")
+register_method("sgd-participants", WeightedSGD, reduction="participants")
+register_method("normsgd", NormSGD)
+register_method("osgd", OSGD, normalize=False, reduction="sum")
+register_method("osgd-mean", OSGD, normalize=False, reduction="mean")
+register_method("osgd-norm", OSGD, normalize=True, reduction="sum")
