@@ -1,0 +1,105 @@
+"""Flags derived from the fields of a config, so that the two cannot drift apart."""
+
+import argparse
+import json
+from dataclasses import Field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from anynest.training import ConfigError, TrainConfig
+from anynest.training.typed import coerce, describe
+
+
+def config_fields() -> list[tuple[str, Field[Any], Any]]:
+    """(section, field, type) of everything that a run's config holds."""
+    sections = get_type_hints(TrainConfig)
+    return [
+        (section, field, get_type_hints(kind)[field.name])
+        for section, kind in sections.items()
+        for field in fields(kind)
+    ]
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a field. Only what was typed appears in the parsed arguments."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for section, field, kind in config_fields():
+        group = groups.get(section) or groups.setdefault(
+            section, parser.add_argument_group(section)
+        )
+        flag, text = field.metadata["flag"], field.metadata["help"]
+        common: dict[str, Any] = {
+            "dest": f"{section}.{field.name}",
+            "default": argparse.SUPPRESS,
+            "help": text.replace("%", "%%"),
+        }
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif get_origin(kind) is dict:
+            group.add_argument(flag, action="append", metavar="KEY=VALUE", **common)
+        elif get_origin(kind) is Literal:
+            group.add_argument(flag, choices=get_args(kind), **common)
+        else:
+            group.add_argument(flag, metavar=field.name.upper(), **common)
+
+
+def typed_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What was typed, in the config's shape: {section: {field: value}}.
+
+    Errors: ConfigError names the flag, what it takes and what was found.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for section, field, kind in config_fields():
+        found = getattr(arguments, f"{section}.{field.name}", None)
+        if found is not None:
+            value = from_text(kind, found, field.metadata["flag"])
+            result.setdefault(section, {})[field.name] = value
+    return result
+
+
+def from_text(kind: Any, text: Any, flag: str) -> Any:
+    """The typed text as JSON would give it, checked against the type ``kind``.
+
+    >>> from_text(tuple[tuple[int, int], ...] | None, "1x1,2x1", "--growth")
+    [[1, 1], [2, 1]]
+    >>> from_text(int | float | None, "0.1", "--holdout")
+    0.1
+    """
+    value = _guess(kind, text, flag)
+    coerce(kind, value, flag)
+    return value
+
+
+def _guess(kind: Any, text: Any, flag: str) -> Any:
+    if get_origin(kind) is dict:
+        return dict(_key_value(item, flag) for item in text)
+    if not isinstance(text, str):
+        return text
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for member in members:
+        if get_origin(member) is tuple:
+            inner = get_args(member)[0]
+            return [_guess(inner, part, flag) for part in _split(member, text)]
+        if member in (int, float):
+            try:
+                return member(text)
+            except ValueError:
+                continue
+        if member is not NoneType:
+            return text
+    raise ConfigError(f"{flag} must be {describe(kind)}, found {text!r}")
+
+
+def _split(kind: Any, text: str) -> list[str]:
+    separator = "," if get_args(kind)[-1] is Ellipsis else "x"
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _key_value(item: str, flag: str) -> tuple[str, Any]:
+    key, separator, text = item.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{flag} must be KEY=VALUE, found {item!r}")
+    try:
+        return key, json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return key, text

@@ -1,0 +1,115 @@
+"""``anynest train``."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from anynest.cli.flags import add_config_flags, typed_settings
+from anynest.training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
+from anynest.training.config import read_object
+from anynest.training.progress import Reporter, Shown, Silent
+from anynest.training.run_folder import RunFolder
+from anynest.training.summary import summary_table
+
+Settings = dict[str, dict[str, Any]]
+KNOWN_SOURCES = ("digits", "fashion-mnist")
+EXAMPLES = """examples:
+  anynest train --model width_nested_resnet10 --data digits --method osgd --epochs 3 --out runs/a
+  anynest train --resume runs/a
+  anynest train --recipe paper-cifar --model width_nested_resnet42 --data DIR --out runs/b
+
+Settings are taken from the flags, then --config, then --recipe, then the defaults. Ctrl-C saves."""
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network",
+        description="Train a nested anytime network into a run folder, or go on with a run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="run folder, empty or new")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="go on with the run in FOLDER (default: --out)",
+    )
+    parser.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
+    parser.add_argument("--config", metavar="FILE", help="a config.json, whole or in part")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_config_flags(parser)
+    parser.set_defaults(call=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and print the summary."""
+    console = Console(stderr=arguments.json)
+    reporter: Reporter = Silent() if arguments.quiet else Shown(console)
+    folder = find_folder(arguments)
+    settings = given_settings(arguments)
+    resume = bool(arguments.resume)
+    if resume and arguments.resume is True and not RunFolder(folder).started:
+        reporter.say(f"{folder} holds no run yet: starting one")
+        resume = False
+    base = read_config(RunFolder(folder).config).to_json() if resume and _begun(folder) else {}
+    config = TrainConfig.from_json(overlay(base, settings))
+    result = train(config, folder, resume=resume, reporter=reporter)
+    if arguments.json:
+        print(json.dumps({"folder": str(result.folder), **result.summary}, indent=2))
+        return 0
+    console.print(summary_table(result.summary))
+    for name in ("weights.safetensors", "curves.png", "metrics.jsonl"):
+        console.print(str(result.folder / name), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _begun(folder: Path) -> bool:
+    return RunFolder(folder).started
+
+
+def find_folder(arguments: argparse.Namespace) -> Path:
+    """The run folder that ``--out`` and ``--resume`` name."""
+    named = arguments.resume if isinstance(arguments.resume, str) else None
+    if named and arguments.out and Path(named) != Path(arguments.out):
+        raise ConfigError(f"--resume {named} and --out {arguments.out} differ: give one of them")
+    if not (named or arguments.out):
+        raise ConfigError("train needs a run folder: give --out FOLDER, or --resume FOLDER")
+    return Path(named or arguments.out)
+
+
+def given_settings(arguments: argparse.Namespace) -> Settings:
+    """What the recipe, the config file and the flags set, the later over the earlier."""
+    settings: Settings = recipe(arguments.recipe) if arguments.recipe else {}
+    if arguments.config:
+        settings = overlay(settings, read_object(Path(arguments.config)))
+    settings = overlay(settings, typed_settings(arguments))
+    data = settings.get("data", {})
+    if isinstance(data, dict) and isinstance(data.get("source"), str):
+        data["source"] = absolute(data["source"])
+    return settings
+
+
+def overlay(base: Settings, over: Settings) -> Settings:
+    """``over``'s settings on top of ``base``'s, section by section."""
+    result = {**base}
+    for section, values in over.items():
+        before = result.get(section)
+        both = isinstance(before, dict) and isinstance(values, dict)
+        result[section] = {**(before or {}), **values} if both else values
+    return result
+
+
+def absolute(source: str) -> str:
+    """A data path that holds in any working folder, so that a run resumes from anywhere."""
+    if source in KNOWN_SOURCES or source.startswith("hub:") or not os.path.exists(source):
+        return source
+    return os.path.abspath(source)

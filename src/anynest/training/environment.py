@@ -1,0 +1,155 @@
+"""Where and how a run computes: device, precision, threads, seeds, determinism."""
+
+import contextlib
+import os
+import platform
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from anynest.training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything of a run that is not the network, the data or the update."""
+
+    seed: int = field(
+        default=0, metadata={"flag": "--seed", "help": "of weights, batches and augmentation"}
+    )
+    device: str = field(
+        default="auto", metadata={"flag": "--device", "help": "auto, cpu, cuda, cuda:1, mps"}
+    )
+    precision: Literal["float32", "bf16", "float16"] = field(
+        default="float32",
+        metadata={"flag": "--precision", "help": "of the forward pass (autocast)"},
+    )
+    channels_last: bool = field(
+        default=False, metadata={"flag": "--channels-last", "help": "memory layout"}
+    )
+    compile: bool = field(default=False, metadata={"flag": "--compile", "help": "torch.compile"})
+    deterministic: bool = field(
+        default=False,
+        metadata={
+            "flag": "--deterministic",
+            "help": "deterministic kernels only (a CPU run is deterministic without)",
+        },
+    )
+    threads: int | None = field(
+        default=None, metadata={"flag": "--threads", "help": "torch threads on the CPU"}
+    )
+    save_minutes: float = field(
+        default=10.0,
+        metadata={
+            "flag": "--save-minutes",
+            "help": "longest time between checkpoints; 0: no limit",
+        },
+    )
+    save_batches: int = field(
+        default=0,
+        metadata={
+            "flag": "--save-batches",
+            "help": "most batches between checkpoints; 0: no limit",
+        },
+    )
+    gradient_stats: bool = field(
+        default=True,
+        metadata={
+            "flag": "--gradient-stats",
+            "help": "measure the cosines between the losses' gradients on one batch an epoch, "
+            "where the method does not know them anyway",
+        },
+    )
+    tensorboard: bool = field(
+        default=False, metadata={"flag": "--tensorboard", "help": "write events (an extra)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"run.threads must be at least 1, found {self.threads}")
+        if self.save_minutes < 0 or self.save_batches < 0:
+            raise ConfigError("run.save_minutes and run.save_batches must not be negative")
+        if self.seed < 0:
+            raise ConfigError(f"run.seed must not be negative, found {self.seed}")
+
+
+def find_device(name: str) -> torch.device:
+    """``auto`` is the first of cuda, mps, cpu; ConfigError where the device is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"run.device must be auto, cpu, cuda or mps, found {name!r}") from error
+    there = available.get(device.type, False)
+    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = False
+    if not there:
+        found = ", ".join(kind for kind, ok in available.items() if ok)
+        raise ConfigError(f"run.device {name!r} is not available here: choose from auto, {found}")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's (where imported) and torch's global generators."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def computing(config: RunConfig) -> Iterator[torch.device]:
+    """The device, with threads and determinism set; torch's settings are put back afterwards."""
+    device = find_device(config.device)
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    try:
+        yield device
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, to stand beside every number."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "accelerator": accelerator,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

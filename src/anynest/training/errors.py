@@ -1,0 +1,37 @@
+"""The errors a run ends with, each one line: the rule, the value found, the remedy."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A setting that a run cannot start with (the command line exits with status 2)."""
+
+
+class RunFolderError(ValueError):
+    """A run folder or a file in it that cannot be used as asked (exit status 2)."""
+
+
+class RunError(RuntimeError):
+    """A run that had started and failed (exit status 1)."""
+
+
+class Interrupted(RunError):
+    """A run stopped by a signal after it saved a checkpoint (exit status 128 + the signal)."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """``"; near matches: a, b"``, or every known name where none is near.
+
+    >>> near_matches("epohcs", ["epochs", "lr"])
+    '; near matches: epochs'
+    >>> near_matches("zzz", ["epochs", "lr"])
+    '; known: epochs, lr'
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"; near matches: {', '.join(near)}" if near else f"; known: {', '.join(names)}"

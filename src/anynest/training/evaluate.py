@@ -1,0 +1,79 @@
+"""The error of every stage on a split."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from anynest.training.metrics import Sums
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per stage, from stage 1. Errors are shares from 0 to 1; top-5 where there are over 10
+    classes."""
+
+    split: str
+    images: int
+    loss: tuple[float, ...]
+    error: tuple[float, ...]
+    top5_error: tuple[float, ...] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; ``top5_error`` only where it was measured."""
+        result: dict[str, Any] = {
+            "split": self.split,
+            "images": self.images,
+            "loss": list(self.loss),
+            "error": list(self.error),
+        }
+        if self.top5_error is not None:
+            result["top5_error"] = list(self.top5_error)
+        return result
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[torch.Tensor], list[torch.Tensor]],
+    loader: Any,
+    *,
+    split: str = "",
+    autocast: torch.autocast | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Run ``model`` over ``loader`` once, in eval mode (the mode before is put back).
+
+    ``check`` is called before every batch and may raise, to stop between batches.
+    Loss is the plain cross entropy, without label smoothing.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    modes = {part: part.training for part in module.modules()} if module is not None else {}
+    if module is not None:
+        module.eval()
+    sums = None
+    images = 0
+    try:
+        for inputs, labels in loader.batches(0):
+            check()
+            if autocast is None:
+                logits = model(inputs)
+            else:
+                with autocast:
+                    logits = model(inputs)
+            logits = [out.float() for out in logits]
+            if sums is None:
+                sums = Sums(len(logits), inputs.device, top5=logits[0].shape[1] > 10)
+            losses = torch.stack([nn.functional.cross_entropy(out, labels) for out in logits])
+            sums.add(losses, logits, labels)
+            images += len(labels)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if sums is None:
+        raise ValueError(f"the {split or 'given'} split has no images: nothing to evaluate")
+    means = sums.means()
+    top5 = means.get("top5_error")
+    loss = tuple(float("nan") if value is None else value for value in means["loss"])
+    return Evaluation(split, images, loss, tuple(means["error"]), tuple(top5) if top5 else None)

@@ -1,0 +1,251 @@
+"""The training loop: from a config and a folder to trained weights, through any interruption.
+
+What makes a resumed run equal an uninterrupted one, bit for bit on the CPU: batches are a pure
+function of (seed, epoch, batch); a checkpoint holds everything else that the next batch depends
+on, the epoch's running sums and the lines of ``metrics.jsonl`` so far; and nothing that happens
+at a checkpoint changes what is computed.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from anynest.training.config import TrainConfig
+from anynest.training.errors import Interrupted, RunError
+from anynest.training.evaluate import Evaluation, evaluate
+from anynest.training.metrics import Sums
+from anynest.training.phases import count_phases, make_phase
+from anynest.training.progress import Reporter
+from anynest.training.randomness import random_state, restore_random_state
+from anynest.training.run_folder import RunFolder
+from anynest.training.step import Stepper
+from anynest.training.stopping import StopRequest
+from anynest.training.tensorboard import Events
+
+FORMAT = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands: what is behind it."""
+
+    phase: int = 0
+    epoch: int = 0  # within the phase
+    batch: int = 0  # within the epoch
+    step: int = 0  # batches in all
+
+
+class Loop:
+    """One run in progress. ``run()`` brings it to its end or to an error."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        data: Any,
+        model: Any,
+        device: torch.device,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.folder, self.data = config, folder, data
+        self.model, self.device, self.reporter, self.stop = model, device, reporter, stop
+        layout = config.run.channels_last
+        self.train_loader = config.data.train_loader(data, config.run.seed, device, layout)
+        self.validation_loader = config.data.evaluation_loader(
+            data.validation, data, device, layout
+        )
+        self.batches = len(self.train_loader)
+        self.epochs = config.schedule.epochs
+        self.phases = count_phases(config, model)
+        self.position = Position()
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0  # of the epoch so far
+        self.stepper: Stepper
+        self.sums: Sums
+        self.saved_at = time.monotonic()
+
+    def run(self) -> None:
+        """Train what is left, from the newest whole checkpoint on."""
+        state = self.folder.checkpoints.load_newest(self.reporter.say)
+        if state is not None:
+            self.position = Position(**state["position"])
+            self.history = json.loads(state["history"])
+        self.folder.write_history(self.history)
+        events = Events(
+            self.folder.events, self.config.run.tensorboard, first_epoch=len(self.history) + 1
+        )
+        total = self.phases * self.epochs * self.batches
+        self.reporter.begin(total, self.position.step)
+        try:
+            for index in range(self.position.phase, self.phases):
+                self.start_phase(index)
+                if state is not None:
+                    self.restore(state)
+                    state = None
+                while self.position.epoch < self.epochs:
+                    self.run_epoch(events)
+        finally:
+            self.reporter.end()
+            events.close()
+
+    def start_phase(self, index: int) -> None:
+        """Fresh optimizer and schedule, unless ``restore`` follows."""
+        if index != self.position.phase:
+            self.position.phase, self.position.epoch = index, 0
+        phase = make_phase(self.config, self.model, index)
+        self.stepper = Stepper.build(self.config, phase, self.device, self.batches)
+        self.sums = Sums(len(phase.stages), self.device)
+
+    def run_epoch(self, events: Events) -> None:
+        """The rest of an epoch, its line, its checkpoint."""
+        self.train_rest_of_epoch()
+        self.check_in()
+        validation = self.validate()
+        self.require_finite(validation)
+        line = self.line(validation)
+        self.history.append(line)
+        self.position.epoch += 1
+        self.position.batch = 0
+        self.sums = Sums(len(self.stepper.phase.stages), self.device)
+        self.seconds = 0.0
+        self.save()
+        self.folder.write_history(self.history)
+        self.reporter.epoch(line)
+        events.epoch(line)
+
+    def train_rest_of_epoch(self) -> None:
+        """Batches from ``position.batch`` to the epoch's end."""
+        position = self.position
+        overall = position.phase * self.epochs + position.epoch
+        label = f"epoch {overall + 1}/{self.phases * self.epochs}"
+        measured = self.config.run.gradient_stats and self.config.method.name.startswith("sgd")
+        self.stepper.phase.train_mode()
+        clock = time.monotonic()
+        for images, labels in self.train_loader.batches(overall, start=position.batch):
+            self.check_in()
+            try:
+                self.stepper.step(images, labels, self.sums, measured and position.batch == 0)
+            except RunError as error:
+                raise RunError(f"{error} {self.where()}; {self.advice()}") from error
+            position.batch += 1
+            position.step += 1
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + now - clock, now
+            self.reporter.batch(label, len(labels))
+            self.save_if_due(now)
+
+    def check_in(self) -> None:
+        """Between batches: where a signal asked for it, save and stop."""
+        number = self.stop.signal_number
+        if number is not None:
+            where = self.where()
+            self.save()
+            raise Interrupted(
+                f"stopped {where} and saved; go on with: {self.folder.resume_command()}", number
+            )
+
+    def validate(self) -> Evaluation:
+        """The phase's stages on the validation split."""
+        return evaluate(
+            self.stepper.forward,
+            self.validation_loader,
+            split=self.data.validation.name,
+            autocast=self.stepper.autocast(),
+            check=self.check_in,
+        )
+
+    def line(self, validation: Evaluation) -> dict[str, Any]:
+        """The epoch's line of ``metrics.jsonl``: lists are per stage, null for one not trained."""
+        position, phase = self.position, self.stepper.phase
+        epoch = position.phase * self.epochs + position.epoch + 1
+        held = validation.to_json()
+        images = self.train_loader.num_images
+        return {
+            "epoch": epoch,
+            "epochs": self.phases * self.epochs,
+            "stage": phase.stages[0] if self.config.greedy else None,
+            "step": position.step,
+            "lr": self.last_rate(),
+            "train": {name: self.spread(values) for name, values in self.sums.means().items()},
+            "validation": {
+                name: self.spread(value) if isinstance(value, list) else value
+                for name, value in held.items()
+            },
+            "cosines": self.sums.cosines(),
+            "images_per_second": images / self.seconds if self.seconds else 0.0,
+            "seconds": self.seconds,
+        }
+
+    def last_rate(self) -> float:
+        """The learning rate of the epoch's last batch."""
+        base = self.stepper.scheduler.base_lrs[0]
+        last = (self.position.epoch + 1) * self.batches - 1
+        return float(base * self.config.schedule.rate(last, self.batches))
+
+    def spread(self, values: list[Any]) -> list[Any]:
+        """Values of the phase's stages at their places among all stages."""
+        result: list[Any] = [None] * self.model.num_stages
+        for stage, value in zip(self.stepper.phase.stages, values, strict=True):
+            result[stage - 1] = value
+        return result
+
+    def require_finite(self, validation: Evaluation) -> None:
+        """RunError where the network's loss on the validation split is not finite."""
+        for stage, loss in zip(self.stepper.phase.stages, validation.loss, strict=True):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the {validation.split} loss of stage {stage} is {loss} {self.where()}; "
+                    f"{self.advice()}"
+                )
+
+    def where(self) -> str:
+        """The position in words, counting from 1."""
+        position = self.position
+        stage = f"stage {position.phase + 1} (greedy), " if self.config.greedy else ""
+        batch = min(position.batch + 1, self.batches)
+        return f"at {stage}epoch {position.epoch + 1}, batch {batch} of {self.batches}"
+
+    def advice(self) -> str:
+        """What to do about weights that ran away."""
+        newest = self.folder.checkpoints.paths()[-1:]
+        kept = f"the last good checkpoint stands ({newest[0]})" if newest else "nothing was saved"
+        return f"{kept}; try a lower --lr, --warmup-epochs or --clip in a new run"
+
+    def save_if_due(self, now: float) -> None:
+        """A checkpoint within the epoch."""
+        run, position = self.config.run, self.position
+        batches_due = run.save_batches and position.step % run.save_batches == 0
+        minutes_due = run.save_minutes and now - self.saved_at >= 60 * run.save_minutes
+        if batches_due or minutes_due:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint of this moment; RunError where the weights are no longer finite."""
+        model_state = self.model.state_dict()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in model_state.values()):
+            raise RunError(f"the weights are not finite {self.where()}; {self.advice()}")
+        state = {
+            "format": FORMAT,
+            "model": model_state,
+            "stepper": self.stepper.state_dict(),
+            "random": random_state(),
+            "position": asdict(self.position),
+            "sums": self.sums.tensors,
+            "seconds": self.seconds,
+            "history": json.dumps(self.history, allow_nan=False),
+        }
+        self.folder.checkpoints.save(state, self.position.step)
+        self.saved_at = time.monotonic()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Everything of a checkpoint but the position and the history, which ``run`` took."""
+        self.model.load_state_dict(state["model"])
+        self.stepper.load_state_dict(state["stepper"])
+        self.sums.load(state["sums"])
+        self.seconds = state["seconds"]
+        restore_random_state(state["random"])

@@ -1,0 +1,81 @@
+"""How the stages' losses become one update: section 4 of the paper, by name."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from anynest.multitask import make_combiner
+from anynest.training.errors import ConfigError
+
+GREEDY = "greedy"
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """``greedy`` (Algorithm 1) or a method of ``anynest.multitask.make_combiner``."""
+
+    name: str = field(
+        default="osgd",
+        metadata={
+            "flag": "--method",
+            "help": "sgd-mean, sgd-sum, sgd-participants, normsgd, osgd, osgd-norm, osgd-mean, "
+            "greedy",
+        },
+    )
+    priority: tuple[int, ...] | None = field(
+        default=None,
+        metadata={
+            "flag": "--priority",
+            "help": "osgd: loss indices from 0, highest first, such as 1,0,2 (default: 0,1,...)",
+        },
+    )
+    weights: tuple[float, ...] | None = field(
+        default=None,
+        metadata={"flag": "--loss-weights", "help": "sgd: the k_i of equation 1 (default: all 1)"},
+    )
+    C: float | str | None = field(
+        default=None,
+        metadata={"flag": "--norm-c", "help": "normalising methods: C of equation 2 or calibrated"},
+    )
+    on_nonfinite: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "flag": "--on-nonfinite",
+            "help": "a loss that is not finite stops the run (raise) or is left out (skip)",
+        },
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"flag": "--label-smoothing", "help": "of the cross entropy, 0 to below 1"},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"method.label_smoothing must be from 0 to below 1, found {self.label_smoothing}"
+            )
+        if self.name == GREEDY:
+            for key in ("priority", "weights", "C"):
+                if getattr(self, key) is not None:
+                    raise ConfigError(
+                        f"method.{key} has no meaning for greedy, which has one loss at a time: "
+                        "leave it out"
+                    )
+        else:
+            self.build()  # an unknown method or option is found before any data is read
+
+    def build(self) -> Any:
+        """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
+        if self.name == GREEDY:
+            return make_combiner("sgd-sum", on_nonfinite=self.on_nonfinite)
+        named = {"priority": self.priority, "weights": self.weights, "C": self.C}
+        given = {key: value for key, value in named.items() if value is not None}
+        return make_combiner(self.name, on_nonfinite=self.on_nonfinite, **given)
+
+    def criterion(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """Cross entropy of one stage in float32, whatever precision made the logits."""
+        loss: Tensor = nn.functional.cross_entropy(
+            logits_BK.float(), labels_B, label_smoothing=self.label_smoothing
+        )
+        return loss

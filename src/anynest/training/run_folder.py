@@ -1,0 +1,139 @@
+"""A run's folder: what lies in it, and whether a run may start or go on there."""
+
+import contextlib
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from anynest.training.checkpoint import Checkpoints
+from anynest.training.config import TrainConfig, read_config
+from anynest.training.errors import ConfigError, RunFolderError
+from anynest.training.files import explain, remove_leftovers, write_whole
+from anynest.training.typed import differences
+
+
+class RunFolder:
+    """Paths and the few rules of a run folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.weights = self.path / "weights.safetensors"
+        self.curves = self.path / "curves.png"
+        self.summary = self.path / "summary.json"
+        self.events = self.path / "tensorboard"
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has ever begun here."""
+        return self.config.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run here came to its end: the summary is the last file written."""
+        return self.summary.is_file()
+
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        return f"anynest train --resume {shlex.quote(str(self.path))}"
+
+    def require_unused(self) -> None:
+        """RunFolderError where a new run cannot start here."""
+        try:
+            used = self.path.is_dir() and any(
+                not entry.name.endswith((".tmp", ".lock")) and entry.name != "checkpoints"
+                for entry in self.path.iterdir()
+            )
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path)) from error
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"run folder {self.path} must be a folder, found a file")
+        if used:
+            hint = f"go on with `{self.resume_command()}` or " if self.started else ""
+            raise RunFolderError(
+                f"run folder {self.path} must be empty or new: {hint}choose another"
+            )
+
+    def start(self, config: TrainConfig) -> None:
+        """Write ``config.json``: from here on there is a run to resume."""
+        self.require_unused()
+        self.prepare()
+        write_whole(self.config, config.dumps().encode())
+
+    def prepare(self) -> None:
+        """Make the folders, and clear what a killed process left."""
+        try:
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path)) from error
+        remove_leftovers(self.path)
+
+    def reopen(self, config: TrainConfig | None) -> TrainConfig:
+        """The config of the run to go on with; a given one must be the same.
+
+        Errors: RunFolderError where no run began; ConfigError names the keys that differ.
+        """
+        if not self.started:
+            raise RunFolderError(
+                f"{self.path} holds no run to resume (no config.json): start one without --resume"
+            )
+        stored = read_config(self.config)
+        if config is not None:
+            old, new = stored.to_json(), config.to_json()
+            if keys := differences(old, new):
+                raise ConfigError(
+                    f"{self.path} was started with another config: {_changes(old, new, keys)}; "
+                    "leave that out to resume, or start in another folder"
+                )
+        return stored
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep two processes from training in one folder; a killed process lets go by itself."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: no lock
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path)) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise RunFolderError(
+                f"another process is training in {self.path}: wait for it or stop it"
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Make ``metrics.jsonl`` exactly these lines, at once."""
+        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
+        write_whole(self.metrics, lines.encode())
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def _changes(old: Any, new: Any, keys: list[str]) -> str:
+    shown = []
+    for key in keys[:3]:
+        before, after = old, new
+        for part in key.split("."):
+            before = before.get(part) if isinstance(before, dict) else None
+            after = after.get(part) if isinstance(after, dict) else None
+        shown.append(f"{key} was {json.dumps(before)}, now {json.dumps(after)}")
+    more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,126 @@
+"""What is left at a run's end: weights, curves, a table, and a summary with its hardware."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from anynest.training.config import TrainConfig, read_object
+from anynest.training.environment import describe_environment
+from anynest.training.evaluate import Evaluation, evaluate
+from anynest.training.files import write_whole
+from anynest.training.plot import plot_run
+from anynest.training.progress import percent
+from anynest.training.run_folder import RunFolder
+from anynest.training.weights import WeightsInfo, save_weights
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its folder and the errors of every stage."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def test_error(self) -> list[float]:
+        """Per stage, from stage 1, on the test split."""
+        return list(self.summary["test"]["error"])
+
+
+def describe_data(data: Any, image_size: int, model: Any, version: str) -> WeightsInfo:
+    """What the weights file says about the network's images."""
+    return WeightsInfo(
+        model=model.name,
+        arguments=model.arguments,
+        classes=tuple(data.classes),
+        mean=tuple(float(x) for x in data.mean),
+        std=tuple(float(x) for x in data.std),
+        image_size=image_size,
+        data=data.label,
+        anynest=version,
+    )
+
+
+def finish(
+    config: TrainConfig,
+    folder: RunFolder,
+    data: Any,
+    model: Any,
+    device: torch.device,
+    history: list[dict[str, Any]],
+    version: str,
+) -> TrainResult:
+    """Measure every stage on the validation and test splits and write the run's last files.
+
+    The summary is written last: a run with a summary is finished.
+    """
+    measured: dict[str, Evaluation] = {}
+    for role, split in (("validation", data.validation), ("test", data.test)):
+        same = next((done for done in measured.values() if done.split == split.name), None)
+        loader = config.data.evaluation_loader(split, data, device)
+        measured[role] = same or evaluate(model, loader, split=split.name)
+    save_weights(folder.weights, model, describe_data(data, data.image_size, model, version))
+    title = f"{model.name}, {config.method.name}, {data.label}"
+    plot_run(history, title, folder.curves)
+    summary = {
+        "model": model.name,
+        "arguments": model.arguments,
+        "method": config.method.name,
+        "data": data.label,
+        "seed": config.run.seed,
+        "epochs": len(history),
+        "steps": history[-1]["step"],
+        "train": _last_values(history, "train"),
+        "validation": measured["validation"].to_json(),
+        "test": measured["test"].to_json(),
+        "training_seconds": sum(line["seconds"] for line in history),
+        "anynest": version,
+        "environment": describe_environment(device),
+    }
+    write_whole(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
+    return TrainResult(folder.path, summary)
+
+
+def _last_values(history: list[dict[str, Any]], part: str) -> dict[str, list[Any]]:
+    """Per stage, the value of the last epoch that trained it."""
+    result: dict[str, list[Any]] = {}
+    for line in history:
+        for name, values in line[part].items():
+            before = result.get(name, [None] * len(values))
+            pairs = zip(before, values, strict=True)
+            result[name] = [old if new is None else new for old, new in pairs]
+    return result
+
+
+def read_result(folder: RunFolder) -> TrainResult:
+    """The result of a run that finished earlier."""
+    return TrainResult(folder.path, read_object(folder.summary))
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Loss and error per stage. Reported errors are of the weights after the last epoch."""
+    table = Table(title=f"{summary['model']}, {summary['method']}, {summary['data']}")
+    table.add_column("stage", justify="right")
+    parts = {"train": "train"}
+    for role in ("validation", "test"):
+        parts.setdefault(role, summary[role]["split"])
+    if parts["validation"] == parts["test"]:
+        del parts["validation"]
+    for role, name in parts.items():
+        table.add_column(f"{name} loss", justify="right")
+        table.add_column(f"{name} error %", justify="right")
+        if "top5_error" in summary[role]:
+            table.add_column(f"{name} top-5 error %", justify="right")
+    for index in range(len(summary["test"]["error"])):
+        row = [str(index + 1)]
+        for role in parts:
+            loss = summary[role]["loss"][index]
+            row += ["-" if loss is None else f"{loss:.4f}", percent(summary[role]["error"][index])]
+            if "top5_error" in summary[role]:
+                row.append(percent(summary[role]["top5_error"][index]))
+        table.add_row(*row)
+    return table

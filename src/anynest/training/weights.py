@@ -1,0 +1,161 @@
+"""Final weights: a safetensors file whose metadata says how to build the network around them.
+
+Reading one executes nothing: the metadata is JSON, and the model's name is looked up among the
+registered ones. ``load(path)`` needs nothing but the file, or the folder of a finished run.
+"""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from anynest.nets import create_model
+from anynest.training.errors import RunFolderError
+from anynest.training.files import write_whole
+
+FILE = "weights.safetensors"
+FORMAT = "anynest-weights-1"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says about its network and the images that it was trained on.
+
+    Pixels from 0 to 1 are normalised by ``mean`` and ``std``, one number a channel.
+    """
+
+    model: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    data: str
+    anynest: str
+
+    def metadata(self) -> dict[str, str]:
+        """As safetensors keeps it: texts, JSON where they hold more than a text."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "arguments": json.dumps(self.arguments),
+            "classes": json.dumps(self.classes),
+            "mean": json.dumps(self.mean),
+            "std": json.dumps(self.std),
+            "image_size": json.dumps(self.image_size),
+            "data": self.data,
+            "anynest": self.anynest,
+        }
+
+
+def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
+    """Write the model's state with ``info``, whole or not at all (RunError)."""
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    write_whole(path, to_bytes(state, metadata=info.metadata()))
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weights file that ``path`` names: itself, or the one of a finished run's folder."""
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise RunFolderError(f"{path} does not exist: give a weights file or a run folder")
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    if (path / "config.json").is_file():
+        raise RunFolderError(
+            f"{path} holds a run that is not finished: `anynest train --resume {path}` first"
+        )
+    raise RunFolderError(f"{path} holds no {FILE}: give a weights file or a finished run's folder")
+
+
+def read_info(path: str | Path) -> WeightsInfo:
+    """The metadata of a weights file or run folder; RunFolderError, one line, for a bad file."""
+    file = weights_file(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunFolderError(f"{file} is no whole safetensors file: {error}") from error
+    return _parse(file, metadata)
+
+
+def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
+    if metadata.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{file} must be written by anynest (format {FORMAT}), "
+            f"found format {metadata.get('format')!r}"
+        )
+    try:
+        info = WeightsInfo(
+            model=metadata["model"],
+            arguments=json.loads(metadata["arguments"]),
+            classes=tuple(json.loads(metadata["classes"])),
+            mean=tuple(json.loads(metadata["mean"])),
+            std=tuple(json.loads(metadata["std"])),
+            image_size=json.loads(metadata["image_size"]),
+            data=metadata["data"],
+            anynest=metadata["anynest"],
+        )
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise RunFolderError(f"{file} has damaged metadata: {error!r}; write it again") from error
+    numbers = (*info.mean, *info.std)
+    sound = (
+        isinstance(info.arguments, dict)
+        and all(isinstance(name, str) for name in info.classes)
+        and all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+        and type(info.image_size) is int
+    )
+    if not sound:
+        raise RunFolderError(f"{file} has metadata of the wrong types: write it again")
+    return info
+
+
+def load(path: str | Path) -> nn.Module:
+    """The trained network in a weights file or a finished run's folder, in eval mode on the CPU.
+
+    Errors: RunFolderError, one line, for a missing, damaged or foreign file.
+
+    Example:
+        ``model = anynest.load("runs/a")``
+    """
+    file = weights_file(path)
+    info = read_info(file)
+    try:
+        with torch.device("meta"):
+            expected = create_model(info.model, **info.arguments).state_dict()
+        _check_shapes(file, {name: list(tensor.shape) for name, tensor in expected.items()})
+        model: nn.Module = create_model(info.model, **info.arguments)
+        with safe_open(file, framework="pt") as opened:
+            model.load_state_dict({name: opened.get_tensor(name) for name in expected})
+    except RunFolderError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{file} does not build {info.model}: {reason}") from error
+    return model.eval()
+
+
+def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
+    """Before any memory is taken: the file's tensors are the network's, name by name."""
+    with open(file, "rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    found = {key: value["shape"] for key, value in header.items() if key != "__metadata__"}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise RunFolderError(
+                f"{file} does not fit its own network: {name} is {found.get(name, 'missing')} "
+                f"in the file, {expected.get(name, 'absent')} in the network"
+            )
