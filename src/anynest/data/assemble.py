@@ -1,7 +1,7 @@
 """From what a reader found to a Dataset: the holdout, the size, the statistics.
 
 The holdout is one fixed permutation per set, stratified by class, with no dependence on a run's
-seed: two runs with different seeds validate on the same images.
+seed: two runs with different seeds validate on the same images. A number chooses among permutations.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from anynest.data import randomness
 from anynest.data.dataset import Dataset, FolderSplit, Split, check_labels
 from anynest.data.errors import DataError
 
-_HOLDOUT_KEY = randomness.key(0x5EED, 1)
+_HOLDOUT = 1
 DEFAULT_HOLDOUT = 0.1
 SplitT = TypeVar("SplitT", Split, FolderSplit)
 
@@ -35,7 +35,7 @@ class Raw:
     skipped: int = 0
 
 
-def stratified(labels: Tensor, count: int, stream: int = _HOLDOUT_KEY) -> Tensor:
+def stratified(labels: Tensor, count: int, stream: int) -> Tensor:
     """Mask [N] of exactly `count` images, every class in proportion, by a fixed permutation.
 
     Each image gets its place within its own class (shuffled) as a fraction; the `count` smallest
@@ -82,9 +82,7 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(deviations)
 
 
-def _resize(images: Tensor, size: int | None) -> Tensor:
-    if size is None or tuple(images.shape[-2:]) == (size, size):
-        return images
+def _resize(images: Tensor, size: int) -> Tensor:
     shape = (size, size)
     parts = [
         functional.interpolate(part.float(), shape, mode="bilinear", antialias=True)
@@ -96,15 +94,19 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
     return torch.cat(parts)
 
 
-def assemble(raw: Raw, holdout: int | float | None, image_size: int | None) -> Dataset:
+def assemble(
+    raw: Raw, holdout: int | float | None, image_size: int | None, seed: int = 0
+) -> Dataset:
     """Check a reader's arrays and make the Dataset."""
     named = {"train": raw.train, "test": raw.test}
     if raw.validation is not None:
         named["validation"] = raw.validation
-    splits = {}
+    splits, resized = {}, False
     for name, (images, labels) in named.items():
         check_labels(labels, len(raw.classes), f"the {name} split of {raw.name}")
-        splits[name] = Split(_resize(images, image_size), labels, name, raw.mirror)
+        if image_size is not None and tuple(images.shape[-2:]) != (image_size, image_size):
+            images, resized = _resize(images, image_size), True
+        splits[name] = Split(images, labels, name, raw.mirror)
     channels = {name: split.in_channels for name, split in splits.items()}
     if len(set(channels.values())) > 1:
         raise DataError(f"all splits of {raw.name} must have the same channels, found {channels}")
@@ -114,15 +116,20 @@ def assemble(raw: Raw, holdout: int | float | None, image_size: int | None) -> D
             f"images of {raw.name} must be square and of one size, found {sizes}: give image_size"
         )
     train, validation, test = divide(
-        splits["train"], splits.get("validation"), splits["test"], holdout
+        splits["train"], splits.get("validation"), splits["test"], holdout, seed
     )
     mean, std = statistics(train.images)
-    label = raw.name + (f" ({', '.join(raw.notes)})" if raw.notes else "")
+    notes = raw.notes + ([f"resized to {image_size}"] if resized else [])
+    label = raw.name + (f" ({', '.join(notes)})" if notes else "")
     return Dataset(train, validation, test, raw.classes, mean, std, label, raw.skipped)
 
 
 def divide(
-    train: SplitT, validation: SplitT | None, test: SplitT, holdout: int | float | None
+    train: SplitT,
+    validation: SplitT | None,
+    test: SplitT,
+    holdout: int | float | None,
+    seed: int = 0,
 ) -> tuple[SplitT, SplitT, SplitT]:
     """The (train, validation, test) splits; a set's own validation split is kept as it is."""
     if validation is not None:
@@ -135,7 +142,7 @@ def divide(
     count = holdout_count(holdout, len(train))
     if count == 0:
         return train, test, test
-    held = stratified(train.labels, count)
+    held = stratified(train.labels, count, randomness.key(0x5EED, _HOLDOUT, seed))
     return (
         train.take((~held).nonzero()[:, 0], "train"),
         train.take(held.nonzero()[:, 0], "validation"),

@@ -11,9 +11,9 @@ from anynest.data.errors import DataError
 from anynest.data.plan import Plan
 from anynest.data.resident import ResidentLoader
 from anynest.data.stream import StreamLoader
+from anynest.data.transforms import SMALL
 
 AUGMENTATIONS = ("cifar", "imagenet", "none")
-_SMALL = 64  # pixels; up to here an image folder is treated as CIFAR is
 
 
 class Loader(Protocol):
@@ -57,9 +57,10 @@ def make_loader(
         batch_size: images in a batch over all ranks.
         train: shuffle and augment, or keep the order and the images as they are.
         mean, std: per channel, for pixels scaled to [0, 1]; a Dataset carries them.
-        augment: "cifar" (reflect-pad, crop, mirror where the split allows it), "imagenet" (random
-            resized crop, mirror; evaluation resizes by 256/224 and crops the centre; image folders
-            only), "none"; None is "cifar", and "imagenet" for image folders above 64 pixels.
+        augment: of training: "cifar" (reflect-pad, crop, mirror where the split allows it),
+            "imagenet" (random resized crop, mirror; image folders only), "none"; None is "cifar",
+            and "imagenet" for image folders above 64 pixels. Evaluation never augments; image
+            folders above 64 pixels are then resized by 256/224 and cut to the centre.
         seed: of the order and the augmentation; every draw is a function of it, the epoch and the
             image alone, whatever the workers and ranks.
         drop_last: leave out an uneven last batch; None is `train`.
@@ -80,7 +81,7 @@ def make_loader(
         torch.Size([64, 1, 8, 8])
     """
     if augment is None:
-        small = isinstance(split, Split) or split.image_size <= _SMALL
+        small = isinstance(split, Split) or split.image_size <= SMALL
         augment = "cifar" if small else "imagenet"
     if augment not in AUGMENTATIONS:
         raise DataError(f"augment must be one of {', '.join(AUGMENTATIONS)}, found {augment!r}")

@@ -24,17 +24,31 @@ _SPLITS = {"train": "train", "validation": "validation|valid|val|dev", "test": "
 def find_shards(folder: Path) -> dict[str, list[Path]]:
     """Files of each split, in order; empty where there is no train*.parquet.
 
-    Looked for in the folder itself, then in the folders right below it, as the Hub lays them out.
+    Looked for in the folder itself, else in the folders right below it, as the Hub lays them out.
+
+    Raises:
+        DataError: several folders below hold a set.
     """
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        files = sorted(place.glob("*.parquet"))
-        shards = {
-            split: [f for f in files if re.match(rf"({stems})(?![a-z])", f.name.lower())]
-            for split, stems in _SPLITS.items()
-        }
-        if shards["train"]:
-            return {split: found for split, found in shards.items() if found}
-    return {}
+    own = _shards(folder)
+    if own:
+        return own
+    below = {path: _shards(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    sets = {path: shards for path, shards in below.items() if shards}
+    if len(sets) > 1:
+        raise DataError(
+            f"{folder} holds several sets ({', '.join(path.name for path in sets)}): give one of "
+            "them"
+        )
+    return next(iter(sets.values()), {})
+
+
+def _shards(place: Path) -> dict[str, list[Path]]:
+    files = sorted(place.glob("*.parquet"))
+    shards = {
+        split: [f for f in files if re.match(rf"({stems})(?![a-z])", f.name.lower())]
+        for split, stems in _SPLITS.items()
+    }
+    return {split: found for split, found in shards.items() if found} if shards["train"] else {}
 
 
 def read_parquet(folder: Path, *, on_corrupt: str = "raise", image_size: int | None = None) -> Raw:

@@ -2,8 +2,8 @@
 
 ImageNet's usual training crop (Szegedy et al., 2015): an area of 8 to 100 %, an aspect of 3/4 to
 4/3, both uniform (the aspect in its logarithm), resized bilinearly; ten tries, then the centre.
-Evaluation resizes the shorter side to 256/224 of the size and crops the centre. Small images get
-the CIFAR augmentation instead.
+Evaluation resizes the shorter side to 256/224 of the size and crops the centre. Small images (up
+to 64 pixels) are not enlarged so, and are trained on with the CIFAR augmentation.
 """
 
 import math
@@ -14,6 +14,7 @@ from PIL import Image
 
 from anynest.data.augment import crop_padding
 
+SMALL = 64
 _TRIES = 10
 DRAWS = 2 * _TRIES + 3  # (area, aspect) a try, two positions, the mirror
 _BILINEAR = Image.Resampling.BILINEAR
@@ -25,12 +26,10 @@ def transform(
     image: Image.Image, size: int, augment: str, draws: Draws | None, mirror: bool
 ) -> Image.Image:
     """An RGB image of size x size pixels; draws: DRAWS numbers in [0, 1), or None to evaluate."""
-    if augment == "imagenet":
-        if draws is None:
-            return centre(image, size, round(size * 256 / 224))
+    if draws is not None and augment == "imagenet":
         image = random_resized_crop(image, size, draws)
     else:
-        image = centre(image, size, size)
+        image = centre(image, size, size if size <= SMALL else round(size * 256 / 224))
         if draws is not None and augment == "cifar":
             image = shifted(image, draws)
     if draws is not None and augment != "none" and mirror and draws[-1] < 0.5:
