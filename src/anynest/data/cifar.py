@@ -10,7 +10,6 @@ import hashlib
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from anynest.data import identity
 from anynest.data.assemble import Raw
+from anynest.data.cifar_layouts import LAYOUTS, MD5, Layout
 from anynest.data.dataset import check_labels
 from anynest.data.errors import DataError
 from anynest.data.unpickle import read_pickle
@@ -26,57 +26,6 @@ from anynest.data.unpickle import read_pickle
 _PIXELS = 3 * 32 * 32
 _MAX_MEMBER = 1 << 28  # bytes; the largest published file has 154 million
 
-
-@dataclass(frozen=True)
-class Layout:
-    """One published version. label: the label's key in a pickle, or its byte in a binary record."""
-
-    known: identity.Known
-    archive: str
-    folder: str
-    train: tuple[str, ...]
-    test: str
-    names: str
-    label: str | int
-    name_key: str = ""
-
-
-_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
-LAYOUTS = (
-    Layout(
-        *(identity.CIFAR10, "cifar-10-python.tar.gz", "cifar-10-batches-py"),
-        *(_BATCHES, "test_batch", "batches.meta", "labels", "label_names"),
-    ),
-    Layout(
-        *(identity.CIFAR100, "cifar-100-python.tar.gz", "cifar-100-python"),
-        *(("train",), "test", "meta", "fine_labels", "fine_label_names"),
-    ),
-    Layout(
-        *(identity.CIFAR10, "cifar-10-binary.tar.gz", "cifar-10-batches-bin"),
-        *(tuple(f"{name}.bin" for name in _BATCHES), "test_batch.bin", "batches.meta.txt", 0),
-    ),
-    Layout(
-        *(identity.CIFAR100, "cifar-100-binary.tar.gz", "cifar-100-binary"),
-        *(("train.bin",), "test.bin", "fine_label_names.txt", 1),
-    ),
-)
-
-MD5 = {
-    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
-    "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
-    "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
-    "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
-    "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "cifar-10-batches-py/data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "cifar-10-batches-py/data_batch_4": "634d18415352ddfa80567beed471001a",
-    "cifar-10-batches-py/data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
-    "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-    "cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d",
-    "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-    "cifar-100-python/meta": "7973b15100ade9c7d40fb424638fde48",
-}
 
 Read = Callable[[str], tuple[bytes, str]]  # file name -> (its content, how to call it)
 

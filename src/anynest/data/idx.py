@@ -31,7 +31,7 @@ _FIRST_LABELS = {
 def find_idx(folder: Path) -> dict[str, Path]:
     """The IDX files of a folder (or of its raw/), by "train-images" and the like."""
     for place in (folder, folder / "raw"):
-        found = {}
+        found: dict[str, Path] = {}
         for split, stem in _STEMS.items():
             for kind, rank in (("images", 3), ("labels", 1)):
                 for file in sorted(place.glob(f"{stem}-{kind}[-.]idx{rank}-ubyte*")):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from anynest.data import cifar, places
 from anynest.data.assemble import Raw, assemble
+from anynest.data.cifar_layouts import LAYOUTS
 from anynest.data.dataset import Dataset
 from anynest.data.digits import read_digits
 from anynest.data.errors import DataError
@@ -105,9 +106,7 @@ def _recognise(path: Path) -> tuple[str, Path]:
         if path.suffix == ".parquet" or "-ubyte" in path.name:
             return _recognise(path.parent)
         return "cifar", path
-    unpacked, packed = zip(
-        *((layout.folder, layout.archive) for layout in cifar.LAYOUTS), strict=True
-    )
+    unpacked, packed = zip(*((layout.folder, layout.archive) for layout in LAYOUTS), strict=True)
     for names in (unpacked, packed):
         within = [path / name for name in names if (path / name).exists()]
         if len(within) > 1:
