@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from anynest import __version__
 from anynest.cli import demo, doctor, evaluate, models, train
 from anynest.training import Interrupted, RunError
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 128 + error.signal_number)
     except KeyboardInterrupt as error:
         return _fail(error, 130, "stopped")
-    except (RunError, MemoryError) as error:
+    except (RunError, MemoryError, torch.OutOfMemoryError) as error:
         return _fail(error, 1)
     except (ValueError, OSError) as error:
         return _fail(error, 2)

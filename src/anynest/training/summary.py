@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from anynest.training.config import TrainConfig, read_object
@@ -103,7 +104,8 @@ def read_result(folder: RunFolder) -> TrainResult:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Loss and error per stage. Reported errors are of the weights after the last epoch."""
-    table = Table(title=f"{summary['model']}, {summary['method']}, {summary['data']}")
+    title = f"{summary['model']}, {summary['method']}, {summary['data']}"
+    table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column("stage", justify="right")
     parts = {"train": "train"}
     for role in ("validation", "test"):
