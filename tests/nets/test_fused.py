@@ -1,0 +1,181 @@
+"""The fused kernels: gradients against finite differences, precision, formats, what to leave be."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anynest.nets import AnytimeNetwork, Architecture, create_model, fused
+from anynest.nets.fused import _joined
+
+TINY = {
+    "residual": Architecture(blocks=(1, 1), growth=((1, 1), (2, 1), (4, 1)), base_width=1),
+    "bottleneck": Architecture(
+        blocks=(1,), growth=((1, 1), (2, 1)), base_width=2, block="bottleneck", stem="imagenet"
+    ),
+    "sparse": Architecture(
+        blocks=(1, 1), growth=((1, 1), (2, 1), (2, 2), (4, 2)), base_width=2, skips="sparse"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_gradients_agree_with_finite_differences(kind: str, train: bool) -> None:
+    torch.manual_seed(3)
+    model = AnytimeNetwork(TINY[kind]).double().train(train)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # off the rectifiers' corners, where a dead unit's 0 would sit
+            torch.nn.init.uniform_(parameter, 0.1, 0.6)
+    names, values = zip(*model.named_parameters(), strict=True)
+    image = torch.randn(3, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        frozen = {k: v.clone() for k, v in model.named_buffers()}
+        replaced = {**dict(zip(names, parameters, strict=True)), **frozen}
+        return tuple(torch.func.functional_call(model, replaced, (x,)))
+
+    assert torch.autograd.gradcheck(function, (image, *values), eps=1e-7, atol=1e-5, fast_mode=True)
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the fused kernel's runs."""
+    seen: list[int] = []
+    forward = fused._Fused.forward
+
+    def counted(ctx: object, *args: object) -> tuple[Tensor, ...]:
+        seen.append(1)
+        return forward(ctx, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fused._Fused, "forward", staticmethod(counted))
+    return seen
+
+
+def test_the_fused_kernel_runs_where_it_should_and_only_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = calls(monkeypatch)
+    model, x = create_model("width_nested_resnet10"), torch.randn(2, 3, 8, 8)
+    model(x)
+    assert len(seen) == 1 + 4 + 2  # the stem, the blocks, the transitions
+    seen.clear()
+    with torch.no_grad():
+        model(x)
+    list(model.stages(x))
+    model.kernels = "stripes"
+    model(x)
+    create_model("width_nested_resnet10", independent=3)(x)
+    create_model("depth_nested_sparse_resnet14")(x)
+    assert not seen
+
+
+def test_frozen_statistics_of_some_stages_fall_back_to_one_kernel_a_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = calls(monkeypatch)
+    model, x = create_model("width_nested_resnet10").train(), torch.randn(2, 3, 8, 8)
+    for module in model.born(1):
+        module.eval()
+    before = copy.deepcopy([module.state_dict() for module in model.born(1)])
+    model(x)
+    assert not seen
+    for module, state in zip(model.born(1), before, strict=True):
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_and_memory_formats(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    dense = create_model("width_nested_resnet10").to(memory_format=layout)
+    plain = copy.deepcopy(dense)
+    plain.kernels = "stripes"
+    x = torch.randn(8, 3, 16, 16).to(memory_format=layout)
+    labels = torch.arange(8)
+    rows = []
+    for model in (dense, plain):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            losses = [F.cross_entropy(logits.float(), labels) for logits in model(x)]
+        torch.stack(losses).sum().backward()
+        grads = [p.grad for p in model.parameters()]
+        assert all(g is not None and g.dtype == torch.float32 for g in grads)
+        rows.append(torch.cat([g.flatten() for g in grads if g is not None]))
+    difference = (rows[0] - rows[1]).norm() / rows[1].norm()
+    assert difference < (1e-5 if dtype == torch.float32 else 0.1)
+    for mine, theirs in zip(dense.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    model = create_model("width_nested_resnet10")
+    for module in model.born(1):
+        module.requires_grad_(False)
+    sum(logits.sum() for logits in model(torch.randn(2, 3, 8, 8))).backward()  # type: ignore[union-attr]
+    for stage in (1, 2, 3):
+        grads = [p.grad for module in model.born(stage) for p in module.parameters()]
+        assert all((grad is None) == (stage == 1) for grad in grads)
+
+
+def test_a_second_backward_pass_gives_the_same_gradients() -> None:
+    model = create_model("width_nested_resnet10").double()
+    loss = model(torch.randn(2, 3, 8, 8, dtype=torch.float64))[1].square().sum()
+    parameters = list(model.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    second = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for a, b in zip(first, second, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)  # type: ignore[arg-type]
+
+
+def test_the_backward_pass_of_a_loss_reads_the_leading_channels_alone() -> None:
+    """A later stage's activations may hold anything: the gradients of an earlier loss don't move."""
+    model = create_model("width_nested_resnet10").double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    mine = [p for s in (1, 2) for m in model.born(s) for p in m.parameters()]
+
+    def rows() -> list[Tensor]:
+        return [
+            grad
+            for loss in model(x)[:2]
+            for grad in torch.autograd.grad(loss.sum(), mine, retain_graph=True, allow_unused=True)
+            if grad is not None
+        ]
+
+    before = rows()
+    with torch.no_grad():
+        for module in model.born(3):
+            for parameter in module.parameters():
+                parameter.mul_(1e3)
+    assert all(torch.equal(a, b) for a, b in zip(before, rows(), strict=True))
+
+
+def test_joining_adjoining_slices_copies_nothing() -> None:
+    whole = torch.randn(2, 10, 3, 3)
+    parts = [whole[:, :2], whole[:, 2:5], whole[:, 5:]]
+    assert _joined(parts).data_ptr() == whole.data_ptr()
+    torch.testing.assert_close(_joined(parts), whole)
+    for wrong in ([parts[0], parts[2]], [parts[1], parts[0]], [parts[0], parts[1].clone()]):
+        torch.testing.assert_close(_joined(wrong), torch.cat(wrong, dim=1))
+
+
+def test_other_norms_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = calls(monkeypatch)
+    model = create_model("width_nested_resnet10")
+    for stripe in [m for m in model.modules() if isinstance(m, fused.Stripe)]:
+        for number in range(1, stripe.depth + 1):
+            setattr(stripe, f"norm{number}", nn.GroupNorm(1, stripe.conv(number).out_channels))
+    assert len(model(torch.randn(2, 3, 8, 8))) == 3
+    assert not seen
+
+
+def test_compiled_models_trace_and_agree() -> None:
+    torch.manual_seed(0)
+    model = create_model("width_nested_resnet10", base_width=2).double()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for mine, theirs in zip(compiled(x), model(x), strict=True):
+        torch.testing.assert_close(mine, theirs)
