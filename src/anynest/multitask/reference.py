@@ -3,6 +3,9 @@
 Wan et al., ICML 2020: equations 1 and 2 and Algorithm 2. Gradients are flat vectors of one common
 length, padded with zeros outside the task's own weights (text below equation 3). Slow and plain on
 purpose; nothing in the package calls it.
+
+As printed, line 12 takes the dots of the gradient as it came, so in float64 a remainder of share r
+is right to about 1e-16 / r^2, and one that should be nothing is noise that is then projected onto.
 """
 
 from collections.abc import Sequence

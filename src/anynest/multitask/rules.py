@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_priority
 from .rows import ROUNDING_FLOOR, Rows, index_on
 
 # A remaining share r of a row: above r^2 = 1e-6 one round is good to about 1e-9.
@@ -86,6 +87,8 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
     Returns components u [S rows] and L [S, S] with ``L[i, j] = <g_i, u_j> / <u_j, u_j>``, both in
     the rows' own order; L is unit lower-triangular if read in priority order.
 
+    Raises ValueError if ``priority`` is no permutation of the rows.
+
     >>> rows = Rows.stack([[torch.tensor([1.0, 0.0])], [torch.tensor([2.0, 3.0])]])
     >>> components, L = orthogonalize(rows)
     >>> components.tensors()[1][0]
@@ -94,6 +97,7 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
     tensor([[1., 0.],
             [2., 1.]], dtype=torch.float64)
     """
+    check_priority(priority, rows.num_tasks)
     order = tuple(range(rows.num_tasks)) if priority is None else tuple(priority)
     natural = order == tuple(range(rows.num_tasks))
     index = index_on(order, rows.device)

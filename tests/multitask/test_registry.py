@@ -1,0 +1,64 @@
+"""Names of methods, and the examples in the docstrings."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import anynest.multitask as multitask
+from anynest.multitask import OSGD, WeightedSGD, list_methods, make_combiner, register_method
+
+
+def test_the_methods_are_these() -> None:
+    assert list_methods() == [
+        "normsgd",
+        "osgd",
+        "osgd-mean",
+        "osgd-norm",
+        "sgd-mean",
+        "sgd-participants",
+        "sgd-sum",
+    ]
+
+
+def test_sgd_is_sgd_mean() -> None:
+    combiner = make_combiner("sgd")
+    assert isinstance(combiner, WeightedSGD)
+    assert combiner.reduction == "mean"
+
+
+@pytest.mark.parametrize("name", ["osgd", "sgd"])
+def test_a_name_is_taken_once(name: str) -> None:
+    with pytest.raises(ValueError, match=f"method '{name}' is registered already"):
+        register_method(name, OSGD)
+
+
+# On two losses whose gradients are (3, 4 | -) and (0, 10 | 6), the bar parting shared from own.
+FROZEN = {
+    "sgd-mean": ([1.5, 7.0], [3.0]),
+    "sgd-sum": ([3.0, 14.0], [6.0]),
+    "sgd-participants": ([1.5, 7.0], [6.0]),
+    "normsgd": ([0.2121320, 0.6541480], [0.4455664]),
+    "osgd": ([-1.8, 7.6], [6.0]),
+    "osgd-mean": ([-0.9, 3.8], [3.0]),
+    "osgd-norm": ([0.0678110, 0.8330253], [0.4455664]),
+}
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_each_method_gives_its_frozen_values(method: str) -> None:
+    shared, own = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    losses = [shared @ torch.tensor([3.0, 4.0]), 10 * shared[1] + 6 * own.sum()]
+    make_combiner(method).backward(losses, [shared, own])
+    want_shared, want_own = FROZEN[method]
+    torch.testing.assert_close(shared.grad, torch.tensor(want_shared))
+    torch.testing.assert_close(own.grad, torch.tensor(want_own))
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(multitask.__path__)])
+def test_the_examples_run(name: str) -> None:
+    module = importlib.import_module(f"anynest.multitask.{name}")
+    assert doctest.testmod(module, verbose=False).failed == 0

@@ -1,0 +1,95 @@
+"""What is reported: norms, cosines, L, and the loss weights that give the same gradient."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anynest.multitask import OSGD, gradient_stats, list_methods, make_combiner
+
+Make = Callable[..., nn.Module]
+Losses = Callable[[nn.Module, int], list[Tensor]]
+
+
+@pytest.mark.parametrize("priority", [None, [2, 0, 1]])
+@pytest.mark.parametrize("method", ["osgd", "osgd-mean", "osgd-norm"])
+def test_the_equivalent_weights_give_the_same_gradient(
+    method: str, priority: list[int] | None, three_exits: Make, digit_losses: Losses
+) -> None:
+    """OSGD's update is an ordinary backward pass of sum_i w_i L_i."""
+    one, other = three_exits(), three_exits()
+    stats = make_combiner(method, priority=priority).backward(
+        digit_losses(one, 0), one.parameters()
+    )
+    losses = digit_losses(other, 0)
+    total = sum((w * loss for w, loss in zip(stats.weights.float(), losses, strict=True)))
+    assert isinstance(total, Tensor)
+    total.backward()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("priority", [None, [2, 0, 1]])
+def test_l_transposed_times_w_is_what_each_method_sums(
+    priority: list[int] | None, three_exits: Make, digit_losses: Losses
+) -> None:
+    network = three_exits()
+    sizes = torch.tensor([90 + 72 + 16, 0, 0], dtype=torch.float64)
+    for method in ("osgd", "osgd-mean", "osgd-norm"):
+        stats = make_combiner(method, priority=priority).backward(
+            digit_losses(network, 0), network.parameters()
+        )
+        assert stats.coefficients is not None
+        assert stats.norms is not None
+        found = stats.coefficients.T @ stats.weights
+        if method == "osgd-norm":
+            assert abs(found[0] - 0.5 * sizes[0].sqrt() / stats.norms[0]) < 1e-9
+        else:
+            share = torch.full_like(found, 1.0 if method == "osgd" else 1 / 3)
+            torch.testing.assert_close(found, share)
+
+
+def test_norms_and_cosines_are_those_of_the_gradients() -> None:
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, -2.0])
+    w = nn.Parameter(torch.zeros(2))
+    stats = OSGD().backward([w @ a, w @ b, w.sum() * 0], [w])
+    want = torch.tensor([[1.0, -0.8, 0], [-0.8, 1.0, 0], [0, 0, 0]], dtype=torch.float64)
+    assert stats.cosines is not None
+    torch.testing.assert_close(stats.cosines, want)
+    torch.testing.assert_close(stats.norms, torch.tensor([5.0, 2.0, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_stats_are_plain_json(method: str, three_exits: Make, digit_losses: Losses) -> None:
+    network = three_exits()
+    stats = make_combiner(method).backward(digit_losses(network, 0), network.parameters())
+    listed: dict[str, Any] = json.loads(json.dumps(stats.to_dict(), allow_nan=False))
+    assert len(listed["losses"]) == len(listed["weights"]) == 3
+    assert set(listed) == {"losses", "weights", "norms", "cosines", "coefficients", "skipped"}
+    one_pass = method in ("sgd-mean", "sgd-sum")
+    assert (listed["norms"] is None) == one_pass
+    assert (listed["cosines"] is None) == one_pass
+
+
+@pytest.mark.parametrize("method", ["normsgd", "sgd-participants"])
+def test_weights_of_an_average_hold_where_all_take_part(method: str) -> None:
+    a, b = torch.randn(2, 4)
+    w, own = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    stats = make_combiner(method).backward([w @ a, w @ b + own.sum()], [w, own])
+    assert w.grad is not None
+    torch.testing.assert_close(
+        w.grad.double(), stats.weights[0] * a.double() + stats.weights[1] * b.double()
+    )
+
+
+def test_gradient_stats_measure_without_a_trace(three_exits: Make, digit_losses: Losses) -> None:
+    network = three_exits()
+    losses = digit_losses(network, 0)
+    measured = gradient_stats(losses, network.parameters())
+    assert all(p.grad is None for p in network.parameters())
+    done = OSGD().backward(losses, network.parameters())  # the graph is still there
+    for name in ("losses", "weights", "coefficients", "norms", "cosines"):
+        torch.testing.assert_close(getattr(measured, name), getattr(done, name), rtol=0, atol=0)
