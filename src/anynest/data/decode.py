@@ -1,10 +1,10 @@
 """Opening image files whose content comes from outside, and reading how lossy they are."""
 
-import io
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -47,23 +47,34 @@ def bombs_are_errors() -> Iterator[None]:
         yield
 
 
-def open_image(source: str | bytes, where: str) -> Image.Image:
-    """Open a file or its bytes; only the header is read. Use within `bombs_are_errors`.
+def open_image(source: BinaryIO, where: str) -> Image.Image:
+    """Open an image; only the header is read. Use within `bombs_are_errors`.
 
     Raises:
         DataError: no known image format, or more pixels than Pillow's limit (about 89 million).
     """
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(source)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"images must have at most {Image.MAX_IMAGE_PIXELS} pixels, found more in {where}: "
             "make it smaller or remove it"
         ) from None
-    except FileNotFoundError:
-        raise DataError(f"{where} has gone since the folder was read") from None
     except Exception as error:  # decoders raise what they like on hostile bytes
         raise _undecodable(where, error) from None
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """An image file, opened and checked as by `open_image`, closed at the end come what may."""
+    with bombs_are_errors(), ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except OSError as error:
+            raise DataError(
+                f"cannot read {path}, found when its folder was read: {error.strerror}"
+            ) from None
+        yield open_image(file, path)
 
 
 def pixels(image: Image.Image, where: str) -> Image.Image:

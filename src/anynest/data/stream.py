@@ -63,8 +63,8 @@ class _Files(TorchDataset[_Item]):
     def _read(self, i: int) -> Tensor:
         path = self._split.paths[i]
         draws = randomness.units(self._key, np.array([i]), DRAWS)[0] if self._train else None
-        with decode.bombs_are_errors():
-            image = decode.rgb(decode.pixels(decode.open_image(path, path), path))
+        with decode.opened(path) as file:
+            image = decode.rgb(decode.pixels(file, path))
         image = transform(image, self._split.image_size, self._augment, draws, self._split.mirror)
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
