@@ -7,8 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from anynest.multitask import Rows, gram_matrix, normalize, orthogonalize, reference, weighted_sum
+from anynest.multitask import (
+    Rows,
+    gram_matrix,
+    list_methods,
+    make_combiner,
+    normalize,
+    orthogonalize,
+    reference,
+    weighted_sum,
+)
 
 SCALES = [1e-10, 1e-3, 1.0, 1e3, 1e10]
 
@@ -275,3 +285,45 @@ def test_weighted_sum_rounds_once() -> None:
     assert found is not None
     exact = weights @ rows.double()
     assert ((found.double() - exact).abs() <= 6e-8 * exact.abs() + 1e-12).all()
+
+
+@pytest.mark.parametrize("priority", [None, [2, 0, 1]])
+def test_the_second_round_changes_nothing_where_the_first_is_exact(
+    priority: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU always takes the second round, so as not to wait for a number."""
+    grads = random_grads(0, 3, SHAPES, 0.7)
+    one = orthogonalize(Rows.stack(grads), priority)
+    monkeypatch.setattr("anynest.multitask.rules._well_conditioned", lambda *_: False)
+    two = orthogonalize(Rows.stack(grads), priority)
+    torch.testing.assert_close(one.coefficients, two.coefficients)
+    for a, b in zip(one.components.tensors(), two.components.tensors(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_number_is_read_back_while_combining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where each such read would stall the step."""
+
+    class NoReading(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            assert "_local_scalar_dense" not in str(func), "a value was read back"
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr("anynest.multitask.rules._well_conditioned", lambda *_: False)
+    rows = Rows.stack(random_grads(1, 3, SHAPES, 0.7))
+    for method in list_methods():
+        options = {"C": "calibrated"} if "norm" in method else {}
+        combiner = make_combiner(method, **options)
+        with NoReading():
+            combiner.combine(rows)
+            combiner.combine(rows)
+
+
+def test_empty_tensors_and_rows_without_any_entry_are_fine() -> None:
+    rows = Rows.stack([[torch.ones(0), None], [torch.ones(0), None], [None, None]])
+    components, L = orthogonalize(rows)
+    assert torch.equal(L, torch.eye(3, dtype=torch.float64))
+    update = weighted_sum(components, torch.ones(3))
+    assert update[0] is not None
+    assert update[0].shape == (0,)
+    assert update[1] is None

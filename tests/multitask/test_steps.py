@@ -200,7 +200,10 @@ def test_each_loss_walks_its_own_subnetwork_only(three_exits: Make, digit_losses
         def count(_: Tensor) -> None:
             visits[number] += 1
 
-        return lambda module, inputs, output: output.register_hook(count) and None
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            output.register_hook(count)
+
+        return hook
 
     for number, stage in enumerate(network.get_submodule("stages").children()):
         stage.register_forward_hook(watch(number))

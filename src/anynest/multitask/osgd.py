@@ -7,6 +7,7 @@ rounding counts as zero; zero gradients are left zero where the paper divides by
 """
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,7 @@ class OSGD(Combiner):
         on_nonfinite: OnNonfinite = "raise",
     ) -> None:
         super().__init__(on_nonfinite)
-        self.priority = None if priority is None else tuple(priority)
+        self.priority = None if priority is None else tuple(map(index, priority))
         if self.priority is not None:
             check_priority(self.priority, len(self.priority))
         self.normalize = normalize
