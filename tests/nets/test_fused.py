@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anynest.nets import AnytimeNetwork, Architecture, create_model, fused
-from anynest.nets.fused import _joined
+from anynest.nets.kernels import joined
 
 TINY = {
     "residual": Architecture(blocks=(1, 1), growth=((1, 1), (2, 1), (4, 1)), base_width=1),
@@ -156,10 +156,10 @@ def test_the_backward_pass_of_a_loss_reads_the_leading_channels_alone() -> None:
 def test_joining_adjoining_slices_copies_nothing() -> None:
     whole = torch.randn(2, 10, 3, 3)
     parts = [whole[:, :2], whole[:, 2:5], whole[:, 5:]]
-    assert _joined(parts).data_ptr() == whole.data_ptr()
-    torch.testing.assert_close(_joined(parts), whole)
+    assert joined(parts).data_ptr() == whole.data_ptr()
+    torch.testing.assert_close(joined(parts), whole)
     for wrong in ([parts[0], parts[2]], [parts[1], parts[0]], [parts[0], parts[1].clone()]):
-        torch.testing.assert_close(_joined(wrong), torch.cat(wrong, dim=1))
+        torch.testing.assert_close(joined(wrong), torch.cat(wrong, dim=1))
 
 
 def test_other_norms_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Nested networks: growth (data) -> plan (graph) -> one engine. Knows nothing of losses or data."""
 
-from . import cascade, ensemble, resnet, sparse_resnet  # noqa: F401  (each registers its models)
+from . import cascade, ensemble, resnet, sparse_resnet  # each registers its models
 from .architecture import Architecture
 from .cost import StageCost
 from .growth import Growth, Stage, parse_growth
@@ -8,6 +8,10 @@ from .network import AnytimeNetwork
 from .registry import create_model, describe, list_models, register
 
 __all__ = [
+    "cascade",
+    "ensemble",
+    "resnet",
+    "sparse_resnet",
     "AnytimeNetwork",
     "Architecture",
     "Growth",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .growth import Growth, Stage, parse_growth
@@ -100,8 +100,6 @@ class Architecture:
 
     def plain(self, stage: int) -> Architecture:
         """The un-nested network of one stage's size, nothing cut (the Oracle's member, section 5.3)."""
-        from dataclasses import replace
-
         size = self.growth[self.check_stage(stage) - 1]
         return replace(self, growth=(Stage(*size),), isolated=False, average=False)
 

@@ -1,50 +1,34 @@
-"""All nodes of a layer at once: dense kernels with zero blocks, and a backward pass that knows the stages.
+"""All nodes of a layer at once: dense kernels with zero blocks, and a backward pass that knows stages.
 
-The nodes of a layer that read the same layers are a block-triangular convolution: one dense kernel in which
-the weights from later channels to earlier ones are zero. Autograd alone would lose the structure: behind
-a dense kernel, the loss of stage 1 walks through all channels. Here every slice keeps an output of its own, and
-autograd says which of them a loss reached (the others' gradients are None): the backward pass takes
-the leading slices up to the last one reached and touches no channel beyond, so that the gradients outside w_i
-are absent, not zero, and cost nothing (DESIGN: N1, N4 for training).
+The nodes of a layer that read the same layers are a block-triangular convolution: one dense kernel in
+which the weights from later channels to earlier ones are zero. Autograd alone would lose the structure:
+behind a dense kernel, the loss of stage 1 walks through all channels. Here every slice keeps an output of
+its own, and autograd says which of them a loss reached (the others' gradients are None). The backward
+pass takes the leading slices up to the last one reached and touches no channel beyond, so that the
+gradients outside w_i are absent, not zero, and cost nothing (docs/architecture.md).
 
 Legend: j node, u unit; ``y`` results, ``z`` convolutions' results before the norm, ``a`` activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .kernels import (
+    Shape,
+    aten,
+    dense_weight,
+    joined,
+    leading,
+    normalise,
+    scatter,
+    unit_backward,
+)
 from .stripe import Stripe
-
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """The sizes of one call: channels per unit and node, cumulative."""
-
-    inputs: tuple[int, ...]  # channels of x that node j reads, all parts up to it
-    outputs: tuple[tuple[int, ...], ...]  # [u][j]: channels of unit u up to and including node j
-    kernels: tuple[tuple[int, int], ...]  # [u]: kernel size, stride
-    parts: tuple[int, ...]  # channels of each part of x
-    relu: bool
-    residual: str | None
-    training: bool
-    momentum: float
-    eps: tuple[float, ...]
-
-    def reads(self, unit: int, node: int) -> int:
-        """Channels that a node's unit reads."""
-        return self.inputs[node] if unit == 0 else self.outputs[unit - 1][node]
-
-    def rows(self, unit: int, node: int) -> slice:
-        """Channels that a node's unit writes."""
-        return slice(self.outputs[unit][node - 1] if node else 0, self.outputs[unit][node])
 
 
 def can_fuse(stripes: Sequence[Stripe]) -> bool:
@@ -77,7 +61,7 @@ def fused_forward(
     units = range(1, stripes[0].depth + 1)
     channels = [part.shape[1] for part in parts]
     norms = [[_batch_norm(stripe.norm(u)) for stripe in stripes] for u in units]
-    shape = _Shape(
+    shape = Shape(
         inputs=tuple(sum(channels[:count]) for count in reads),
         outputs=tuple(_cumulative([s.conv(u).out_channels for s in stripes]) for u in units),
         kernels=tuple(
@@ -93,8 +77,8 @@ def fused_forward(
     weights = [stripe.conv(u).weight for u in units for stripe in stripes]
     gammas = [norm.weight for row in norms for norm in row]
     betas = [norm.bias for row in norms for norm in row]
-    results = _Fused.apply(shape, norms, *parts, *added, *weights, *gammas, *betas)
-    return list(results)
+    apply: Callable[..., tuple[Tensor, ...]] = _Fused.apply
+    return list(apply(shape, norms, *parts, *added, *weights, *gammas, *betas))
 
 
 def _batch_norm(norm: nn.Module) -> nn.BatchNorm2d:
@@ -110,23 +94,6 @@ def _cumulative(values: Sequence[int]) -> tuple[int, ...]:
     return tuple(result)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along channels, without a copy where the parts adjoin in one buffer."""
-    first = parts[0]
-    offset = first.storage_offset()
-    for part in parts:
-        same = part.stride() == first.stride() and part.dtype == first.dtype
-        if not same or part.data_ptr() != first.data_ptr() + (
-            (offset - first.storage_offset()) * first.element_size()
-        ):
-            return torch.cat(list(parts), dim=1)
-        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return torch.cat(list(parts), dim=1)
-        offset += part.shape[1] * part.stride(1)
-    size = (first.shape[0], sum(part.shape[1] for part in parts), *first.shape[2:])
-    return first.as_strided(size, first.stride())
-
-
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -139,7 +106,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, shape: _Shape, norms: list[list[nn.BatchNorm2d]], *tensors: Tensor
+        ctx: Any, shape: Shape, norms: list[list[nn.BatchNorm2d]], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         nodes, units = len(shape.inputs), len(shape.kernels)
         count = len(shape.parts)
@@ -150,15 +117,15 @@ class _Fused(torch.autograd.Function):
         )
         dtype = _compute_dtype(parts[0])
         with torch.autocast(parts[0].device.type, enabled=False):
-            x = a = _joined(parts).to(dtype)
+            x = a = joined(parts).to(dtype)
             saved: list[Tensor] = [x]
             for u in range(units):
                 mine = slice(u * nodes, (u + 1) * nodes)
-                weight = _dense(weights[mine], shape, u, dtype, a)
+                weight = dense_weight(weights[mine], shape, u, dtype, a)
                 kernel, stride = shape.kernels[u]
                 z = torch.conv2d(a, weight, None, stride, kernel // 2)
                 gamma, beta = torch.cat(gammas[mine]), torch.cat(betas[mine])
-                a, mean, invstd = _normalise(z, gamma, beta, norms[u], shape, u)
+                a, mean, invstd = normalise(z, gamma, beta, norms[u], shape, u)
                 saved += [weight, z, gamma, mean, invstd]
                 if u < units - 1:
                     a.relu_()
@@ -166,7 +133,7 @@ class _Fused(torch.autograd.Function):
             if shape.residual == "input":
                 a = a.add_(x)
             elif shape.residual == "layer":
-                a = a.add_(_joined(added))
+                a = a.add_(joined(added))
             if shape.relu:
                 a.relu_()
                 saved.append(a)
@@ -178,7 +145,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        shape: _Shape = ctx.shape
+        shape: Shape = ctx.shape
         nodes, units = len(shape.inputs), len(shape.kernels)
         slots = 2 + len(shape.parts) + (nodes if shape.residual == "layer" else 0)
         out: list[Tensor | None] = [None] * (slots + 3 * nodes * units)
@@ -187,10 +154,10 @@ class _Fused(torch.autograd.Function):
             return tuple(out)
         active = reached[-1] + 1  # nodes 0..active-1 take part; all beyond is left alone
         saved = list(ctx.saved_tensors)
-        grad = _incoming(grads[:active], saved, shape)
+        grad = _incoming(grads[:active], shape)
         if shape.relu:
             y = saved.pop()
-            grad = aten.threshold_backward(grad, _leading(y, grad.shape[1]), 0)
+            grad = aten.threshold_backward(grad, leading(y, grad.shape[1]), 0)
         through = grad  # what the residual hands on
         needs_x = any(ctx.needs_input_grad[2 : 2 + len(shape.parts)])
         for u in reversed(range(units)):
@@ -198,8 +165,8 @@ class _Fused(torch.autograd.Function):
                 aten.threshold_backward.grad_input(grad, saved.pop(), 0, grad_input=grad)
             weight, z, gamma, mean, invstd = saved[-5:]
             del saved[-5:]
-            saved[-1] = _leading(saved[-1], shape.reads(u, active - 1))  # the unit's input
-            grad, row_grads = _unit_backward(
+            saved[-1] = leading(saved[-1], shape.reads(u, active - 1))  # the unit's input
+            grad, row_grads = unit_backward(
                 shape,
                 u,
                 active,
@@ -213,60 +180,17 @@ class _Fused(torch.autograd.Function):
         if needs_x:
             if shape.residual == "input":
                 grad[:, : through.shape[1]].add_(through)
-            _scatter(out, 2, grad.to(ctx.dtypes[0]), shape.parts)
+            scatter(out, 2, grad.to(ctx.dtypes[0]), shape.parts)
         if shape.residual == "layer":
             widths = [
                 shape.rows(units - 1, j).stop - shape.rows(units - 1, j).start
                 for j in range(active)
             ]
-            _scatter(out, 2 + len(shape.parts), through.to(ctx.dtypes[1]), widths)
+            scatter(out, 2 + len(shape.parts), through.to(ctx.dtypes[1]), widths)
         return tuple(out)
 
 
-def _dense(
-    weights: Sequence[Tensor], shape: _Shape, unit: int, dtype: torch.dtype, like: Tensor
-) -> Tensor:
-    """The block-triangular weight of a unit: zero from later channels to earlier ones."""
-    last = len(weights) - 1
-    kernel = shape.kernels[unit][0]
-    size = (shape.outputs[unit][last], shape.reads(unit, last), kernel, kernel)
-    dense = torch.zeros(size, dtype=dtype, device=like.device)
-    for j, weight in enumerate(weights):
-        dense[shape.rows(unit, j), : weight.shape[1]] = weight
-    return dense
-
-
-def _normalise(
-    z: Tensor, gamma: Tensor, beta: Tensor, norms: list[nn.BatchNorm2d], shape: _Shape, unit: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm over all nodes' channels; running statistics go back to each node's own buffers."""
-    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
-    variances = [norm.running_var for norm in norms if norm.running_var is not None]
-    mean, variance = torch.cat(means), torch.cat(variances)
-    a, saved_mean, saved_invstd = torch.native_batch_norm(
-        z, gamma, beta, mean, variance, shape.training, shape.momentum, shape.eps[unit]
-    )
-    if shape.training:
-        sizes = [norm.num_features for norm in norms]
-        torch._foreach_copy_(means, list(mean.split(sizes)))
-        torch._foreach_copy_(variances, list(variance.split(sizes)))
-        for norm in norms:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
-        return a, saved_mean, saved_invstd
-    return a, mean, variance
-
-
-def _leading(x: Tensor, channels: int) -> Tensor:
-    """The first channels of a buffer, dense in memory."""
-    if x.shape[1] == channels:
-        return x
-    lead = x[:, :channels]
-    dense = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
-    return lead.contiguous(memory_format=dense or torch.contiguous_format)
-
-
-def _incoming(grads: Sequence[Tensor | None], saved: list[Tensor], shape: _Shape) -> Tensor:
+def _incoming(grads: Sequence[Tensor | None], shape: Shape) -> Tensor:
     """The gradient of the leading nodes' results as one tensor; a node that no loss read counts zero."""
     some = next(grad for grad in grads if grad is not None)
     full = []
@@ -275,61 +199,4 @@ def _incoming(grads: Sequence[Tensor | None], saved: list[Tensor], shape: _Shape
             rows = shape.rows(len(shape.kernels) - 1, j)
             grad = some.new_zeros((some.shape[0], rows.stop - rows.start, *some.shape[2:]))
         full.append(grad)
-    return _joined(full)
-
-
-def _unit_backward(
-    shape: _Shape,
-    unit: int,
-    active: int,
-    grad: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
-    needs_input: bool,
-) -> tuple[Tensor, tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Back through one norm and one convolution, for the leading channels of ``active`` nodes."""
-    weight, z, gamma, mean, invstd, a = saved
-    outputs, inputs = shape.outputs[unit][active - 1], shape.reads(unit, active - 1)
-    running = (None, None) if shape.training else (mean[:outputs], invstd[:outputs])
-    batch = (mean[:outputs], invstd[:outputs]) if shape.training else (None, None)
-    grad, gamma_grad, beta_grad = aten.native_batch_norm_backward(
-        grad.to(z.dtype),
-        _leading(z, outputs),
-        gamma[:outputs],
-        *running,
-        *batch,
-        shape.training,
-        shape.eps[unit],
-        [True, True, True],
-    )
-    kernel, stride = shape.kernels[unit]
-    pad = [kernel // 2] * 2
-    grad, dense, _ = aten.convolution_backward(
-        grad,
-        a,
-        weight[:outputs, :inputs].contiguous(),
-        None,
-        [stride, stride],
-        pad,
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [needs_input, True, False],
-    )
-    weights, gammas, betas = [], [], []
-    for j in range(active):
-        rows = shape.rows(unit, j)
-        weights.append(dense[rows, : shape.reads(unit, j)].contiguous())
-        gammas.append(gamma_grad[rows])
-        betas.append(beta_grad[rows])
-    return grad, (weights, gammas, betas)
-
-
-def _scatter(out: list[Tensor | None], first: int, whole: Tensor, widths: Sequence[int]) -> None:
-    """Hand a gradient back in the slices in which its tensor came, as far as it reaches."""
-    start = 0
-    for number, width in enumerate(widths):
-        if start + width > whole.shape[1]:
-            return
-        out[first + number] = whole[:, start : start + width]
-        start += width
+    return joined(full)

@@ -38,7 +38,7 @@ class Node:
         start: its first channel within the layer's output.
         reads: layers whose sum is the input, taken with all their nodes born no later than ``birth``.
         residual: what is added to the result: ``"input"``, a layer's name, or None.
-        units: the convolutions, in order; unit 2 reads unit 1 of this node *and of the layer's earlier nodes*.
+        units: the convolutions, in order; unit 2 reads unit 1 of this node and of the layer's earlier ones.
     """
 
     birth: int
