@@ -19,6 +19,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"nets", "multitask", "data", "profiling"},
     "serving": {"nets", "data", "profiling", "runtime"},
     "experiments": {"nets", "multitask", "data", "training", "profiling", "runtime"},
+    "cli": {
+        "nets",
+        "multitask",
+        "data",
+        "training",
+        "profiling",
+        "runtime",
+        "serving",
+        "experiments",
+    },
 }
 # `import anynest` alone must need torch alone
 NEEDS_TORCH_ALONE = ("nets", "multitask")
