@@ -82,3 +82,14 @@ def test_core_needs_torch_alone(room: str) -> None:
             for name in names:
                 top = name.split(".")[0]
                 assert top in THIRD_PARTY or top in sys.stdlib_module_names, f"{path}: {name}"
+
+
+def test_import_loads_nothing_but_torch() -> None:
+    """What torch itself brings along is not ours to judge: our own extras must stay out."""
+    import subprocess
+    import sys
+
+    ours = ("rich", "PIL", "sklearn", "safetensors", "matplotlib", "pyarrow", "anynest.training")
+    code = f"import sys, anynest; print([m for m in {ours!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

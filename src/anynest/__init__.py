@@ -1,7 +1,40 @@
-"""Nested anytime networks and Orthogonalized SGD (Wan, Hoffmann, Lu, Maire, ICML 2020)."""
+"""Nested anytime networks and Orthogonalized SGD (Wan, Hoffmann, Lu, Maire, ICML 2020).
 
+>>> import anynest
+>>> model = anynest.create_model("width_nested_resnet10")
+>>> combiner = anynest.OSGD()
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .multitask import OSGD, NormSGD, WeightedSGD, gradient_stats, list_methods, make_combiner
 from .nets import AnytimeNetwork, create_model, list_models, register
+
+if TYPE_CHECKING:
+    from .training import load
 
 __version__ = "0.1.0"
 
-__all__ = ["AnytimeNetwork", "__version__", "create_model", "list_models", "register"]
+__all__ = [
+    "OSGD",
+    "AnytimeNetwork",
+    "NormSGD",
+    "WeightedSGD",
+    "__version__",
+    "create_model",
+    "gradient_stats",
+    "list_methods",
+    "list_models",
+    "load",
+    "make_combiner",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """``load`` comes when asked for: networks and combiners alone need torch and nothing else."""
+    if name == "load":
+        from .training import load
+
+        return load
+    raise AttributeError(f"module 'anynest' has no attribute {name!r}")
