@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +14,7 @@ from anynest.training import ConfigError, DataConfig, RunFolderError, WeightsInf
 from anynest.training.environment import find_device
 from anynest.training.evaluate import Evaluation, evaluate
 from anynest.training.progress import percent
-from anynest.training.weights import load, read_info
+from anynest.training.weights import load, read_info, weights_file
 
 EXAMPLES = """examples:
   anynest evaluate runs/a
@@ -62,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
 def data_config(arguments: argparse.Namespace, info: WeightsInfo) -> DataConfig:
     """The run's own data, or what ``--data`` names."""
     path = Path(arguments.weights)
-    own = path / "config.json"
-    if path.is_dir() and own.is_file():
+    own = (path if path.is_dir() else path.parent) / "config.json"
+    if own.is_file() and weights_file(own.parent) == weights_file(path):
         config = read_config(own).data
         if arguments.data and arguments.data != config.source:
             config = replace(config, source=arguments.data)
@@ -91,7 +92,11 @@ def require_fit(info: WeightsInfo, data: Any) -> None:
 
 def table(info: WeightsInfo, label: str, result: Evaluation) -> Table:
     """One row a stage."""
-    shown = Table(title=f"{info.model} on {label}, {result.split} split ({result.images} images)")
+    shown = Table(
+        title=f"{info.model}, {label}\n{result.split} split, {result.images} images",
+        box=SIMPLE_HEAD,
+        min_width=40,
+    )
     columns = ["stage", "loss", "error %"] + (["top-5 error %"] if result.top5_error else [])
     for name in columns:
         shown.add_column(name, justify="right")

@@ -5,10 +5,12 @@ import json
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from anynest.nets import create_model, describe, list_models
+from anynest.training import ConfigError
 
 EXAMPLES = """examples:
   anynest models
@@ -38,6 +40,8 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every named network's cost."""
+    if arguments.image_size is not None and arguments.image_size < 1:
+        raise ConfigError(f"--image-size must be at least 1, found {arguments.image_size}")
     described = [costs(name, arguments) for name in arguments.names or list_models()]
     if arguments.json:
         print(json.dumps(described, indent=2))
@@ -87,8 +91,9 @@ def table(model: dict[str, Any]) -> Table:
     shown = Table(
         title=f"{model['name']}: {model['description']} Images {size}x{size}.",
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
-    names = ("stage", "parameters", "multiply-adds", "independent: parameters", "multiply-adds")
+    names = ("stage", "parameters", "multiply-adds", "independent:\nparameters", "multiply-adds")
     for name in names:
         shown.add_column(name, justify="right")
     for row in model["stages"]:

@@ -20,8 +20,11 @@ class Interrupted(RunError):
     """A run stopped by a signal after it saved a checkpoint (exit status 128 + the signal)."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
+        super().__init__(message, signal_number)  # both, so that it survives pickling
+        self.message, self.signal_number = message, signal_number
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
@@ -33,5 +36,5 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     '; known: epochs, lr'
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    near = get_close_matches(name, names, n=4, cutoff=0.5)
     return f"; near matches: {', '.join(near)}" if near else f"; known: {', '.join(names)}"

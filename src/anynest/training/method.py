@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from anynest.multitask import make_combiner
-from anynest.training.errors import ConfigError
+from anynest.multitask import list_methods, make_combiner
+from anynest.training.errors import ConfigError, near_matches
 
 GREEDY = "greedy"
 
@@ -54,6 +54,12 @@ class MethodConfig:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(
                 f"method.label_smoothing must be from 0 to below 1, found {self.label_smoothing}"
+            )
+        known = [*list_methods(), "sgd", GREEDY]
+        if self.name not in known:
+            raise ConfigError(
+                f"method.name must be one of {', '.join(known)}, found {self.name!r}"
+                f"{near_matches(self.name, known)}"
             )
         if self.name == GREEDY:
             for key in ("priority", "weights", "C"):

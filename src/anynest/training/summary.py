@@ -113,10 +113,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if parts["validation"] == parts["test"]:
         del parts["validation"]
     for role, name in parts.items():
-        table.add_column(f"{name} loss", justify="right")
-        table.add_column(f"{name} error %", justify="right")
+        table.add_column(f"{name}\nloss", justify="right")
+        table.add_column(f"{name}\nerror %", justify="right")
         if "top5_error" in summary[role]:
-            table.add_column(f"{name} top-5 error %", justify="right")
+            table.add_column(f"{name}\ntop-5 %", justify="right")
     for index in range(len(summary["test"]["error"])):
         row = [str(index + 1)]
         for role in parts:
