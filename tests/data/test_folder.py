@@ -150,8 +150,11 @@ def test_random_resized_crops_are_as_published() -> None:
         assert np.quantile(high, q) == pytest.approx(np.quantile(wanted_high[fits], q), rel=0.06)
         ratio = np.quantile((wanted_wide / wanted_high)[fits], q)
         assert np.quantile(wide / high, q) == pytest.approx(ratio, rel=0.03)
-    spare = left[wide < 200] / (width - wide[wide < 200])
-    assert spare.mean() == pytest.approx(0.5, abs=0.05)
+    for first, extent, whole in ((left, wide, width), (top, high, height)):
+        small = extent < whole / 2
+        spare = first[small] / (whole - extent[small])
+        assert spare.mean() == pytest.approx(0.5, abs=0.05)
+        assert spare.max() > 0.95
 
 
 def test_an_odd_shape_falls_back_to_the_centre() -> None:
