@@ -87,6 +87,13 @@ def test_sparse_gradients_are_refused_where_rows_are_mixed(method: str) -> None:
     assert table.weight.grad is None
 
 
+def test_a_sparse_gradient_is_named_by_its_own_loss_beside_a_skipped_one() -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    loss = table(torch.tensor([1, 3])).sum()
+    with pytest.raises(ValueError, match="loss 1 gives a sparse gradient"):
+        OSGD(on_nonfinite="skip").backward([loss * NAN, loss], table.parameters())
+
+
 def test_weighted_sgd_takes_sparse_gradients_as_an_ordinary_backward_does() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     WeightedSGD().backward([table(torch.tensor([1, 3])).sum()], table.parameters())

@@ -171,10 +171,11 @@ def test_near_parallel_rows_are_exact_to_1e_6(perturbation: float, scale: float)
         rows = torch.stack([base, base + perturbation * a, base + perturbation * b, a + 0.1 * c])
         rows = (scale * rows).float()
         update, kept = exact_osgd(rows)
-        components, _ = orthogonalize(Rows.stack([[row] for row in rows]))
+        components, L = orthogonalize(Rows.stack([[row] for row in rows]))
         found = weighted_sum(components, torch.ones(4))[0]
         assert found is not None
         assert relative(found, update) < 1e-6
+        assert relative(L @ kept, rows.double()) < 1e-6
         for u, (v,) in zip(kept, components.tensors(), strict=True):
             assert v is not None
             assert relative(v, u) < 1e-6

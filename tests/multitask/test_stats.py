@@ -62,6 +62,14 @@ def test_norms_and_cosines_are_those_of_the_gradients() -> None:
     torch.testing.assert_close(stats.norms, torch.tensor([5.0, 2.0, 0.0], dtype=torch.float64))
 
 
+def test_a_zero_gradient_keeps_its_weight_and_a_repeated_one_has_none() -> None:
+    a, b = torch.randn(2, 4)
+    w = nn.Parameter(torch.zeros(4))
+    stats = OSGD().backward([w @ a, w.sum() * 0, w @ a, w @ b], [w])
+    share = (a @ b / (a @ a)).item()
+    assert stats.weights.tolist() == pytest.approx([1 - share, 1.0, 0.0, 1.0])
+
+
 @pytest.mark.parametrize("method", list_methods())
 def test_stats_are_plain_json(method: str, three_exits: Make, digit_losses: Losses) -> None:
     network = three_exits()

@@ -140,6 +140,13 @@ def test_one_loss_is_plain_backward_bit_for_bit(
             assert torch.equal(p.grad.view(torch.int32), q.grad.view(torch.int32))
 
 
+def test_one_loss_keeps_the_sign_of_zero() -> None:
+    w = nn.Parameter(torch.ones(5))
+    OSGD().backward([(w * -0.0).sum()], [w])
+    assert w.grad is not None
+    assert w.grad.signbit().all()
+
+
 @pytest.mark.parametrize(
     ("options", "by_hand"),
     [

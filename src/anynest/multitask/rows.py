@@ -23,8 +23,6 @@ Grads = Sequence[Tensor | None]
 # cache; on a GPU few launches matter more.
 CHUNK_CPU = 1 << 14
 CHUNK_GPU = 1 << 22
-# Below this share of its norm a float64 row's remainder is the arithmetic's own rounding.
-ROUNDING_FLOOR = 2.0**-48
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from .checks import check_priority
-from .rows import ROUNDING_FLOOR, Rows, index_on
+from .rows import Rows, index_on
 
 # A remaining share r of a row: above r^2 = 1e-6 one round is good to about 1e-9.
 WELL_CONDITIONED = 1e-6
-# Below this r^2 the first round cannot tell a remainder from its own rounding.
-FIRST_ROUND_FLOOR = 2.0**-47
+# In units of the arithmetic's eps: below this r^2 the first round cannot tell a remainder from its
+# own rounding, and below this r neither can the second.
+FIRST_ROUND_FLOOR = 32
+ROUNDING_FLOOR = 16
 
 
 class Orthogonal(NamedTuple):
@@ -55,8 +57,9 @@ def _add_at(total_SS: Tensor, tasks: tuple[int, ...], part_kk: Tensor) -> None:
 def rounding_noise(rows: Rows) -> Tensor:
     """[S] the squared norm of each row's own rounding: (eps of its dtype * norm)^2, per block."""
     noise = rows.new(rows.num_tasks)
+    floor = ROUNDING_FLOOR * torch.finfo(noise.dtype).eps
     for block, gram in zip(rows.blocks, rows.block_grams(), strict=True):
-        eps = max(torch.finfo(block.values.dtype).eps, ROUNDING_FLOOR)
+        eps = max(torch.finfo(block.values.dtype).eps, floor)
         index = index_on(rows.rows_in(block), noise.device)
         noise.index_add_(0, index, gram.diagonal().to(noise.device) * eps**2)
     return noise
@@ -109,7 +112,8 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
     gram = in_order(gram_matrix(rows), index)
     squares = gram.diagonal()
     noise = rounding_noise(rows).index_select(0, index)
-    coefficients, rest = _eliminate(gram, torch.maximum(noise, squares * FIRST_ROUND_FLOOR))
+    floor = FIRST_ROUND_FLOOR * torch.finfo(gram.dtype).eps
+    coefficients, rest = _eliminate(gram, torch.maximum(noise, squares * floor))
     inverse = _invert(coefficients)
     reads = _reads(rows, order)
     if not _well_conditioned(rest, squares):
