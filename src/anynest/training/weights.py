@@ -61,7 +61,18 @@ def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
     }
-    write_whole(path, to_bytes(state, metadata=info.metadata()))
+    write_whole(path, _in_order(to_bytes(state, metadata=info.metadata())))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors lists them in an order of chance, and
+    the same weights should be the same bytes."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def weights_file(path: str | Path) -> Path:

@@ -1,0 +1,28 @@
+"""One thread, and a finished tiny run that the commands may look at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from anynest.cli import main
+
+TINY = (
+    "--base-width 2 --growth 1x1,2x1 --batch-size 256 --device cpu --threads 1 --data digits"
+).split()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", *TINY, "--epochs", "1", "--out", str(folder), "--quiet"]) == 0
+    return folder

@@ -1,0 +1,241 @@
+"""The commands: what they print, their exit status, one line for a user's mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anynest import __version__, create_model, list_models
+from anynest.cli import main
+from anynest.cli.main import COMMANDS
+from anynest.training import ConfigError, RunError, read_config
+
+TINY = (
+    "--base-width 2 --growth 1x1,2x1 --batch-size 256 --device cpu --threads 1 --data digits"
+).split()
+Out = pytest.CaptureFixture[str]
+
+
+def exit_status(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+@pytest.mark.parametrize("name", [module.__name__.rsplit(".", 1)[1] for module in COMMANDS])
+def test_help_shows_an_example(name: str, capsys: Out) -> None:
+    assert exit_status([name, "--help"]) == 0
+    assert f"anynest {name}" in capsys.readouterr().out.split("example")[-1]
+
+
+def test_version(capsys: Out) -> None:
+    assert exit_status(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "anynest", "train", "--out", "x", "--epochs", "0"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "anynest: schedule.epochs must be at least 1, found 0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train", "--out"),
+        ("train --out {new} --model width_nested_resnet01", "near matches: width_nested_resnet"),
+        ("train --out {new} --model-option blcoks=1", "'blocks'"),
+        ("train --out {new} --model-option blocks", "KEY=VALUE"),
+        ("train --out {new} --method osdg", "near matches: osgd"),
+        ("train --out {new} --method greedy --priority 0,1", "greedy"),
+        ("train --out {new} --priority 0,x", "--priority"),
+        ("train --out {new} --priority 0,0", "permutation"),
+        ("train --out {new} --priority 1,0", "permutation"),
+        ("train --out {new} --growth 1x1,2", "--growth"),
+        ("train --out {new} --optimizer adamv", "adamw"),
+        ("train --out {new} --optimizer-option momntum=1", "near matches: momentum"),
+        ("train --out {new} --lr fast", "--lr must be a finite number"),
+        ("train --out {new} --epochs 2.5", "--epochs must be a whole number"),
+        ("train --out {new} --device cuda:99", "not available"),
+        ("train --out {new} --device quantum", "run.device"),
+        ("train --out {new} --data /no/such/folder", "/no/such/folder"),
+        ("train --out {new} --holdout 1.5", "holdout"),
+        ("train --out {new} --batch-size 5000", "5000"),
+        ("train --out {new} --recipe paper-cfar", "near matches: paper-cifar"),
+        ("train --out {new} --config /no/such/file", "cannot read"),
+        ("train --out {new} --resume {run}", "differ"),
+        ("train --out {run}", "must be empty or new"),
+        ("train --out {run}/config.json", "found a file"),
+        ("train --resume {new}", "no run to resume"),
+        ("train --resume {run} --epochs 7", "schedule.epochs was 1, now 7"),
+        ("train --resume {run} --method sgd-sum --lr 0.5", "method.name"),
+        ("evaluate {new}", "does not exist"),
+        ("evaluate {run}/curves.png", "no whole safetensors file"),
+        ("evaluate {run} --device quantum", "run.device"),
+        ("evaluate {run} --batch-size 0", "at least 1"),
+        ("models nope_resnet", "no model named"),
+        ("models --image-size 0", "--image-size"),
+        ("demo --epochs 0", "--epochs"),
+        ("demo --out {run}", "must be empty or new"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    arguments: str, words: str, tmp_path: Path, finished: Path, capsys: Out
+) -> None:
+    new = tmp_path / "new"
+    argv = [part.format(new=new, run=finished) for part in arguments.split()]
+    if argv[0] == "train" and "--resume" not in argv and "--device" not in argv:
+        argv += ["--device", "cpu"]
+    capsys.readouterr()
+    assert exit_status(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("anynest: ")
+    assert shown.err.count("\n") == 1
+    assert words in shown.err
+    assert "Traceback" not in shown.err + shown.out
+    assert not new.exists() or not any(new.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["frobnicate"], ["train", "--frobnicate"], ["train", "--precision", "int4"]]
+)
+def test_wrong_usage(argv: list[str], capsys: Out) -> None:
+    assert exit_status(argv) == 2
+    assert "usage: anynest" in capsys.readouterr().err
+
+
+def test_a_failed_run_has_status_1(tmp_path: Path, capsys: Out) -> None:
+    argv = ["train", *TINY, "--out", str(tmp_path / "run"), "--lr", "1e18", "--quiet"]
+    assert main(argv) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "epoch 1" in shown
+
+
+def test_traceback_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYNEST_TRACEBACK", "1")
+    with pytest.raises(ConfigError):
+        main(["train", "--epochs", "0", "--out", "x"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RunError("a\nb"), 1), (OSError(28, "full"), 2), (ValueError(""), 2)]
+)
+def test_status_of_errors(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("anynest.cli.train.train", fail)
+    assert main(["train", "--out", "x"]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_train_as_typed(tmp_path: Path, capsys: Out) -> None:
+    """The issue's own command, on the digits and with one epoch; then --resume, both ways."""
+    folder = str(tmp_path / "runs" / "a")
+    argv = "train --model width_nested_resnet10 --data digits --method osgd --epochs 1".split()
+    argv += ["--out", folder, "--threads", "1", "--device", "cpu"]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "epoch 1/1" in shown
+    assert folder in shown
+    for resumed in (["train", "--resume", folder], [*argv, "--resume"]):
+        assert main(resumed) == 0
+        assert "finished" in capsys.readouterr().out
+    config = read_config(tmp_path / "runs" / "a" / "config.json")
+    assert config.model.name == "width_nested_resnet10"
+    assert config.method.name == "osgd"
+
+
+def test_resume_starts_where_no_run_is(tmp_path: Path, capsys: Out) -> None:
+    """A job script may always pass --out and --resume."""
+    argv = ["train", *TINY, "--epochs", "1", "--out", str(tmp_path / "run"), "--resume"]
+    assert main(argv) == 0
+    assert "starting one" in capsys.readouterr().out
+    assert main(argv) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """Flags over --config over --recipe over the defaults."""
+    file = tmp_path / "part.json"
+    file.write_text(json.dumps({"schedule": {"epochs": 2}, "optimizer": {"lr": 0.05}}))
+    argv = ["train", *TINY, "--recipe", "paper-cifar", "--config", str(file), "--epochs", "1"]
+    assert main([*argv, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    config = read_config(tmp_path / "run" / "config.json")
+    assert config.schedule.epochs == 1
+    assert config.optimizer.lr == 0.05
+    assert config.data.holdout == 0
+    assert config.data.batch_size == 256
+    assert config.optimizer.options == {"momentum": 0.9, "nesterov": True}
+
+
+def test_train_json(tmp_path: Path, capsys: Out) -> None:
+    argv = ["train", *TINY, "--epochs", "1", "--out", str(tmp_path / "run"), "--json"]
+    assert main(argv) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["test"]["error"]) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_evaluate(finished: Path, split: str, capsys: Out) -> None:
+    assert main(["evaluate", str(finished), "--split", split, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    summary = json.loads((finished / "summary.json").read_text())
+    if split != "train":  # training errors are measured on the way
+        assert found["error"] == summary[split]["error"]
+    assert main(["evaluate", str(finished / "weights.safetensors"), "--split", split]) == 0
+    assert f"{split} split" in capsys.readouterr().out
+
+
+def test_evaluate_weights_alone(finished: Path, tmp_path: Path, capsys: Out) -> None:
+    alone = tmp_path / "w.safetensors"
+    alone.write_bytes((finished / "weights.safetensors").read_bytes())
+    assert main(["evaluate", str(alone)]) == 2
+    assert "give --data" in capsys.readouterr().err
+    assert main(["evaluate", str(alone), "--data", "digits", "--json"]) == 0
+    summary = json.loads((finished / "summary.json").read_text())
+    assert json.loads(capsys.readouterr().out)["error"] == summary["test"]["error"]
+
+
+def test_models(capsys: Out) -> None:
+    assert main(["models", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in described] == list_models()
+    small = next(model for model in described if model["name"] == "width_nested_resnet10")
+    model = create_model("width_nested_resnet10")
+    last = small["stages"][-1]
+    assert last["parameters"] == sum(p.numel() for p in model.parameters())
+    plain = create_model("width_nested_resnet10", independent=3)
+    assert last["independent_parameters"] == sum(p.numel() for p in plain.parameters())
+    assert [row["multiply_adds"] for row in small["stages"]] == [
+        row.multiply_adds for row in model.cost(32)
+    ]
+    assert main(["models", "width_nested_resnet10", "--image-size", "8"]) == 0
+    assert "independent" in capsys.readouterr().out
+
+
+def test_doctor(capsys: Out) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["healthy"]
+    assert report["packages"]["torch"]
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.count("ok ") == len(report["checks"])
+
+
+def test_doctor_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    monkeypatch.setattr("anynest.cli.doctor.TOLERANCE", 0.0)
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.count("FAIL") == 2

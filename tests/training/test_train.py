@@ -1,0 +1,303 @@
+"""Runs from start to end, and every way in which one may stop."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from anynest.training import (
+    ConfigError,
+    Interrupted,
+    RunError,
+    RunFolderError,
+    TrainConfig,
+    files,
+    load,
+    read_config,
+    train,
+)
+from anynest.training.loop import Loop
+from anynest.training.progress import Silent
+from anynest.training.run_folder import RunFolder
+
+Tiny = Callable[..., TrainConfig]
+METHODS = ["sgd-mean", "sgd-sum", "sgd-participants", "normsgd", "osgd", "osgd-norm", "greedy"]
+
+
+class Listening(Silent):
+    """Keeps what is said; calls ``then`` after a number of batches."""
+
+    def __init__(self, batches: int = -1, then: Callable[[], None] = lambda: None) -> None:
+        self.said: list[str] = []
+        self.left, self.then = batches, then
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def batch(self, label: str, images: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.then()
+
+
+def bits(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def learned(folder: Path) -> list[dict[str, Any]]:
+    lines = RunFolder(folder).read_history()
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny config, three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(TrainConfig.from_json(settings()), folder)
+    return folder
+
+
+def settings(**run: Any) -> dict[str, Any]:
+    return {
+        "model": {"name": "width_nested_resnet10", "growth": [[1, 1], [2, 1]], "base_width": 2},
+        "data": {"source": "digits", "batch_size": 256},
+        "schedule": {"epochs": 3},
+        "run": {"device": "cpu", "threads": 1, **run},
+    }
+
+
+def test_a_finished_run(whole: Path) -> None:
+    config = TrainConfig.from_json(settings())
+    assert read_config(whole / "config.json") == config
+    assert {path.name for path in whole.iterdir()} == {
+        "config.json", "metrics.jsonl", "checkpoints", "weights.safetensors", "curves.png",
+        "summary.json", "run.lock",
+    }  # fmt: skip
+    assert len(list((whole / "checkpoints").iterdir())) == 2
+    lines = RunFolder(whole).read_history()
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [5, 10, 15]
+    for line in lines:
+        for part in ("train", "validation"):
+            assert len(line[part]["loss"]) == len(line[part]["error"]) == 2
+        assert line["cosines"][0][0] == pytest.approx(1)
+        assert line["cosines"][0][1] == pytest.approx(line["cosines"][1][0])
+        assert line["images_per_second"] > 0
+    assert lines[0]["lr"] == pytest.approx(0.02)  # of its last batch
+    assert lines[-1]["lr"] == pytest.approx(0.0008)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["test"]["images"] == 360
+    assert summary["validation"]["error"] == lines[-1]["validation"]["error"]
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path, whole: Path) -> None:
+    train(TrainConfig.from_json(settings()), tmp_path / "again")
+    assert bits(tmp_path / "again") == bits(whole)
+    train(TrainConfig.from_json(settings(seed=1)), tmp_path / "other")
+    assert bits(tmp_path / "other") != bits(whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(tmp_path: Path, method: str) -> None:
+    data = settings()
+    data["model"] = {"name": "width_nested_resnet10", "growth": [[1, 1], [2, 1]], "base_width": 4}
+    data["data"]["batch_size"] = 64
+    data["method"] = {"name": method}
+    data["optimizer"] = {"lr": 0.01 if "norm" in method else 0.1}
+    result = train(TrainConfig.from_json(data), tmp_path / "run")
+    assert max(result.test_error) < 0.6, result.test_error
+    model = load(tmp_path / "run")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    lines = RunFolder(tmp_path / "run").read_history()
+    if method == "greedy":
+        assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2]
+        assert lines[0]["validation"]["error"][1] is None
+    else:
+        cosine = lines[0]["cosines"][0][1]
+        assert -1 <= cosine <= 1
+
+
+def test_one_epoch_is_what_plain_torch_does(tmp_path: Path, tiny: Tiny) -> None:
+    """sgd-sum with the default recipe against a loop written out by hand, bit for bit."""
+    config = tiny(method={"name": "sgd-sum"}, schedule={"epochs": 1})
+    train(config, tmp_path / "run")
+    data = config.data.load()
+    torch.manual_seed(0)
+    model = config.model.build(data.num_classes, data.in_channels)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    loader = config.data.train_loader(data, 0, torch.device("cpu"), False)
+    drops = [round(share * len(loader)) for share in (0.3, 0.6, 0.8)]
+    for batch, (images, labels) in enumerate(loader.batches(0)):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.2 ** sum(batch >= drop for drop in drops)
+        optimizer.zero_grad()
+        sum(nn.functional.cross_entropy(out, labels) for out in model(images)).backward()
+        optimizer.step()
+    trained = load(tmp_path / "run").state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "adamw", "lr": 1e-3, "clip": 1.0}},
+        {"optimizer": {"name": "rmsprop", "lr": 1e-3}, "method": {"priority": [1, 0]}},
+        {"run": {"precision": "bf16", "channels_last": True}},
+        {"run": {"deterministic": True}, "method": {"label_smoothing": 0.1}},
+    ],
+)
+def test_options_resume_to_the_same_bits(
+    tmp_path: Path, tiny: Tiny, changes: dict[str, Any]
+) -> None:
+    """Each at least runs, and is the same after an interruption in mid-epoch."""
+    config = tiny(**changes)
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", 7)
+    train(None, tmp_path / "cut", resume=True)
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    assert learned(tmp_path / "cut") == learned(tmp_path / "whole")
+
+
+def interrupt(config: TrainConfig, folder: Path, batches: int, number: int = signal.SIGINT) -> str:
+    before = signal.getsignal(number)
+    reporter = Listening(batches, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted) as caught:
+        train(config, folder, reporter=reporter)
+    assert caught.value.signal_number == number
+    assert signal.getsignal(number) is before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, whole: Path, number: int) -> None:
+    folder = tmp_path / "a run"
+    said = interrupt(TrainConfig.from_json(settings()), folder, 8, number)
+    assert f"anynest train --resume '{folder}'" in said
+    assert "epoch 2, batch 4 of 5" in said
+    assert "\n" not in said
+    train(None, folder, resume=True)
+    assert bits(folder) == bits(whole)
+    assert learned(folder) == learned(whole)
+
+
+def test_damaged_newest_checkpoint(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    interrupt(TrainConfig.from_json(settings()), folder, 12)
+    newest = RunFolder(folder).checkpoints.paths()[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    reporter = Listening()
+    train(None, folder, resume=True, reporter=reporter)
+    assert any(str(newest) in line and "set aside" in line for line in reporter.said)
+    assert bits(folder) == bits(whole)
+    assert learned(folder) == learned(whole)
+
+
+def test_full_disk_then_resume(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = files._write, 0
+
+    def full(file: Any, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            file.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, data)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_write", full)
+        with pytest.raises(RunError, match="No space left"):
+            train(TrainConfig.from_json(settings()), folder)
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    train(None, folder, resume=True)
+    assert bits(folder) == bits(whole)
+    assert learned(folder) == learned(whole)
+
+
+@pytest.mark.parametrize("method", ["osgd", "sgd-mean", "greedy"])
+def test_loss_that_is_not_finite(tmp_path: Path, tiny: Tiny, method: str) -> None:
+    config = tiny(
+        method={"name": method},
+        optimizer={"lr": 1e18},
+        schedule={"epochs": 5, "shape": "constant", "warmup_epochs": 2},
+        run={"save_batches": 1},
+    )
+    with pytest.raises(RunError, match=r"stage \d.*epoch \d, batch \d of 5|not finite") as caught:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    state = RunFolder(tmp_path / "run").checkpoints.load_newest(lambda _: None)
+    if state is not None:
+        assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_where_the_loss_went_wrong(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN in stage 2 alone, in the second epoch's third batch, is placed exactly."""
+    real = Loop.save_if_due
+
+    def poison(self: Loop, now: float) -> None:
+        real(self, now)
+        if self.position.step == 7:
+            with torch.no_grad():
+                self.model.head(2).bias.fill_(float("nan"))
+
+    monkeypatch.setattr(Loop, "save_if_due", poison)
+    words = r"loss of stage 2 is nan at epoch 2, batch 3 of 5; the last good checkpoint stands"
+    with pytest.raises(RunError, match=words + r" \(.*step-000000005"):
+        train(tiny(), tmp_path / "run")
+
+
+def test_resume_rules(tmp_path: Path, whole: Path, tiny: Tiny) -> None:
+    reporter = Listening()
+    before = bits(whole)
+    result = train(None, whole, resume=True, reporter=reporter)
+    assert "finished" in reporter.said[0]
+    assert len(result.test_error) == 2
+    assert bits(whole) == before
+    with pytest.raises(ConfigError, match=r"schedule\.epochs was 3, now 2"):
+        train(tiny(), whole, resume=True)
+    with pytest.raises(RunFolderError, match=r"must be empty or new.*--resume"):
+        train(tiny(), whole)
+    with pytest.raises(RunFolderError, match="no run to resume"):
+        train(None, tmp_path / "nothing", resume=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, tiny: Tiny) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(RunFolderError, match="found a file"):
+        train(tiny(), blocked)
+    with pytest.raises((RunFolderError, RunError), match="cannot write"):
+        train(tiny(), blocked / "below")
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match="must be empty or new"):
+        train(tiny(), used)
+    assert [path.name for path in used.iterdir()] == ["thesis.tex"]
+
+
+def test_two_processes_in_one_folder(tmp_path: Path, tiny: Tiny) -> None:
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="another"):
+        train(tiny(), tmp_path / "run")
+
+
+def test_tensorboard(tmp_path: Path, tiny: Tiny) -> None:
+    pytest.importorskip("tensorboard")
+    train(tiny(run={"tensorboard": True}, schedule={"epochs": 1}), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))

@@ -1,0 +1,123 @@
+"""Weights files: what is saved comes back, what is damaged is refused in one line."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anynest.nets import create_model, list_models
+from anynest.training import RunFolderError, WeightsInfo, load, read_info, save_weights
+
+ARGUMENTS = {"num_classes": 3, "in_channels": 1, "growth": [[1, 1], [2, 1]], "base_width": 2}
+
+
+def info(**changes: Any) -> WeightsInfo:
+    values: dict[str, Any] = {
+        "model": "width_nested_resnet10", "arguments": ARGUMENTS, "classes": ("a", "b", "ç"),
+        "mean": (0.5,), "std": (0.25,), "image_size": 8, "data": "tiny", "anynest": "0",
+    }  # fmt: skip
+    return WeightsInfo(**{**values, **changes})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = create_model("width_nested_resnet10", **ARGUMENTS)
+    model(torch.randn(4, 1, 8, 8))  # moves the batch norms' statistics
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, model, info())
+    return path
+
+
+def test_round_trip(saved: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("width_nested_resnet10", **ARGUMENTS)
+    model(torch.randn(4, 1, 8, 8))
+    loaded = load(saved)
+    assert not loaded.training
+    images = torch.randn(2, 1, 8, 8)
+    for ours, theirs in zip(model.eval()(images), loaded(images), strict=True):
+        assert torch.equal(ours, theirs)
+    assert read_info(saved) == info()
+
+
+def test_the_same_weights_are_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        save_weights(tmp_path / str(number), load(saved), info())
+        assert (tmp_path / str(number)).read_bytes() == saved.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if name[-2:] in ("10", "14")])
+def test_small_models_of_the_registry(tmp_path: Path, name: str) -> None:
+    model = create_model(name, num_classes=3).eval()
+    path = tmp_path / "w"
+    save_weights(path, model, info(model=model.name, arguments=model.arguments, mean=(0.0,) * 3))
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model(images)[-1], load(path)(images)[-1])
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def metadata(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    def change(header: dict[str, Any]) -> None:
+        header["__metadata__"].update(changes)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (metadata(format="pt"), "format 'pt'"),
+        (metadata(arguments="{"), "damaged metadata"),
+        (metadata(arguments="[" * 100_000), "damaged metadata"),
+        (metadata(mean='["a"]'), "wrong types"),
+        (metadata(model="width_nested_resnet01"), "near matches"),
+        (metadata(model="os.system"), "no model named"),
+        (metadata(arguments='{"num_classes": 4}'), "does not fit"),
+        (metadata(arguments='{"base_width": 1000000}'), "does not fit"),
+        (metadata(arguments='{"base_width": "x"}'), "base_width"),
+        (metadata(arguments='{"frob": 1}'), "frob"),
+        (lambda header: header.pop("__metadata__"), "format None"),
+        (lambda header: header["__metadata__"].pop("classes"), "classes"),
+        (lambda header: header.update(extra=header["head1.bias"]), "no whole safetensors file"),
+    ],
+)
+def test_bad_metadata(saved: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    rewrite(saved, change)
+    with pytest.raises(RunFolderError) as caught:
+        load(saved)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0, 0.0001, 0.01, 0.5, 0.999])
+def test_truncated(saved: Path, share: float) -> None:
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(RunFolderError, match="no whole safetensors file"):
+        load(saved)
+
+
+def test_paths(saved: Path, tmp_path: Path) -> None:
+    assert load(saved.parent).num_stages == 2  # a folder with the file in it
+    with pytest.raises(RunFolderError, match="does not exist"):
+        load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunFolderError, match="holds no weights"):
+        load(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"not finished.*--resume"):
+        load(tmp_path / "empty")
