@@ -92,16 +92,17 @@ def compare(name: str, batch: int, rounds: int, layout: str, bf16: bool, device:
     return rows
 
 
-def small(batch: int, rounds: int) -> list[dict]:
+def small(batch: int, rounds: int, layout: str) -> list[dict]:
     """A whole OSGD training step on 32x32 of each small member."""
     rows = []
     for name in list_models():
         if any(size in name for size in ("42", "98", "50", "66")):
             continue
-        model = create_model(name).train()
+        model = create_model(name).train().to(memory_format=LAYOUTS[layout])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         combiner = OSGD()
         x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+        x = x.to(memory_format=LAYOUTS[layout])
 
         def whole(
             model: AnytimeNetwork = model,
@@ -118,7 +119,15 @@ def small(batch: int, rounds: int) -> list[dict]:
 
         took = [whole() for _ in range(rounds + 2)][2:]
         low, middle, high = quartiles(took)
-        rows.append({"model": name, "seconds": middle, "quartiles": [low, high], "batch": batch})
+        rows.append(
+            {
+                "model": name,
+                "seconds": middle,
+                "quartiles": [low, high],
+                "batch": batch,
+                "layout": layout,
+            }
+        )
         print(f"{name:40s} {1e3 * middle:7.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]", flush=True)
     return rows
 
@@ -145,7 +154,8 @@ def main() -> None:
     )
     rows = []
     if args.small:
-        rows = small(args.batch, args.rounds)
+        for layout in ("nchw", "nhwc") if args.layout == "both" else (args.layout,):
+            rows += small(args.batch, args.rounds, layout)
     else:
         for precision in ("fp32", "bf16") if args.precision == "both" else (args.precision,):
             for layout in ("nchw", "nhwc") if args.layout == "both" else (args.layout,):

@@ -23,7 +23,7 @@ def cascade_sparse_resnet26() -> Architecture:
     return Architecture(
         blocks=(1, 1, 1),
         growth=(Stage(1, 1), Stage(1, 2), Stage(1, 4)),
-        base_width=8,
+        base_width=4,
         skips="sparse",
         order="prefix",
     )

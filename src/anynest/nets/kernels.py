@@ -140,7 +140,7 @@ def unit_backward(
     weights, gammas, betas = [], [], []
     for j in range(active):
         rows = shape.rows(unit, j)
-        weights.append(dense[rows, : shape.reads(unit, j)].contiguous())
+        weights.append(dense[rows, : shape.reads(unit, j)])
         gammas.append(gamma_grad[rows])
         betas.append(beta_grad[rows])
     return grad, (weights, gammas, betas)

@@ -27,13 +27,13 @@ def even_width_resnet42() -> Architecture:
 @register
 def width_nested_resnet10() -> Architecture:
     """A small width-nested ResNet for laptops and tests."""
-    return Architecture(blocks=(2, 1, 1), growth=POWERS_OF_TWO, base_width=8)
+    return Architecture(blocks=(2, 1, 1), growth=POWERS_OF_TWO, base_width=4)
 
 
 @register
 def even_width_resnet10() -> Architecture:
     """A small ResNet in four stripes of equal width, for laptops and tests."""
-    return Architecture(blocks=(2, 1, 1), growth=EVEN, base_width=8)
+    return Architecture(blocks=(2, 1, 1), growth=EVEN, base_width=4)
 
 
 @register
@@ -54,7 +54,7 @@ def width_nested_resnet14() -> Architecture:
     return Architecture(
         blocks=(1, 1, 1, 1),
         growth=POWERS_OF_TWO,
-        base_width=8,
+        base_width=4,
         block="bottleneck",
         stem="imagenet",
     )

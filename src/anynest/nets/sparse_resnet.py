@@ -35,20 +35,20 @@ def simultaneous_nested_sparse_resnet98() -> Architecture:
 def depth_nested_sparse_resnet14() -> Architecture:
     """A small depth-nested Sparse ResNet for laptops and tests."""
     return Architecture(
-        blocks=(1, 1, 1), growth=(Stage(1, 1), Stage(1, 2)), base_width=16, skips="sparse"
+        blocks=(1, 1, 1), growth=(Stage(1, 1), Stage(1, 2)), base_width=8, skips="sparse"
     )
 
 
 @register
 def alternating_nested_sparse_resnet26() -> Architecture:
     """A small Sparse ResNet that grows in width and depth by turns, for laptops and tests."""
-    return Architecture(blocks=(1, 1, 1), growth=ALTERNATING, base_width=4, skips="sparse")
+    return Architecture(blocks=(1, 1, 1), growth=ALTERNATING, base_width=2, skips="sparse")
 
 
 @register
 def simultaneous_nested_sparse_resnet26() -> Architecture:
     """A small Sparse ResNet that grows in width and depth at once, for laptops and tests."""
-    return Architecture(blocks=(1, 1, 1), growth=SIMULTANEOUS, base_width=4, skips="sparse")
+    return Architecture(blocks=(1, 1, 1), growth=SIMULTANEOUS, base_width=2, skips="sparse")
 
 
 @register
