@@ -8,9 +8,8 @@ import torch
 
 from anynest.cli import main
 
-TINY = (
-    "--base-width 2 --growth 1x1,2x1 --batch-size 256 --device cpu --threads 1 --data digits"
-).split()
+TINY = ["--base-width", "2", "--growth", "1x1,2x1", "--batch-size", "256", "--data", "digits"]
+TINY += ["--device", "cpu", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True, scope="session")

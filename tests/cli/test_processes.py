@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-TINY = (
-    "--base-width 2 --growth 1x1,2x1 --batch-size 64 --device cpu --threads 1 --data digits "
-    "--epochs 8 --save-batches 5"
-).split()
+TINY = ["--base-width", "2", "--growth", "1x1,2x1", "--batch-size", "64", "--data", "digits"]
+TINY += ["--device", "cpu", "--threads", "1", "--epochs", "8", "--save-batches", "5"]
 ANYNEST = [sys.executable, "-m", "anynest"]
 
 

@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from anynest.cli.console import Console
 from anynest.cli.demo_picture import draw
 from anynest.training import ConfigError, TrainConfig, train
 from anynest.training.environment import usable_cores

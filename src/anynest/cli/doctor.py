@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from anynest import __version__
+from anynest.cli.console import Console
 from anynest.multitask import make_combiner
 from anynest.multitask.reference import osgd, padded
 from anynest.nets import create_model

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from anynest.cli.console import Console
 from anynest.training import ConfigError, DataConfig, RunFolderError, WeightsInfo, read_config
 from anynest.training.environment import find_device
 from anynest.training.evaluate import Evaluation, evaluate

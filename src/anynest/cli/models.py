@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from anynest.cli.console import Console
 from anynest.nets import create_model, describe, list_models
 from anynest.training import ConfigError
 

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from anynest.cli.console import Console
 from anynest.cli.flags import add_config_flags, typed_settings
 from anynest.training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
 from anynest.training.config import read_object

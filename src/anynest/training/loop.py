@@ -205,6 +205,8 @@ class Loop:
 
     def where(self) -> str:
         """The position in words, counting from 1."""
+        if self.position.epoch == self.epochs:
+            return "after the last epoch"
         position = self.position
         stage = f"stage {position.phase + 1} (greedy), " if self.config.greedy else ""
         batch = min(position.batch + 1, self.batches)

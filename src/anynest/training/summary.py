@@ -1,6 +1,7 @@
 """What is left at a run's end: weights, curves, a table, and a summary with its hardware."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,18 @@ def finish(
     device: torch.device,
     history: list[dict[str, Any]],
     version: str,
+    check: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Measure every stage on the validation and test splits and write the run's last files.
 
-    The summary is written last: a run with a summary is finished.
+    The summary is written last: a run with a summary is finished. ``check`` is called between
+    batches and may raise.
     """
     measured: dict[str, Evaluation] = {}
     for role, split in (("validation", data.validation), ("test", data.test)):
         same = next((done for done in measured.values() if done.split == split.name), None)
         loader = config.data.evaluation_loader(split, data, device)
-        measured[role] = same or evaluate(model, loader, split=split.name)
+        measured[role] = same or evaluate(model, loader, split=split.name, check=check)
     save_weights(folder.weights, model, describe_data(data, data.image_size, model, version))
     title = f"{model.name}, {config.method.name}, {data.label}"
     plot_run(history, title, folder.curves)

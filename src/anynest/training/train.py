@@ -44,9 +44,13 @@ def train(
         checkpoint stands; Interrupted where a signal stopped it.
 
     Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> config = TrainConfig(schedule=ScheduleConfig(epochs=1))  # doctest: +SKIP
-        >>> train(config, TemporaryDirectory().name).test_error  # doctest: +SKIP
+        >>> import tempfile
+        >>> config = TrainConfig.from_json(
+        ...     {"model": {"base_width": 2}, "schedule": {"epochs": 1}, "run": {"device": "cpu"}}
+        ... )
+        >>> result = train(config, tempfile.mkdtemp())
+        >>> len(result.test_error)  # one error a stage
+        3
     """
     reporter = reporter or Silent()
     run_folder = RunFolder(folder)
@@ -66,15 +70,25 @@ def train(
         data = config.data.load() if data is None else data
         seed_everything(config.run.seed)
         model = prepare(config, data, model, device)
-        with run_folder.locked(), StopRequest() as stop:
+        stop = StopRequest()
+        loop = Loop(config, run_folder, data, model, device, reporter, stop)
+        with run_folder.locked(), stop:
             if resume:
                 run_folder.prepare()
             else:
                 run_folder.start(config)
-            loop = Loop(config, run_folder, data, model, device, reporter, stop)
             loop.run()
             model.requires_grad_(True)
-            return finish(config, run_folder, data, model, device, loop.history, anynest_version())
+            return finish(
+                config,
+                run_folder,
+                data,
+                model,
+                device,
+                loop.history,
+                anynest_version(),
+                loop.check_in,
+            )
 
 
 def prepare(config: TrainConfig, data: Any, model: Any, device: torch.device) -> Any:
@@ -83,5 +97,16 @@ def prepare(config: TrainConfig, data: Any, model: Any, device: torch.device) ->
         model = config.model.build(data.num_classes, data.in_channels)
     if config.greedy and model.num_stages > 1 and not hasattr(model, "born"):
         raise ConfigError(f"method greedy needs a nested network, found {type(model).__name__}")
+    method = config.method
+    if method.priority is not None and len(method.priority) != model.num_stages:
+        raise ConfigError(
+            f"method.priority must be a permutation of 0 to {model.num_stages - 1}, one index for "
+            f"each of the network's stages, found {list(method.priority)}"
+        )
+    if method.weights is not None and len(method.weights) != model.num_stages:
+        raise ConfigError(
+            f"method.weights must have one weight for each of the network's {model.num_stages} "
+            f"stages, found {len(method.weights)}"
+        )
     layout = torch.channels_last if config.run.channels_last else torch.preserve_format
     return model.to(device=device, memory_format=layout)
