@@ -261,6 +261,35 @@ def test_where_the_loss_went_wrong(
         train(tiny(), tmp_path / "run")
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last batch before a checkpoint may ruin the weights with no loss having shown it."""
+    real = Loop.save_if_due
+
+    def poison(self: Loop, now: float) -> None:
+        if self.position.step == 7:
+            with torch.no_grad():
+                self.model.head(2).bias.fill_(float("inf"))
+        real(self, now)
+
+    monkeypatch.setattr(Loop, "save_if_due", poison)
+    with pytest.raises(RunError, match=r"weights are not finite at epoch 2, batch 3 of 5"):
+        train(tiny(run={"save_batches": 1}), tmp_path / "run")
+    names = [path.name for path in RunFolder(tmp_path / "run").checkpoints.paths()]
+    assert names[-1] == "step-000000006.ckpt"
+
+
+@pytest.mark.parametrize("batches", [5, 15])
+def test_ctrl_c_between_training_and_validation(tmp_path: Path, whole: Path, batches: int) -> None:
+    folder = tmp_path / "run"
+    interrupt(TrainConfig.from_json(settings()), folder, batches)
+    assert len(learned(folder)) == batches // 5 - 1
+    train(None, folder, resume=True)
+    assert bits(folder) == bits(whole)
+    assert learned(folder) == learned(whole)
+
+
 def test_resume_rules(tmp_path: Path, whole: Path, tiny: Tiny) -> None:
     reporter = Listening()
     before = bits(whole)
