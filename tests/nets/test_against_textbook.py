@@ -163,6 +163,8 @@ def test_width_nesting_keeps_the_lower_triangle(
 
 
 def test_stem_reads_the_image_whole_at_each_width() -> None:
-    model = create_model("width_nested_resnet10", growth=(Stage(1, 1), Stage(3, 1)), in_channels=2)
+    model = create_model(
+        "width_nested_resnet10", growth=(Stage(1, 1), Stage(3, 1)), in_channels=2, base_width=8
+    )
     assert [node.units[0].inputs for node in model.plan.layers[0].nodes] == [2, 2]
     assert [node.units[0].outputs for node in model.plan.layers[0].nodes] == [8, 16]
