@@ -40,9 +40,9 @@ def depth_nested_sparse_resnet14() -> Architecture:
 
 
 @register
-def alternating_nested_sparse_resnet26() -> Architecture:
+def alternating_nested_sparse_resnet14() -> Architecture:
     """A small Sparse ResNet that grows in width and depth by turns, for laptops and tests."""
-    return Architecture(blocks=(1, 1, 1), growth=ALTERNATING, base_width=2, skips="sparse")
+    return Architecture(blocks=(1, 1, 1), growth=ALTERNATING[:4], base_width=4, skips="sparse")
 
 
 @register
