@@ -26,7 +26,7 @@ METHODS = {
     "sgd-sum": "SGD (sum of losses)",
     "osgd": "OSGD",
 }
-EPOCHS = 10
+EPOCHS = 16
 SEEDS = 3
 Job = tuple[str, int, int, Path]  # method, seed, epochs, the demo's folder
 

@@ -80,6 +80,12 @@ class Loop:
             self.folder.events, self.config.run.tensorboard, first_epoch=len(self.history) + 1
         )
         total = self.phases * self.epochs * self.batches
+        self.reporter.say(
+            f"{self.model.name}, {self.config.method.name}, {self.data.label}: "
+            f"{self.phases * self.epochs} epochs of {self.batches} batches on {self.device}"
+        )
+        if state is not None:
+            self.reporter.say(f"going on {self.where()}")
         self.reporter.begin(total, self.position.step)
         try:
             for index in range(self.position.phase, self.phases):
