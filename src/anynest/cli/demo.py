@@ -126,7 +126,9 @@ def train_one(job: Job) -> dict[str, Any]:
 def show(console: Console, report: dict[str, Any]) -> None:
     """The table, what it is worth, and the picture's path."""
     seeds = report["seeds"]
-    table = Table(title=f"test error %, {report['images']} images, mean of {seeds} seeds (spread)")
+    table = Table(
+        title=f"test error %, {report['images']} images, mean of {seeds} seeds (standard deviation)"
+    )
     table.add_column("stage", justify="right")
     for title in METHODS.values():
         table.add_column(title, justify="right")
@@ -141,7 +143,7 @@ def show(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"A reduced run: small images, a small network, {report['epochs']} epochs. One image is "
-        f"{100 / report['images']:.1f} %; differences of the size of the spread mean nothing. "
+        f"{100 / report['images']:.1f} %; differences of the size of the deviation mean nothing. "
         "sgd-sum is the control: OSGD sums, where SGD as the paper prints it averages."
     )
     environment = report["environment"]
