@@ -13,6 +13,7 @@ Legend: j node, u unit; ``y`` results, ``z`` convolutions' results before the no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,84 +22,94 @@ from torch import Tensor, nn
 from .kernels import (
     Shape,
     aten,
-    dense_weight,
+    convolve,
+    convolve_backward,
     joined,
     leading,
+    node_groups,
     normalise,
+    normalise_backward,
     scatter,
-    unit_backward,
 )
 from .stripe import Stripe
 
 
-def can_fuse(stripes: Sequence[Stripe]) -> bool:
-    """Whether the dense kernel may stand in: plain batch norms, all training or none, and autograd on."""
-    if len(stripes) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    norms = [stripe.norm(u) for stripe in stripes for u in range(1, stripe.depth + 1)]
-    plain = all(type(n) is nn.BatchNorm2d and n.momentum == norms[0].momentum for n in norms)
-    return plain and len({norm.training for norm in norms}) == 1
-
-
-def fused_forward(
-    stripes: Sequence[Stripe],
-    parts: Sequence[Tensor],
-    reads: Sequence[int],
-    residual: str | None,
-    added: Sequence[Tensor],
-) -> list[Tensor]:
-    """What ``Stripe.forward`` gives for each of the nodes, in one kernel a unit.
+class FusedRun:
+    """Nodes of a layer that read the same layers, evaluated by one kernel a group of them.
 
     Args:
         stripes: the nodes, in order of birth.
-        parts: the input in slices, ``[B, C_i, H, W]`` each.
-        reads: how many of the parts each node reads; rising.
-        residual: ``"input"``, ``"layer"`` (then ``added`` holds its slices, one a node), or None.
-
-    Returns:
-        The nodes' results, ``[B, c_j, H', W']`` each, views of one buffer.
+        residual: ``"input"``, ``"layer"`` (another layer's result is added), or None.
     """
-    units = range(1, stripes[0].depth + 1)
-    channels = [part.shape[1] for part in parts]
-    norms = [[_batch_norm(stripe.norm(u)) for stripe in stripes] for u in units]
-    shape = Shape(
-        inputs=tuple(sum(channels[:count]) for count in reads),
-        outputs=tuple(_cumulative([s.conv(u).out_channels for s in stripes]) for u in units),
-        kernels=tuple(
-            (stripes[0].conv(u).kernel_size[0], stripes[0].conv(u).stride[0]) for u in units
-        ),
-        parts=tuple(channels),
-        relu=stripes[0].relu,
-        residual=residual,
-        training=norms[0][0].training,
-        momentum=norms[0][0].momentum or 0.0,
-        eps=tuple(row[0].eps for row in norms),
-    )
-    weights = [stripe.conv(u).weight for u in units for stripe in stripes]
-    gammas = [norm.weight for row in norms for norm in row]
-    betas = [norm.bias for row in norms for norm in row]
-    apply: Callable[..., tuple[Tensor, ...]] = _Fused.apply
-    return list(apply(shape, norms, *parts, *added, *weights, *gammas, *betas))
 
+    def __init__(self, stripes: Sequence[Stripe], residual: str | None) -> None:
+        self.stripes = tuple(stripes)
+        self.residual = residual
+        self.units = range(1, stripes[0].depth + 1)
+        self.shapes: dict[tuple[object, ...], Shape] = {}
 
-def _batch_norm(norm: nn.Module) -> nn.BatchNorm2d:
-    assert isinstance(norm, nn.BatchNorm2d)
-    return norm
+    def norms(self) -> list[list[nn.Module]]:
+        """Per unit the nodes' norms, as they stand: a user may have put others in place."""
+        return [[stripe.norm(u) for stripe in self.stripes] for u in self.units]
 
+    def possible(self) -> bool:
+        """Whether the dense kernels may stand in: autograd on, plain batch norms in one mode."""
+        if len(self.stripes) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        norms = [norm for row in self.norms() for norm in row]
+        first = norms[0]
+        return all(
+            type(norm) is nn.BatchNorm2d
+            and norm.track_running_stats
+            and norm.affine
+            and norm.momentum == first.momentum
+            and norm.eps == first.eps
+            and norm.training == first.training
+            for norm in norms
+        )
 
-def _cumulative(values: Sequence[int]) -> tuple[int, ...]:
-    total, result = 0, []
-    for value in values:
-        total += value
-        result.append(total)
-    return tuple(result)
+    def __call__(
+        self, parts: Sequence[Tensor], reads: Sequence[int], added: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """What ``Stripe.forward`` gives for each of the nodes.
 
+        Args:
+            parts: the input in slices, ``[B, C_i, H, W]`` each.
+            reads: how many of the parts each node reads; rising.
+            added: the slices of the layer that is added, one a node, if any.
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+        Returns:
+            The nodes' results, ``[B, c_j, H', W']`` each, views of one buffer.
+        """
+        device = parts[0].device.type
+        dtype = parts[0].dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        shape = self._shape(tuple(part.shape[1] for part in parts), tuple(reads), device, dtype)
+        norms = self.norms()
+        weights = [stripe.conv(u).weight for u in self.units for stripe in self.stripes]
+        gammas = [norm.weight for row in norms for norm in row]
+        betas = [norm.bias for row in norms for norm in row]
+        apply: Callable[..., tuple[Tensor, ...]] = _Fused.apply
+        return list(apply(shape, norms, dtype, *parts, *added, *weights, *gammas, *betas))
+
+    def _shape(
+        self, channels: tuple[int, ...], reads: tuple[int, ...], device: str, dtype: torch.dtype
+    ) -> Shape:
+        key = (channels, reads, device, dtype)
+        if key not in self.shapes:
+            convs = [[stripe.conv(u) for stripe in self.stripes] for u in self.units]
+            outputs = [tuple(accumulate(conv.out_channels for conv in row)) for row in convs]
+            self.shapes[key] = Shape(
+                inputs=tuple(sum(channels[:count]) for count in reads),
+                outputs=tuple(outputs),
+                kernels=tuple((row[0].kernel_size[0], row[0].stride[0]) for row in convs),
+                groups=tuple(node_groups(ends, device, dtype) for ends in outputs),
+                parts=channels,
+                relu=self.stripes[0].relu,
+                residual=self.residual,
+            )
+        return self.shapes[key]
 
 
 class _Fused(torch.autograd.Function):
@@ -106,48 +117,46 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, shape: Shape, norms: list[list[nn.BatchNorm2d]], *tensors: Tensor
+        ctx: Any,
+        shape: Shape,
+        norms: list[list[nn.BatchNorm2d]],
+        dtype: torch.dtype,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        nodes, units = len(shape.inputs), len(shape.kernels)
-        count = len(shape.parts)
+        nodes, units, count = len(shape.inputs), len(shape.kernels), len(shape.parts)
         parts, rest = tensors[:count], tensors[count:]
         added, rest = (rest[:nodes], rest[nodes:]) if shape.residual == "layer" else ((), rest)
-        weights, gammas, betas = (
-            rest[i * nodes * units : (i + 1) * nodes * units] for i in range(3)
-        )
-        dtype = _compute_dtype(parts[0])
+        many = nodes * units
+        weights, gammas, betas = rest[:many], rest[many : 2 * many], rest[2 * many :]
         with torch.autocast(parts[0].device.type, enabled=False):
             x = a = joined(parts).to(dtype)
             saved: list[Tensor] = [x]
             for u in range(units):
                 mine = slice(u * nodes, (u + 1) * nodes)
-                weight = dense_weight(weights[mine], shape, u, dtype, a)
-                kernel, stride = shape.kernels[u]
-                z = torch.conv2d(a, weight, None, stride, kernel // 2)
+                z, kernels = convolve(a, weights[mine], shape, u)
                 gamma, beta = torch.cat(gammas[mine]), torch.cat(betas[mine])
-                a, mean, invstd = normalise(z, gamma, beta, norms[u], shape, u)
-                saved += [weight, z, gamma, mean, invstd]
+                a, mean, spread = normalise(z, gamma, beta, norms[u])
+                saved += [*kernels, z, gamma, mean, spread]
                 if u < units - 1:
                     a.relu_()
                     saved.append(a)
-            if shape.residual == "input":
-                a = a.add_(x)
-            elif shape.residual == "layer":
-                a = a.add_(joined(added))
+            if shape.residual is not None:
+                a.add_(x if shape.residual == "input" else joined(added))
             if shape.relu:
                 a.relu_()
                 saved.append(a)
         ctx.save_for_backward(*saved)
         ctx.shape = shape
-        ctx.dtypes = parts[0].dtype, added[0].dtype if added else None, gammas[0].dtype
+        ctx.training, ctx.eps = norms[0][0].training, norms[0][0].eps
+        ctx.dtypes = parts[0].dtype, added[0].dtype if added else dtype, weights[0].dtype
         ctx.set_materialize_grads(False)
-        return tuple(a[:, shape.rows(units - 1, j)] for j in range(nodes))
+        return torch.split(a, shape.widths, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         shape: Shape = ctx.shape
         nodes, units = len(shape.inputs), len(shape.kernels)
-        slots = 2 + len(shape.parts) + (nodes if shape.residual == "layer" else 0)
+        slots = FIRST + len(shape.parts) + (nodes if shape.residual == "layer" else 0)
         out: list[Tensor | None] = [None] * (slots + 3 * nodes * units)
         reached = [j for j, grad in enumerate(grads) if grad is not None]
         if not reached:
@@ -156,38 +165,37 @@ class _Fused(torch.autograd.Function):
         saved = list(ctx.saved_tensors)
         grad = _incoming(grads[:active], shape)
         if shape.relu:
-            y = saved.pop()
-            grad = aten.threshold_backward(grad, leading(y, grad.shape[1]), 0)
+            grad = aten.threshold_backward(grad, leading(saved.pop(), grad.shape[1]), 0)
         through = grad  # what the residual hands on
-        needs_x = any(ctx.needs_input_grad[2 : 2 + len(shape.parts)])
+        needs_x = any(ctx.needs_input_grad[FIRST : FIRST + len(shape.parts)])
         for u in reversed(range(units)):
             if u < units - 1:
                 aten.threshold_backward.grad_input(grad, saved.pop(), 0, grad_input=grad)
-            weight, z, gamma, mean, invstd = saved[-5:]
-            del saved[-5:]
+            z, gamma, mean, spread = saved[-4:]
+            kernels = saved[-4 - len(shape.groups[u]) : -4]
+            del saved[-4 - len(shape.groups[u]) :]
             saved[-1] = leading(saved[-1], shape.reads(u, active - 1))  # the unit's input
-            grad, row_grads = unit_backward(
-                shape,
-                u,
-                active,
-                grad,
-                (weight, z, gamma, mean, invstd, saved[-1]),
-                needs_x or u > 0,
+            grad, gamma_grad, beta_grad = normalise_backward(
+                grad, z, gamma, mean, spread, ctx.training, ctx.eps
             )
-            for which, values in enumerate(row_grads):
-                for j, value in enumerate(values):
-                    out[slots + (which * units + u) * nodes + j] = value.to(ctx.dtypes[2])
+            needs = needs_x or u > 0
+            grad, rows = convolve_backward(grad, saved[-1], kernels, shape, u, active, needs)
+            for j in range(active):
+                own = shape.rows(u, j)
+                place = slots + u * nodes + j
+                out[place] = rows[j].to(ctx.dtypes[2])
+                out[place + nodes * units] = gamma_grad[own]
+                out[place + 2 * nodes * units] = beta_grad[own]
         if needs_x:
             if shape.residual == "input":
                 grad[:, : through.shape[1]].add_(through)
-            scatter(out, 2, grad.to(ctx.dtypes[0]), shape.parts)
+            scatter(out, FIRST, grad.to(ctx.dtypes[0]), shape.parts)
         if shape.residual == "layer":
-            widths = [
-                shape.rows(units - 1, j).stop - shape.rows(units - 1, j).start
-                for j in range(active)
-            ]
-            scatter(out, 2 + len(shape.parts), through.to(ctx.dtypes[1]), widths)
+            scatter(out, FIRST + len(shape.parts), through.to(ctx.dtypes[1]), shape.widths)
         return tuple(out)
+
+
+FIRST = 3  # arguments of ``_Fused.forward`` before the tensors
 
 
 def _incoming(grads: Sequence[Tensor | None], shape: Shape) -> Tensor:
@@ -196,7 +204,6 @@ def _incoming(grads: Sequence[Tensor | None], shape: Shape) -> Tensor:
     full = []
     for j, grad in enumerate(grads):
         if grad is None:
-            rows = shape.rows(len(shape.kernels) - 1, j)
-            grad = some.new_zeros((some.shape[0], rows.stop - rows.start, *some.shape[2:]))
+            grad = some.new_zeros((some.shape[0], shape.widths[j], *some.shape[2:]))
         full.append(grad)
     return joined(full)

@@ -1,6 +1,10 @@
-"""The pieces of the fused kernel: block-triangular weights, norms over all nodes, one unit's backward.
+"""The pieces of the fused kernel: block-triangular convolutions, norms over all nodes, their backward.
 
 All act on leading channels of dense buffers and know nothing of autograd (``fused.py`` does).
+
+A unit's nodes are cut into *groups* of neighbours; each group is one dense kernel, with zeros where an
+earlier node of the group does not read a later one. One group is fewest launches, one group a node
+fewest multiplications; ``node_groups`` has the rule and benchmarks.md the measurements behind it.
 
 Legend: j node, u unit; ``z`` a convolution's result before the norm, ``a`` a unit's input.
 """
@@ -15,6 +19,10 @@ from torch import Tensor, nn
 
 aten = torch.ops.aten
 
+# On a CPU in float32, a layer of at least this many channels is cut in halves: for stripes (1, 1, 2) that
+# leaves 12/16 of the dense kernel's multiplications. Below it, and in bf16, copies cost more than is saved.
+WORTH_CUTTING = 64
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -23,12 +31,16 @@ class Shape:
     inputs: tuple[int, ...]  # channels of x that node j reads, all parts up to it
     outputs: tuple[tuple[int, ...], ...]  # [u][j]: channels of unit u up to and including node j
     kernels: tuple[tuple[int, int], ...]  # [u]: kernel size, stride
+    groups: tuple[tuple[tuple[int, int], ...], ...]  # [u]: nodes first..end of each dense kernel
     parts: tuple[int, ...]  # channels of each part of x
     relu: bool
     residual: str | None
-    training: bool
-    momentum: float
-    eps: tuple[float, ...]
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each node's result."""
+        ends = self.outputs[-1]
+        return [end - start for start, end in zip((0, *ends), ends, strict=False)]
 
     def reads(self, unit: int, node: int) -> int:
         """Channels that a node's unit reads."""
@@ -39,111 +51,163 @@ class Shape:
         return slice(self.outputs[unit][node - 1] if node else 0, self.outputs[unit][node])
 
 
+def node_groups(
+    ends: Sequence[int], device: str, dtype: torch.dtype
+) -> tuple[tuple[int, int], ...]:
+    """Which neighbouring nodes share one dense kernel, from their cumulative channels."""
+    cut = device == "cpu" and dtype == torch.float32 and ends[-1] >= WORTH_CUTTING
+    groups: list[tuple[int, int]] = []
+    first, start = 0, 0
+    for j, end in enumerate(ends):
+        last = j == len(ends) - 1
+        if last or (cut and 2 * (end - start) >= ends[-1]):
+            groups.append((first, j + 1))
+            first, start = j + 1, end
+    return tuple(groups)
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate along channels, without a copy where the parts adjoin in one buffer."""
     first = parts[0]
-    offset = first.storage_offset()
+    if len(parts) == 1:
+        return first
+    stride, pointer, size = first.stride(), first.data_ptr(), first.element_size()
+    storage = first.untyped_storage().data_ptr()
+    channels = 0
     for part in parts:
-        same = part.stride() == first.stride() and part.dtype == first.dtype
-        if not same or part.data_ptr() != first.data_ptr() + (
-            (offset - first.storage_offset()) * first.element_size()
+        if (
+            part.stride() != stride
+            or part.dtype != first.dtype
+            or part.data_ptr() != pointer + channels * stride[1] * size
+            or part.untyped_storage().data_ptr() != storage
         ):
             return torch.cat(list(parts), dim=1)
-        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return torch.cat(list(parts), dim=1)
-        offset += part.shape[1] * part.stride(1)
-    size = (first.shape[0], sum(part.shape[1] for part in parts), *first.shape[2:])
-    return first.as_strided(size, first.stride())
+        channels += part.shape[1]
+    return first.as_strided((first.shape[0], channels, *first.shape[2:]), stride)
 
 
 def leading(x: Tensor, channels: int) -> Tensor:
     """The first channels of a buffer, dense in memory."""
     if x.shape[1] == channels:
         return x
-    lead = x[:, :channels]
-    dense = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
-    return lead.contiguous(memory_format=dense or torch.contiguous_format)
+    nhwc = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    return x[:, :channels].contiguous(memory_format=layout)
 
 
-def dense_weight(
-    weights: Sequence[Tensor], shape: Shape, unit: int, dtype: torch.dtype, like: Tensor
-) -> Tensor:
-    """The block-triangular weight of a unit: zero from later channels to earlier ones."""
-    last = len(weights) - 1
-    kernel = shape.kernels[unit][0]
-    size = (shape.outputs[unit][last], shape.reads(unit, last), kernel, kernel)
-    dense = torch.zeros(size, dtype=dtype, device=like.device)
-    for j, weight in enumerate(weights):
-        dense[shape.rows(unit, j), : weight.shape[1]] = weight
-    return dense
+def convolve(
+    a: Tensor, weights: Sequence[Tensor], shape: Shape, unit: int
+) -> tuple[Tensor, list[Tensor]]:
+    """All nodes' convolutions of one unit; the result and the groups' dense kernels."""
+    size, stride = shape.kernels[unit]
+    results, kernels = [], []
+    for first, end in shape.groups[unit]:
+        start = shape.rows(unit, first).start
+        inputs = shape.reads(unit, end - 1)
+        if end - first == 1:
+            kernel = weights[first].to(a.dtype)
+        else:
+            rows = shape.outputs[unit][end - 1] - start
+            kernel = torch.zeros((rows, inputs, size, size), dtype=a.dtype, device=a.device)
+            for j in range(first, end):
+                own = shape.rows(unit, j)
+                kernel[own.start - start : own.stop - start, : weights[j].shape[1]] = weights[j]
+        kernels.append(kernel)
+        results.append(torch.conv2d(a[:, :inputs], kernel, None, stride, size // 2))
+    return (results[0] if len(results) == 1 else torch.cat(results, dim=1)), kernels
 
 
-def normalise(
-    z: Tensor, gamma: Tensor, beta: Tensor, norms: list[nn.BatchNorm2d], shape: Shape, unit: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm over all nodes' channels; running statistics go back to each node's own buffers."""
-    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
-    variances = [norm.running_var for norm in norms if norm.running_var is not None]
-    mean, variance = torch.cat(means), torch.cat(variances)
-    a, saved_mean, saved_invstd = torch.native_batch_norm(
-        z, gamma, beta, mean, variance, shape.training, shape.momentum, shape.eps[unit]
-    )
-    if shape.training:
-        sizes = [norm.num_features for norm in norms]
-        torch._foreach_copy_(means, list(torch.split(mean, sizes)))
-        torch._foreach_copy_(variances, list(torch.split(variance, sizes)))
-        for norm in norms:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
-        return a, saved_mean, saved_invstd
-    return a, mean, variance
-
-
-def unit_backward(
+def convolve_backward(
+    grad: Tensor,
+    a: Tensor,
+    kernels: Sequence[Tensor],
     shape: Shape,
     unit: int,
     active: int,
-    grad: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     needs_input: bool,
-) -> tuple[Tensor, tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Back through one norm and one convolution, for the leading channels of ``active`` nodes."""
-    weight, z, gamma, mean, invstd, a = saved
-    outputs, inputs = shape.outputs[unit][active - 1], shape.reads(unit, active - 1)
-    running = (None, None) if shape.training else (mean[:outputs], invstd[:outputs])
-    batch = (mean[:outputs], invstd[:outputs]) if shape.training else (None, None)
-    grad, gamma_grad, beta_grad = aten.native_batch_norm_backward(
+) -> tuple[Tensor, list[Tensor]]:
+    """Back through ``convolve`` for the leading ``active`` nodes; the nodes' weight gradients."""
+    size, stride = shape.kernels[unit]
+    total: Tensor | None = None
+    weights: list[Tensor] = []
+    for kernel, (first, end) in zip(reversed(kernels), reversed(shape.groups[unit]), strict=True):
+        if first >= active:
+            continue
+        end = min(end, active)
+        start, stop = shape.rows(unit, first).start, shape.rows(unit, end - 1).stop
+        inputs = shape.reads(unit, end - 1)
+        part, dense, _ = aten.convolution_backward(
+            grad[:, start:stop],
+            a[:, :inputs],
+            kernel[: stop - start, :inputs].contiguous(),
+            None,
+            [stride, stride],
+            [size // 2, size // 2],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [needs_input, True, False],
+        )
+        if needs_input:
+            total = part if total is None else _add_leading(total, part)
+        own = [shape.rows(unit, j) for j in range(first, end)]
+        weights = [
+            dense[rows.start - start : rows.stop - start, : shape.reads(unit, j)]
+            for j, rows in enumerate(own, first)
+        ] + weights
+    return (grad if total is None else total), weights
+
+
+def _add_leading(total: Tensor, part: Tensor) -> Tensor:
+    total[:, : part.shape[1]].add_(part)
+    return total
+
+
+def normalise(
+    z: Tensor, gamma: Tensor, beta: Tensor, norms: Sequence[nn.BatchNorm2d]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm over all nodes' channels; running statistics go back to each node's own buffers.
+
+    Returns the result, and what its backward pass needs: the batch's mean and inverse deviation, or
+    outside training the running mean and variance.
+    """
+    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
+    variances = [norm.running_var for norm in norms if norm.running_var is not None]
+    mean, variance = torch.cat(means), torch.cat(variances)
+    training = norms[0].training
+    a, batch_mean, batch_invstd = torch.native_batch_norm(
+        z, gamma, beta, mean, variance, training, norms[0].momentum or 0.0, norms[0].eps
+    )
+    if not training:
+        return a, mean, variance
+    sizes = [norm.num_features for norm in norms]
+    updated = (*torch.split(mean, sizes), *torch.split(variance, sizes))
+    torch._foreach_copy_(means + variances, updated)
+    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    torch._foreach_add_(counts, 1)
+    return a, batch_mean, batch_invstd
+
+
+def normalise_backward(
+    grad: Tensor, z: Tensor, gamma: Tensor, mean: Tensor, spread: Tensor, training: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Back through ``normalise`` for the leading channels that ``grad`` has."""
+    channels = grad.shape[1]
+    mean, spread = mean[:channels], spread[:channels]
+    running = (None, None) if training else (mean, spread)
+    batch = (mean, spread) if training else (None, None)
+    result: tuple[Tensor, Tensor, Tensor] = aten.native_batch_norm_backward(
         grad.to(z.dtype),
-        leading(z, outputs),
-        gamma[:outputs],
+        leading(z, channels),
+        gamma[:channels],
         *running,
         *batch,
-        shape.training,
-        shape.eps[unit],
+        training,
+        eps,
         [True, True, True],
     )
-    kernel, stride = shape.kernels[unit]
-    pad = [kernel // 2] * 2
-    grad, dense, _ = aten.convolution_backward(
-        grad,
-        a,
-        weight[:outputs, :inputs].contiguous(),
-        None,
-        [stride, stride],
-        pad,
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [needs_input, True, False],
-    )
-    weights, gammas, betas = [], [], []
-    for j in range(active):
-        rows = shape.rows(unit, j)
-        weights.append(dense[rows, : shape.reads(unit, j)])
-        gammas.append(gamma_grad[rows])
-        betas.append(beta_grad[rows])
-    return grad, (weights, gammas, betas)
+    return result
 
 
 def scatter(out: list[Tensor | None], first: int, whole: Tensor, widths: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import can_fuse, fused_forward
+from .fused import FusedRun
 from .plan import Layer
 from .stripe import Stripe, join
 
@@ -32,6 +32,7 @@ class NestedLayer(nn.Module):
         for birth, node in self.nodes.items():
             stripe = stripes[birth] if stripes else Stripe(node, layer.relu)
             self.add_module(f"stage{birth}", stripe)
+        self._fused: dict[tuple[int, ...], FusedRun] = {}
 
     def stripe(self, birth: int) -> Stripe:
         stripe = getattr(self, f"stage{birth}")
@@ -56,18 +57,19 @@ class NestedLayer(nn.Module):
             inner: per inner unit, the activations of the layer's earlier nodes; this call appends its own.
             fuse: whether one dense kernel for all nodes may be used.
         """
-        stripes = [self.stripe(birth) for birth in births]
         reads = [sum(part_birth <= birth for part_birth, _ in parts) for birth in births]
         tensors = [tensor for _, tensor in parts]
         slices = [tensor for _, tensor in added] if added is not None else []
         residual = self.nodes[births[0]].residual
         kind = residual if residual in (None, "input") else "layer"
         # a later run would read this one's inner activations, which the dense kernel keeps to itself
-        if fuse and len(self.runs) == 1 and can_fuse(stripes):
-            results = fused_forward(stripes, tensors, reads, kind, slices)
+        run = self._fused_run(tuple(births), kind) if fuse and len(self.runs) == 1 else None
+        if run is not None and run.possible():
+            results = run(tensors, reads, slices)
         else:
             results = []
-            for number, (stripe, count) in enumerate(zip(stripes, reads, strict=True)):
+            for number, (birth, count) in enumerate(zip(births, reads, strict=True)):
+                stripe = self.stripe(birth)
                 x = join(tensors[:count])
                 own: Tensor | None = None
                 if kind == "input":
@@ -81,3 +83,9 @@ class NestedLayer(nn.Module):
         if self.layer.pool:
             results = [F.max_pool2d(result, 3, 2, 1) for result in results]
         return list(zip(births, results, strict=True))
+
+    def _fused_run(self, births: tuple[int, ...], residual: str | None) -> FusedRun:
+        """The fused evaluation of some of the nodes; made once."""
+        if births not in self._fused:
+            self._fused[births] = FusedRun([self.stripe(birth) for birth in births], residual)
+        return self._fused[births]

@@ -63,12 +63,12 @@ class Stripe(nn.Module):
         for number in range(1, self.depth + 1):
             x = self.norm(number)(self.conv(number)(x))
             if number < self.depth:
-                x = torch.relu(x)
+                x = x.relu_()  # in place: no norm needs its own result for its backward pass
                 inner.append(x)
                 x = join([*below[number - 1], x])
         if residual is not None:
-            x = x + residual
-        return (torch.relu(x) if self.relu else x), inner
+            x = x.add_(residual)
+        return (x.relu_() if self.relu else x), inner
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
