@@ -1,5 +1,5 @@
 """The command line: thin; it parses, calls and prints."""
 
-from anynest.cli.main import main
+from .main import main
 
 __all__ = ["main"]

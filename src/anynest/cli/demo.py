@@ -13,12 +13,12 @@ from typing import Any
 
 from rich.table import Table
 
-from anynest.cli.console import Console
-from anynest.cli.demo_picture import draw
-from anynest.training import ConfigError, TrainConfig, train
-from anynest.training.environment import usable_cores
-from anynest.training.progress import clock
-from anynest.training.run_folder import RunFolder
+from ..training import ConfigError, TrainConfig, train
+from ..training.environment import usable_cores
+from ..training.progress import clock
+from ..training.run_folder import RunFolder
+from .console import Console
+from .demo_picture import draw
 
 MODEL = "simultaneous_nested_sparse_resnet26"
 METHODS = {

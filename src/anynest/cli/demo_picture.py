@@ -4,9 +4,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from anynest.nets import create_model
-from anynest.training.plot import new_figure, plain_log_ticks, save_figure
-from anynest.training.run_folder import RunFolder
+from ..nets import create_model
+from ..training.plot import new_figure, plain_log_ticks, save_figure
+from ..training.run_folder import RunFolder
 
 COLORS = {"sgd-mean": "#888888", "sgd-sum": "#3b75af", "osgd": "#c8500f"}
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from anynest import __version__
-from anynest.cli.console import Console
-from anynest.multitask import make_combiner
-from anynest.multitask.reference import osgd, padded
-from anynest.nets import create_model
-from anynest.training.checkpoint import Checkpoints
-from anynest.training.environment import describe_environment, find_device
-from anynest.training.errors import RunError
+from .. import __version__
+from ..multitask import make_combiner
+from ..multitask.reference import osgd, padded
+from ..nets import create_model
+from ..training.checkpoint import Checkpoints
+from ..training.environment import describe_environment, find_device
+from ..training.errors import RunError
+from .console import Console
 
 REQUIRED = ("torch", "numpy", "safetensors", "rich", "pillow", "scikit-learn", "matplotlib")
 EXTRAS = {"parquet": "pyarrow", "hub": "huggingface_hub", "tensorboard": "tensorboard"}

@@ -9,12 +9,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from anynest.cli.console import Console
-from anynest.training import ConfigError, DataConfig, RunFolderError, WeightsInfo, read_config
-from anynest.training.environment import find_device
-from anynest.training.evaluate import Evaluation, evaluate
-from anynest.training.progress import percent
-from anynest.training.weights import load, read_info, weights_file
+from ..training import ConfigError, DataConfig, RunFolderError, WeightsInfo, read_config
+from ..training.environment import find_device
+from ..training.evaluate import Evaluation, evaluate
+from ..training.progress import percent
+from ..training.weights import load, read_info, weights_file
+from .console import Console
 
 EXAMPLES = """examples:
   anynest evaluate runs/a

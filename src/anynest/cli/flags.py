@@ -6,8 +6,8 @@ from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from anynest.training import ConfigError, TrainConfig
-from anynest.training.typed import coerce, describe
+from ..training import ConfigError, TrainConfig
+from ..training.typed import coerce, describe
 
 
 def config_fields() -> list[tuple[str, Field[Any], Any]]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from anynest import __version__
-from anynest.cli import demo, doctor, evaluate, models, train
-from anynest.training import Interrupted, RunError
+from .. import __version__
+from ..training import Interrupted, RunError
+from . import demo, doctor, evaluate, models, train
 
 COMMANDS = (train, evaluate, models, doctor, demo)
 

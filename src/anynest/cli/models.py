@@ -8,9 +8,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from anynest.cli.console import Console
-from anynest.nets import create_model, describe, list_models
-from anynest.training import ConfigError
+from ..nets import create_model, describe, list_models
+from ..training import ConfigError
+from .console import Console
 
 EXAMPLES = """examples:
   anynest models

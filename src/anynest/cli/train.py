@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from anynest.cli.console import Console
-from anynest.cli.flags import add_config_flags, typed_settings
-from anynest.training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
-from anynest.training.config import read_object
-from anynest.training.progress import Reporter, Shown, Silent
-from anynest.training.run_folder import RunFolder
-from anynest.training.summary import summary_table
+from ..training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
+from ..training.config import read_object
+from ..training.progress import Reporter, Shown, Silent
+from ..training.run_folder import RunFolder
+from ..training.summary import summary_table
+from .console import Console
+from .flags import add_config_flags, typed_settings
 
 Settings = dict[str, dict[str, Any]]
 KNOWN_SOURCES = ("digits", "fashion-mnist")

@@ -5,10 +5,10 @@
 'digits: 10 classes, 1293 train, 144 validation, 360 test, 1x8x8'
 """
 
-from anynest.data.dataset import AnySplit, Dataset, FolderSplit, Split
-from anynest.data.errors import DataError
-from anynest.data.load import load
-from anynest.data.loader import Loader, make_loader
+from .dataset import AnySplit, Dataset, FolderSplit, Split
+from .errors import DataError
+from .load import load
+from .loader import Loader, make_loader
 
 __all__ = [
     "AnySplit",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anynest.data import randomness
-from anynest.data.dataset import Dataset, FolderSplit, Split, check_labels
-from anynest.data.errors import DataError
+from . import randomness
+from .dataset import Dataset, FolderSplit, Split, check_labels
+from .errors import DataError
 
 _HOLDOUT = 1
 DEFAULT_HOLDOUT = 0.1

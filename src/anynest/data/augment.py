@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from anynest.data import randomness
+from . import randomness
 
 
 def crop_padding(image_size: int) -> int:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anynest.data import identity
-from anynest.data.assemble import Raw
-from anynest.data.cifar_layouts import LAYOUTS, MD5, Layout
-from anynest.data.dataset import check_labels
-from anynest.data.errors import DataError
-from anynest.data.unpickle import read_pickle
+from . import identity
+from .assemble import Raw
+from .cifar_layouts import LAYOUTS, MD5, Layout
+from .dataset import check_labels
+from .errors import DataError
+from .unpickle import read_pickle
 
 _PIXELS = 3 * 32 * 32
 _MAX_MEMBER = 1 << 28  # bytes; the largest published file has 154 million

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from anynest.data import identity
+from . import identity
 
 
 @dataclass(frozen=True)

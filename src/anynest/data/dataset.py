@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from anynest.data.errors import DataError
+from .errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from anynest.data.errors import DataError
+from .errors import DataError
 
 # Table K.1 of the JPEG standard (ITU-T T.81), row by row: the luminance table that the usual
 # encoders scale by their "quality".

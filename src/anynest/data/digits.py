@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from anynest.data import randomness
-from anynest.data.assemble import Raw, stratified
+from . import randomness
+from .assemble import Raw, stratified
 
 _TEST_KEY = randomness.key(0x5EED, 2)
 _TEST_IMAGES = 360

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from anynest.data import decode
-from anynest.data.assemble import divide
-from anynest.data.dataset import Dataset, FolderSplit
-from anynest.data.errors import DataError
-from anynest.data.transforms import SMALL
+from . import decode
+from .assemble import divide
+from .dataset import Dataset, FolderSplit
+from .errors import DataError
+from .transforms import SMALL
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 DEFAULT_SIZE = 224

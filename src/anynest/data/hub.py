@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from anynest.data.errors import DataError
+from .errors import DataError
 
 
 def download(repository: str) -> Path:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from anynest.data import names
+from . import names
 
 
 @dataclass(frozen=True)

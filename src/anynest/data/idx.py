@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anynest.data import identity
-from anynest.data.assemble import Raw
-from anynest.data.errors import DataError
+from . import identity
+from .assemble import Raw
+from .errors import DataError
 
 _STEMS = {"train": "train", "test": "t10k"}
 _MAX_BYTES = 1 << 32

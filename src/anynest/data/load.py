@@ -3,16 +3,16 @@
 import difflib
 from pathlib import Path
 
-from anynest.data import cifar, places
-from anynest.data.assemble import Raw, assemble
-from anynest.data.cifar_layouts import LAYOUTS
-from anynest.data.dataset import Dataset
-from anynest.data.digits import read_digits
-from anynest.data.errors import DataError
-from anynest.data.folder import is_image_folder, read_image_folder
-from anynest.data.hub import download
-from anynest.data.idx import find_idx, read_idx_folder
-from anynest.data.parquet import find_shards, read_parquet
+from . import cifar, places
+from .assemble import Raw, assemble
+from .cifar_layouts import LAYOUTS
+from .dataset import Dataset
+from .digits import read_digits
+from .errors import DataError
+from .folder import is_image_folder, read_image_folder
+from .hub import download
+from .idx import find_idx, read_idx_folder
+from .parquet import find_shards, read_parquet
 
 SOURCES = ("digits", *places.NAMES)
 _HUB = "hub:"

@@ -6,12 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from anynest.data.dataset import AnySplit, Split
-from anynest.data.errors import DataError
-from anynest.data.plan import Plan
-from anynest.data.resident import ResidentLoader
-from anynest.data.stream import StreamLoader
-from anynest.data.transforms import SMALL
+from .dataset import AnySplit, Split
+from .errors import DataError
+from .plan import Plan
+from .resident import ResidentLoader
+from .stream import StreamLoader
+from .transforms import SMALL
 
 AUGMENTATIONS = ("cifar", "imagenet", "none")
 

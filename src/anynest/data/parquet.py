@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anynest.data import identity
-from anynest.data.arrow import Rows, read_rows
-from anynest.data.assemble import Raw
-from anynest.data.errors import DataError
-from anynest.data.pictures import Pictures, decode_all
+from . import identity
+from .arrow import Rows, read_rows
+from .assemble import Raw
+from .errors import DataError
+from .pictures import Pictures, decode_all
 
 _SPLITS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test"}
 

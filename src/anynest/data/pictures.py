@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anynest.data import decode
-from anynest.data.errors import DataError
+from . import decode
+from .errors import DataError
 
 _CHUNK = 500
 _TINY = 64 * 64  # pixels

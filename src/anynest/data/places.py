@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from anynest.data.errors import DataError
+from .errors import DataError
 
 # name: (files or folders looked for, what to do where there is none)
 _NAMES = {

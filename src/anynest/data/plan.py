@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from anynest.data import randomness
-from anynest.data.errors import DataError
+from . import randomness
+from .errors import DataError
 
 Indices = npt.NDArray[np.int64]
 _ORDER, _AUGMENT = 1, 2

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anynest.data.augment import Normalize, crop_and_mirror, crop_padding, draw_crops
-from anynest.data.dataset import Split
-from anynest.data.plan import Plan
+from .augment import Normalize, crop_and_mirror, crop_padding, draw_crops
+from .dataset import Split
+from .plan import Plan
 
 
 class ResidentLoader:

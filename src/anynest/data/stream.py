@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from anynest.data import decode, randomness
-from anynest.data.augment import Normalize
-from anynest.data.dataset import FolderSplit
-from anynest.data.errors import DataError
-from anynest.data.plan import Plan
-from anynest.data.transforms import DRAWS, transform
+from . import decode, randomness
+from .augment import Normalize
+from .dataset import FolderSplit
+from .errors import DataError
+from .plan import Plan
+from .transforms import DRAWS, transform
 
 _log = logging.getLogger("anynest.data")
 _TRIES = 100

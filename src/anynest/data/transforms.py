@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from anynest.data.augment import crop_padding
+from .augment import crop_padding
 
 SMALL = 64
 _TRIES = 10

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from anynest.data.errors import DataError
+from .errors import DataError
 
 
 class _DType:

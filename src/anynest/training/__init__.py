@@ -1,18 +1,18 @@
 """Training: from one config to weights, curves and a summary, through any interruption."""
 
-from anynest.training.config import TrainConfig, read_config
-from anynest.training.datasets import DataConfig
-from anynest.training.environment import RunConfig
-from anynest.training.errors import ConfigError, Interrupted, RunError, RunFolderError
-from anynest.training.evaluate import Evaluation, evaluate
-from anynest.training.method import MethodConfig
-from anynest.training.model import ModelConfig
-from anynest.training.optimizer import OptimizerConfig
-from anynest.training.recipes import RECIPES, recipe
-from anynest.training.schedule import ScheduleConfig
-from anynest.training.summary import TrainResult
-from anynest.training.train import train
-from anynest.training.weights import WeightsInfo, load, read_info, save_weights
+from .config import TrainConfig, read_config
+from .datasets import DataConfig
+from .environment import RunConfig
+from .errors import ConfigError, Interrupted, RunError, RunFolderError
+from .evaluate import Evaluation, evaluate
+from .method import MethodConfig
+from .model import ModelConfig
+from .optimizer import OptimizerConfig
+from .recipes import RECIPES, recipe
+from .schedule import ScheduleConfig
+from .summary import TrainResult
+from .train import train
+from .weights import WeightsInfo, load, read_info, save_weights
 
 __all__ = [
     "RECIPES",

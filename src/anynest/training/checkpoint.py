@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from anynest.training.files import remove_leftovers, write_whole
+from .files import remove_leftovers, write_whole
 
 MARK = b"anynest1"
 TRAILER = 32 + 8 + len(MARK)

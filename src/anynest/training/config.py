@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anynest.training.datasets import DataConfig
-from anynest.training.environment import RunConfig
-from anynest.training.errors import ConfigError, RunFolderError
-from anynest.training.method import GREEDY, MethodConfig
-from anynest.training.model import ModelConfig
-from anynest.training.optimizer import OptimizerConfig
-from anynest.training.schedule import ScheduleConfig
-from anynest.training.typed import from_json, to_json
+from .datasets import DataConfig
+from .environment import RunConfig
+from .errors import ConfigError, RunFolderError
+from .method import GREEDY, MethodConfig
+from .model import ModelConfig
+from .optimizer import OptimizerConfig
+from .schedule import ScheduleConfig
+from .typed import from_json, to_json
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import torch
 
-from anynest import data as room
-from anynest.training.errors import ConfigError
+from .. import data as room
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from anynest.training.errors import ConfigError
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anynest.training.metrics import Sums
+from .metrics import Sums
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from anynest.training.errors import RunError
+from .errors import RunError
 
 CHUNK = 1 << 20
 

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from anynest.training.config import TrainConfig
-from anynest.training.errors import Interrupted, RunError
-from anynest.training.evaluate import Evaluation, evaluate
-from anynest.training.metrics import Sums
-from anynest.training.phases import count_phases, make_phase
-from anynest.training.progress import Reporter
-from anynest.training.randomness import random_state, restore_random_state
-from anynest.training.run_folder import RunFolder
-from anynest.training.step import Stepper
-from anynest.training.stopping import StopRequest
-from anynest.training.tensorboard import Events
+from .config import TrainConfig
+from .errors import Interrupted, RunError
+from .evaluate import Evaluation, evaluate
+from .metrics import Sums
+from .phases import count_phases, make_phase
+from .progress import Reporter
+from .randomness import random_state, restore_random_state
+from .run_folder import RunFolder
+from .step import Stepper
+from .stopping import StopRequest
+from .tensorboard import Events
 
 FORMAT = 1
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from anynest.multitask import list_methods, make_combiner
-from anynest.training.errors import ConfigError, near_matches
+from ..multitask import list_methods, make_combiner
+from .errors import ConfigError, near_matches
 
 GREEDY = "greedy"
 

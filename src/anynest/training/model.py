@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from anynest.nets import AnytimeNetwork, create_model
-from anynest.training.errors import ConfigError
+from ..nets import AnytimeNetwork, create_model
+from .errors import ConfigError
 
 Growth = tuple[tuple[int, int], ...]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from anynest.training.errors import ConfigError, near_matches
+from .errors import ConfigError, near_matches
 
 # LBFGS needs a closure, SparseAdam sparse gradients
 UNUSABLE = {"Optimizer", "LBFGS", "SparseAdam"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from anynest.training.config import TrainConfig
+from .config import TrainConfig
 
 
 @dataclass(frozen=True)

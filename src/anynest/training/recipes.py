@@ -8,7 +8,7 @@ established; the steps at 30/60/80, the batch and the weight decay are ResNet's 
 import copy
 from typing import Any
 
-from anynest.training.errors import ConfigError, near_matches
+from .errors import ConfigError, near_matches
 
 SGD = {"name": "sgd", "lr": 0.1, "options": {"momentum": 0.9, "nesterov": True}}
 

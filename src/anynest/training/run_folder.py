@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anynest.training.checkpoint import Checkpoints
-from anynest.training.config import TrainConfig, read_config
-from anynest.training.errors import ConfigError, RunFolderError
-from anynest.training.files import explain, remove_leftovers, write_whole
-from anynest.training.typed import differences
+from .checkpoint import Checkpoints
+from .config import TrainConfig, read_config
+from .errors import ConfigError, RunFolderError
+from .files import explain, remove_leftovers, write_whole
+from .typed import differences
 
 
 class RunFolder:

@@ -12,7 +12,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from anynest.training.errors import ConfigError
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from anynest.multitask import gradient_stats
-from anynest.training.config import TrainConfig
-from anynest.training.errors import RunError
-from anynest.training.metrics import Sums
-from anynest.training.phases import Phase
+from ..multitask import gradient_stats
+from .config import TrainConfig
+from .errors import RunError
+from .metrics import Sums
+from .phases import Phase
 
 
 @dataclass

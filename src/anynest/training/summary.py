@@ -10,14 +10,14 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from anynest.training.config import TrainConfig, read_object
-from anynest.training.environment import describe_environment
-from anynest.training.evaluate import Evaluation, evaluate
-from anynest.training.files import write_whole
-from anynest.training.plot import plot_run
-from anynest.training.progress import percent
-from anynest.training.run_folder import RunFolder
-from anynest.training.weights import WeightsInfo, save_weights
+from .config import TrainConfig, read_object
+from .environment import describe_environment
+from .evaluate import Evaluation, evaluate
+from .files import write_whole
+from .plot import plot_run
+from .progress import percent
+from .run_folder import RunFolder
+from .weights import WeightsInfo, save_weights
 
 
 @dataclass(frozen=True)

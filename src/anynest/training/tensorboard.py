@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from anynest.training.errors import ConfigError
+from .errors import ConfigError
 
 
 class Events:

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from anynest.training.config import TrainConfig
-from anynest.training.environment import computing, seed_everything
-from anynest.training.errors import ConfigError
-from anynest.training.loop import Loop
-from anynest.training.progress import Reporter, Silent
-from anynest.training.run_folder import RunFolder
-from anynest.training.stopping import StopRequest
-from anynest.training.summary import TrainResult, finish, read_result
+from .config import TrainConfig
+from .environment import computing, seed_everything
+from .errors import ConfigError
+from .loop import Loop
+from .progress import Reporter, Silent
+from .run_folder import RunFolder
+from .stopping import StopRequest
+from .summary import TrainResult, finish, read_result
 
 
 def anynest_version() -> str:

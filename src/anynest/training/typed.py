@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from anynest.training.errors import ConfigError, near_matches
+from .errors import ConfigError, near_matches
 
 T = TypeVar("T")
 

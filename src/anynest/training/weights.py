@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from anynest.nets import create_model
-from anynest.training.errors import RunFolderError
-from anynest.training.files import write_whole
+from ..nets import create_model
+from .errors import RunFolderError
+from .files import write_whole
 
 FILE = "weights.safetensors"
 FORMAT = "anynest-weights-1"
