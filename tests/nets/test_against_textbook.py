@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from anynest.nets import AnytimeNetwork, Architecture, Stage, create_model
 from anynest.nets.layer import NestedLayer
@@ -146,6 +147,13 @@ def test_published_sizes_of_imagenet_networks() -> None:
     assert row.multiply_adds == pytest.approx(4.09e9, rel=0.002)
     (row,) = create_model("depth_nested_sparse_resnet66", independent=1, num_classes=1000).cost(224)
     assert row.parameters == pytest.approx(11_689_512, rel=0.001)  # torchvision's resnet18
+
+
+def test_costs_of_oblong_images() -> None:
+    model = create_model("width_nested_resnet14").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        list(model.stages(torch.zeros(1, 3, 40, 72)))
+    assert counter.get_total_flops() == 2 * model.cost((40, 72))[-1].multiply_adds
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anynest.nets import AnytimeNetwork, Architecture, create_model, fused
-from anynest.nets.kernels import joined
+from anynest.nets.kernels import joined, node_groups
 
 TINY = {
     "residual": Architecture(blocks=(1, 1), growth=((1, 1), (2, 1), (4, 1)), base_width=1),
@@ -151,6 +151,18 @@ def test_the_backward_pass_of_a_loss_reads_the_leading_channels_alone() -> None:
             for parameter in module.parameters():
                 parameter.mul_(1e3)
     assert all(torch.equal(a, b) for a, b in zip(before, rows(), strict=True))
+
+
+def test_wide_float32_layers_on_a_cpu_are_cut_in_halves() -> None:
+    halves = ((0, 2), (2, 3))
+    assert node_groups((16, 32, 64), "cpu", torch.float32) == halves
+    assert node_groups((16, 32, 48, 64), "cpu", torch.float32) == ((0, 2), (2, 4))
+    for ends, device, dtype in (
+        ((8, 16, 32), "cpu", torch.float32),
+        ((16, 32, 64), "cpu", torch.bfloat16),
+        ((16, 32, 64), "cuda", torch.float32),
+    ):
+        assert node_groups(ends, device, dtype) == ((0, 3),)
 
 
 def test_joining_adjoining_slices_copies_nothing() -> None:

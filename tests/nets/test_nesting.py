@@ -10,7 +10,7 @@ import torch
 from cases import BATCH, CASES, Case
 from torch.utils.flop_counter import FlopCounterMode
 
-from anynest.nets import AnytimeNetwork
+from anynest.nets import AnytimeNetwork, fused
 from anynest.nets.stripe import Stripe
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
@@ -154,9 +154,40 @@ def test_gradients_of_a_loss_are_absent_outside_its_network(case: Case, kernels:
         assert touched == {name for name, _ in model.subnetwork(stage).named_parameters()}
 
 
+GROUPINGS = {
+    "one": lambda ends, *_: ((0, len(ends)),),
+    "each": lambda ends, *_: tuple((j, j + 1) for j in range(len(ends))),
+    "first and rest": lambda ends, *_: ((0, 1), (1, len(ends))) if len(ends) > 1 else ((0, 1),),
+    "all but last": lambda ends, *_: (
+        ((0, len(ends) - 1), (len(ends) - 1, len(ends))) if len(ends) > 1 else ((0, 1),)
+    ),
+}
+
+
 @every
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_fused_kernels_equal_one_kernel_a_node(case: Case, train: bool) -> None:
+@pytest.mark.parametrize(
+    ("train", "grouping"), [(True, "one"), (True, "first and rest"), (False, "one")]
+)
+def test_fused_kernels_equal_one_kernel_a_node(
+    case: Case, train: bool, grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare_fused_with_plain(case, train, grouping, monkeypatch)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in ("even_width_resnet10",)], ids=str
+)
+def test_however_the_nodes_are_grouped_the_values_are_the_same(
+    case: Case, grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare_fused_with_plain(case, True, grouping, monkeypatch)
+
+
+def compare_fused_with_plain(
+    case: Case, train: bool, grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "node_groups", GROUPINGS[grouping])
     dense, x = case.network(train=train), case.images()
     plain = copy.deepcopy(dense)
     dense.kernels, plain.kernels = "dense", "stripes"
