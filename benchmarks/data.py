@@ -1,6 +1,6 @@
-"""Time of the input pipeline alone: shuffle, crop, mirror, normalise, per training batch.
+"""Time of the input pipeline: shuffle, crop, mirror, normalise, per training batch, and its share of a step.
 
-    python benchmarks/data.py --threads 2
+    python benchmarks/data.py --threads 2 --model width_nested_resnet10
 
 The images are random bytes of CIFAR's size (their content makes no difference) unless --source
 names a set. The first line is what an epoch costs once (its order and its draws); it is part of
@@ -13,7 +13,30 @@ import time
 
 import torch
 
+from anynest import create_model, make_combiner
 from anynest.data import Split, load, make_loader
+
+
+def step_times(args: argparse.Namespace) -> list[float]:
+    """Milliseconds of each whole training step (forward, backward, SGD's update), data at hand."""
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    model = create_model(args.model).to(args.device, memory_format=layout).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    combiner = make_combiner(args.method)
+    images = torch.randn(args.batch_size, 3, 32, 32).to(args.device, memory_format=layout)
+    labels = torch.randint(0, 10, (args.batch_size,), device=args.device)
+    taken: list[float] = []
+    for number in range(args.steps + 2):
+        began = time.perf_counter()
+        losses = [torch.nn.functional.cross_entropy(out, labels) for out in model(images)]
+        optimizer.zero_grad()
+        combiner.backward(losses, model.parameters())
+        optimizer.step()
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+        if number >= 2:
+            taken.append((time.perf_counter() - began) * 1e3)
+    return taken
 
 
 def times(args: argparse.Namespace) -> tuple[list[float], list[float]]:
@@ -57,6 +80,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--source", help="a set of small images, as of `anynest train --data`")
+    parser.add_argument("--model", help="time this network's training steps too")
+    parser.add_argument(
+        "--method", default="sgd-mean", help="of these steps; the cheapest by default"
+    )
+    parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     starts, batches = times(args)
@@ -68,7 +96,17 @@ def main() -> None:
     )
     print(f"epoch start  {start:.3f} ms (n={len(starts)}, with its first batch)")
     print(f"batch        {median:.3f} ms (n={len(batches)}, 10 % to 90 %: {low:.3f} to {high:.3f})")
-    print(f"all told     {(start + median * (each - 1)) / each:.3f} ms a batch of {each} an epoch")
+    whole = (start + median * (each - 1)) / each
+    print(f"all told     {whole:.3f} ms a batch of {each} an epoch")
+    if args.model:
+        steps = step_times(args)
+        low, *_, high = statistics.quantiles(steps, n=10)
+        middle = statistics.median(steps)
+        print(
+            f"step         {middle:.1f} ms (n={len(steps)}, 10 % to 90 %: {low:.1f} to {high:.1f}), "
+            f"{args.model}, {args.method}"
+        )
+        print(f"share        {100 * whole / (whole + middle):.2f} % of a step is the pipeline's")
 
 
 if __name__ == "__main__":
