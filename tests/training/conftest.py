@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., TrainConfig]:
     """``tiny(method={"name": "osgd"})``: the tiny config with some settings changed."""
 

@@ -68,7 +68,7 @@ def test_types_survive() -> None:
         ({"data": {"on_corrupt": "sikp"}}, ["data.on_corrupt", "near matches: skip"]),
         ({"data": {"batch_size": 0}}, ["data.batch_size", "at least 1"]),
         ({"run": {"threads": 0}}, ["run.threads"]),
-        ({"method": {"name": "normsgd"}, "run": {"precision": "float16"}}, ["bf16"]),
+        ({"data": {"augment": "cfar"}}, ["data.augment", "cifar"]),
     ],
 )
 def test_refused_in_one_line(data: dict[str, Any], words: list[str]) -> None:

@@ -31,13 +31,12 @@ def test_warmup_and_cosine() -> None:
     assert 0 < rates[-1] < 0.02
 
 
-def test_scheduler_sets_the_optimizer() -> None:
+def test_the_rate_is_set_on_every_group() -> None:
     schedule = ScheduleConfig(epochs=2, milestones=(0.5,), factor=0.1)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3.0)
-    scheduler = schedule.build(optimizer, 2)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (3.0, 1.0)]
+    optimizer = torch.optim.SGD(groups)
     seen = []
-    for _ in range(4):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert seen == pytest.approx([3.0, 3.0, 0.3, 0.3])
+    for batch in range(4):
+        schedule.set_rate(optimizer, batch, 2)
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    assert seen == [[3.0, 1.0], [3.0, 1.0], pytest.approx([0.3, 0.1]), pytest.approx([0.3, 0.1])]

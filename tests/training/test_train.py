@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,25 +58,21 @@ def learned(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the tiny config, three epochs."""
+def three(tiny: Tiny) -> TrainConfig:
+    """The tiny config with three epochs, of five batches each."""
+    return tiny(schedule={"epochs": 3})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, three: TrainConfig) -> Path:
+    """A finished run of three epochs."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(TrainConfig.from_json(settings()), folder)
+    train(three, folder)
     return folder
 
 
-def settings(**run: Any) -> dict[str, Any]:
-    return {
-        "model": {"name": "width_nested_resnet10", "growth": [[1, 1], [2, 1]], "base_width": 2},
-        "data": {"source": "digits", "batch_size": 256},
-        "schedule": {"epochs": 3},
-        "run": {"device": "cpu", "threads": 1, **run},
-    }
-
-
-def test_a_finished_run(whole: Path) -> None:
-    config = TrainConfig.from_json(settings())
-    assert read_config(whole / "config.json") == config
+def test_a_finished_run(whole: Path, three: TrainConfig) -> None:
+    assert read_config(whole / "config.json") == three
     assert {path.name for path in whole.iterdir()} == {
         "config.json", "metrics.jsonl", "checkpoints", "weights.safetensors", "curves.png",
         "summary.json", "run.lock",
@@ -98,21 +95,25 @@ def test_a_finished_run(whole: Path) -> None:
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_seed_gives_the_same_bits(tmp_path: Path, whole: Path) -> None:
-    train(TrainConfig.from_json(settings()), tmp_path / "again")
+def test_the_same_seed_gives_the_same_bits(
+    tmp_path: Path, whole: Path, three: TrainConfig, tiny: Tiny
+) -> None:
+    train(three, tmp_path / "again")
     assert bits(tmp_path / "again") == bits(whole)
-    train(TrainConfig.from_json(settings(seed=1)), tmp_path / "other")
+    train(tiny(schedule={"epochs": 3}, run={"seed": 1}), tmp_path / "other")
     assert bits(tmp_path / "other") != bits(whole)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns(tmp_path: Path, method: str) -> None:
-    data = settings()
-    data["model"] = {"name": "width_nested_resnet10", "growth": [[1, 1], [2, 1]], "base_width": 4}
-    data["data"]["batch_size"] = 64
-    data["method"] = {"name": method}
-    data["optimizer"] = {"lr": 0.01 if "norm" in method else 0.1}
-    result = train(TrainConfig.from_json(data), tmp_path / "run")
+def test_every_method_learns(tmp_path: Path, tiny: Tiny, method: str) -> None:
+    config = tiny(
+        model={"base_width": 4},
+        data={"batch_size": 64},
+        method={"name": method},
+        optimizer={"lr": 0.01 if "norm" in method else 0.1},
+        schedule={"epochs": 3},
+    )
+    result = train(config, tmp_path / "run")
     assert max(result.test_error) < 0.6, result.test_error
     model = load(tmp_path / "run")
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -153,6 +154,11 @@ def test_one_epoch_is_what_plain_torch_does(tmp_path: Path, tiny: Tiny) -> None:
         {"optimizer": {"name": "adamw", "lr": 1e-3, "clip": 1.0}},
         {"optimizer": {"name": "rmsprop", "lr": 1e-3}, "method": {"priority": [1, 0]}},
         {"run": {"precision": "bf16", "channels_last": True}},
+        {
+            "run": {"precision": "float16"},
+            "method": {"name": "osgd-norm"},
+            "optimizer": {"lr": 0.01},
+        },
         {"run": {"deterministic": True}, "method": {"label_smoothing": 0.1}},
     ],
 )
@@ -179,9 +185,11 @@ def interrupt(config: TrainConfig, folder: Path, batches: int, number: int = sig
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, whole: Path, number: int) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(
+    tmp_path: Path, whole: Path, three: TrainConfig, number: int
+) -> None:
     folder = tmp_path / "a run"
-    said = interrupt(TrainConfig.from_json(settings()), folder, 8, number)
+    said = interrupt(three, folder, 8, number)
     assert f"anynest train --resume '{folder}'" in said
     assert "epoch 2, batch 4 of 5" in said
     assert "\n" not in said
@@ -190,9 +198,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, whole: Path, number
     assert learned(folder) == learned(whole)
 
 
-def test_damaged_newest_checkpoint(tmp_path: Path, whole: Path) -> None:
+def test_damaged_newest_checkpoint(tmp_path: Path, whole: Path, three: TrainConfig) -> None:
     folder = tmp_path / "run"
-    interrupt(TrainConfig.from_json(settings()), folder, 12)
+    interrupt(three, folder, 12)
     newest = RunFolder(folder).checkpoints.paths()[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     reporter = Listening()
@@ -203,7 +211,7 @@ def test_damaged_newest_checkpoint(tmp_path: Path, whole: Path) -> None:
 
 
 def test_full_disk_then_resume(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Path, three: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = files._write, 0
 
@@ -219,7 +227,7 @@ def test_full_disk_then_resume(
     with monkeypatch.context() as patch:
         patch.setattr(files, "_write", full)
         with pytest.raises(RunError, match="No space left"):
-            train(TrainConfig.from_json(settings()), folder)
+            train(three, folder)
     assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
     train(None, folder, resume=True)
     assert bits(folder) == bits(whole)
@@ -281,9 +289,11 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 
 @pytest.mark.parametrize("batches", [5, 15])
-def test_ctrl_c_between_training_and_validation(tmp_path: Path, whole: Path, batches: int) -> None:
+def test_ctrl_c_between_training_and_validation(
+    tmp_path: Path, whole: Path, three: TrainConfig, batches: int
+) -> None:
     folder = tmp_path / "run"
-    interrupt(TrainConfig.from_json(settings()), folder, batches)
+    interrupt(three, folder, batches)
     assert len(learned(folder)) == batches // 5 - 1
     train(None, folder, resume=True)
     assert bits(folder) == bits(whole)
@@ -330,3 +340,21 @@ def test_tensorboard(tmp_path: Path, tiny: Tiny) -> None:
     pytest.importorskip("tensorboard")
     train(tiny(run={"tensorboard": True}, schedule={"epochs": 1}), tmp_path / "run")
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_that_is_missing(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"anynest\[tensorboard\]"):
+        train(tiny(run={"tensorboard": True}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_version(
+    tmp_path: Path, three: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(three, tmp_path / "run", 7)
+    monkeypatch.setattr("anynest.training.loop.FORMAT", 99)
+    with pytest.raises(RunFolderError, match="must have format 99, found 1"):
+        train(None, tmp_path / "run", resume=True)

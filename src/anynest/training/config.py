@@ -31,13 +31,6 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def __post_init__(self) -> None:
-        if self.run.precision == "float16" and self.method.name.startswith(("normsgd", "osgd-n")):
-            raise ConfigError(
-                f"method {self.method.name} sets the gradient's norm, which float16's loss "
-                "scaling would undo: use --precision bf16"
-            )
-
     @property
     def greedy(self) -> bool:
         """Whether the stages are trained one after another (Algorithm 1)."""

@@ -1,11 +1,12 @@
 """Which images a run trains on, and how they are served."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from .. import data as room
+from ..data import AnySplit, Dataset, Loader, make_loader
+from ..data import load as load_data
 from .errors import ConfigError
 
 
@@ -35,7 +36,7 @@ class DataConfig:
             "help": "an undecodable image stops (raise) or is left out",
         },
     )
-    augment: str | None = field(
+    augment: Literal["cifar", "imagenet", "none"] | None = field(
         default=None,
         metadata={"flag": "--augment", "help": "cifar, imagenet or none (default: by the data)"},
     )
@@ -56,18 +57,20 @@ class DataConfig:
         if self.workers < 0:
             raise ConfigError(f"data.workers must not be negative, found {self.workers}")
 
-    def load(self) -> Any:
+    def load(self) -> Dataset:
         """The data set with its explicit, fixed splits."""
-        return room.load(
+        return load_data(
             self.source,
             holdout=self.holdout,
             image_size=self.image_size,
             on_corrupt=self.on_corrupt,
         )
 
-    def train_loader(self, data: Any, seed: int, device: torch.device, channels_last: bool) -> Any:
+    def train_loader(
+        self, data: Dataset, seed: int, device: torch.device, channels_last: bool
+    ) -> Loader:
         """Batches of the training split, a pure function of (seed, epoch, batch)."""
-        return room.make_loader(
+        return make_loader(
             data.train,
             self.batch_size,
             train=True,
@@ -81,10 +84,10 @@ class DataConfig:
         )
 
     def evaluation_loader(
-        self, split: Any, data: Any, device: torch.device, channels_last: bool = False
-    ) -> Any:
+        self, split: AnySplit, data: Dataset, device: torch.device, channels_last: bool = False
+    ) -> Loader:
         """Every image of ``split`` once, in order, not augmented."""
-        return room.make_loader(
+        return make_loader(
             split,
             self.evaluation_batch_size,
             train=False,

@@ -1,12 +1,14 @@
 """The error of every stage on a split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..data import Loader
 from .metrics import Sums
 
 
@@ -34,43 +36,45 @@ class Evaluation:
         return result
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode within; afterwards every part is in its own mode of before."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 @torch.no_grad()
 def evaluate(
-    model: Callable[[torch.Tensor], list[torch.Tensor]],
-    loader: Any,
+    model: nn.Module,
+    loader: Loader,
     *,
     split: str = "",
     autocast: torch.autocast | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Run ``model`` over ``loader`` once, in eval mode (the mode before is put back).
+    """Run ``model``, whose output is a list of logits, over ``loader`` once in eval mode.
 
     ``check`` is called before every batch and may raise, to stop between batches.
     Loss is the plain cross entropy, without label smoothing.
     """
-    module = model if isinstance(model, nn.Module) else None
-    modes = {part: part.training for part in module.modules()} if module is not None else {}
-    if module is not None:
-        module.eval()
     sums = None
     images = 0
-    try:
+    with eval_mode(model):
         for inputs, labels in loader.batches(0):
             check()
-            if autocast is None:
+            with autocast or nullcontext():
                 logits = model(inputs)
-            else:
-                with autocast:
-                    logits = model(inputs)
             logits = [out.float() for out in logits]
             if sums is None:
                 sums = Sums(len(logits), inputs.device, top5=logits[0].shape[1] > 10)
             losses = torch.stack([nn.functional.cross_entropy(out, labels) for out in logits])
             sums.add(losses, logits, labels)
             images += len(labels)
-    finally:
-        for part, training in modes.items():
-            part.training = training
     if sums is None:
         raise ValueError(f"the {split or 'given'} split has no images: nothing to evaluate")
     means = sums.means()

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from ..data import Dataset
+from ..nets import AnytimeNetwork
 from .config import TrainConfig
-from .errors import Interrupted, RunError
+from .errors import Interrupted, RunError, RunFolderError
 from .evaluate import Evaluation, evaluate
 from .metrics import Sums
 from .phases import count_phases, make_phase
@@ -46,8 +48,8 @@ class Loop:
         self,
         config: TrainConfig,
         folder: RunFolder,
-        data: Any,
-        model: Any,
+        data: Dataset,
+        model: AnytimeNetwork,
         device: torch.device,
         reporter: Reporter,
         stop: StopRequest,
@@ -73,6 +75,7 @@ class Loop:
         """Train what is left, from the newest whole checkpoint on."""
         state = self.folder.checkpoints.load_newest(self.reporter.say)
         if state is not None:
+            self.require_format(state)
             self.position = Position(**state["position"])
             self.history = json.loads(state["history"])
         self.folder.write_history(self.history)
@@ -99,12 +102,20 @@ class Loop:
             self.reporter.end()
             events.close()
 
+    def require_format(self, state: dict[str, Any]) -> None:
+        """RunFolderError for the checkpoint of another version."""
+        if state.get("format") != FORMAT:
+            raise RunFolderError(
+                f"the checkpoints in {self.folder.path} must have format {FORMAT}, found "
+                f"{state.get('format')!r}: resume with the version of anynest that wrote them"
+            )
+
     def start_phase(self, index: int) -> None:
         """Fresh optimizer and schedule, unless ``restore`` follows."""
         if index != self.position.phase:
             self.position.phase, self.position.epoch = index, 0
         phase = make_phase(self.config, self.model, index)
-        self.stepper = Stepper.build(self.config, phase, self.device, self.batches)
+        self.stepper = Stepper(self.config, phase, self.device)
         self.sums = Sums(len(phase.stages), self.device)
 
     def run_epoch(self, events: Events) -> None:
@@ -134,6 +145,7 @@ class Loop:
         clock = time.monotonic()
         for images, labels in self.train_loader.batches(overall, start=position.batch):
             self.check_in()
+            self.set_rate()
             try:
                 self.stepper.step(images, labels, self.sums, measured and position.batch == 0)
             except RunError as error:
@@ -144,6 +156,11 @@ class Loop:
             self.seconds, clock = self.seconds + now - clock, now
             self.reporter.batch(label, len(labels))
             self.save_if_due(now)
+
+    def set_rate(self) -> None:
+        """The learning rate of the batch that comes next."""
+        batch = self.position.epoch * self.batches + self.position.batch
+        self.config.schedule.set_rate(self.stepper.optimizer, batch, self.batches)
 
     def check_in(self) -> None:
         """Between batches: where a signal asked for it, save and stop."""
@@ -176,7 +193,7 @@ class Loop:
             "epochs": self.phases * self.epochs,
             "stage": phase.stages[0] if self.config.greedy else None,
             "step": position.step,
-            "lr": self.last_rate(),
+            "lr": self.stepper.optimizer.param_groups[0]["lr"],  # of the last batch
             "train": {name: self.spread(values) for name, values in self.sums.means().items()},
             "validation": {
                 name: self.spread(value) if isinstance(value, list) else value
@@ -186,12 +203,6 @@ class Loop:
             "images_per_second": images / self.seconds if self.seconds else 0.0,
             "seconds": self.seconds,
         }
-
-    def last_rate(self) -> float:
-        """The learning rate of the epoch's last batch."""
-        base = self.stepper.scheduler.base_lrs[0]
-        last = (self.position.epoch + 1) * self.batches - 1
-        return float(base * self.config.schedule.rate(last, self.batches))
 
     def spread(self, values: list[Any]) -> list[Any]:
         """Values of the phase's stages at their places among all stages."""

@@ -1,11 +1,11 @@
 """How the stages' losses become one update: section 4 of the paper, by name."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from ..multitask import list_methods, make_combiner
+from ..multitask import Combiner, list_methods, make_combiner
 from .errors import ConfigError, near_matches
 
 GREEDY = "greedy"
@@ -71,7 +71,7 @@ class MethodConfig:
         else:
             self.build()  # an unknown method or option is found before any data is read
 
-    def build(self) -> Any:
+    def build(self) -> Combiner:
         """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
         if self.name == GREEDY:
             return make_combiner("sgd-sum", on_nonfinite=self.on_nonfinite)

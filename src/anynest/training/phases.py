@@ -7,10 +7,10 @@ statistics. Line 3's initialisation is the one that the network was built with.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from ..nets import AnytimeNetwork
 from .config import TrainConfig
 
 
@@ -18,7 +18,7 @@ from .config import TrainConfig
 class Phase:
     """``network(images)`` gives the logits of ``stages`` (numbered from 1), in order."""
 
-    network: Any
+    network: AnytimeNetwork
     parameters: list[nn.Parameter]
     stages: tuple[int, ...]
     frozen: tuple[nn.Module, ...] = ()
@@ -30,12 +30,12 @@ class Phase:
             module.eval()
 
 
-def count_phases(config: TrainConfig, model: Any) -> int:
+def count_phases(config: TrainConfig, model: AnytimeNetwork) -> int:
     """How many full schedules the run has."""
-    return int(model.num_stages) if config.greedy else 1
+    return model.num_stages if config.greedy else 1
 
 
-def make_phase(config: TrainConfig, model: Any, index: int) -> Phase:
+def make_phase(config: TrainConfig, model: AnytimeNetwork, index: int) -> Phase:
     """Phase ``index`` (from 0), with ``requires_grad`` set on the model's weights to match."""
     stages = tuple(range(1, model.num_stages + 1))
     if not config.greedy:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from .errors import ConfigError
 
@@ -77,6 +76,8 @@ class ScheduleConfig:
         drops = [round(m * (total if m < 1 else batches)) for m in self.milestones]
         return self.factor ** sum(batch >= drop for drop in drops)
 
-    def build(self, optimizer: Optimizer, batches: int) -> LambdaLR:
-        """A scheduler to be stepped once a batch."""
-        return LambdaLR(optimizer, lambda batch: self.rate(batch, batches))
+    def set_rate(self, optimizer: Optimizer, batch: int, batches: int) -> None:
+        """Set what batch ``batch`` (from 0) of ``batches`` an epoch is to be trained with."""
+        for group in optimizer.param_groups:
+            base = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = base * self.rate(batch, batches)

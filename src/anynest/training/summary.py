@@ -10,6 +10,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from .. import __version__
+from ..data import AnySplit, Dataset
+from ..nets import AnytimeNetwork
 from .config import TrainConfig, read_object
 from .environment import describe_environment
 from .evaluate import Evaluation, evaluate
@@ -33,28 +36,27 @@ class TrainResult:
         return list(self.summary["test"]["error"])
 
 
-def describe_data(data: Any, image_size: int, model: Any, version: str) -> WeightsInfo:
-    """What the weights file says about the network's images."""
+def weights_info(model: AnytimeNetwork, data: Dataset) -> WeightsInfo:
+    """What the weights file says about the network and its images."""
     return WeightsInfo(
         model=model.name,
         arguments=model.arguments,
-        classes=tuple(data.classes),
-        mean=tuple(float(x) for x in data.mean),
-        std=tuple(float(x) for x in data.std),
-        image_size=image_size,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        image_size=data.image_size,
         data=data.label,
-        anynest=version,
+        anynest=__version__,
     )
 
 
 def finish(
     config: TrainConfig,
     folder: RunFolder,
-    data: Any,
-    model: Any,
+    data: Dataset,
+    model: AnytimeNetwork,
     device: torch.device,
     history: list[dict[str, Any]],
-    version: str,
     check: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Measure every stage on the validation and test splits and write the run's last files.
@@ -62,12 +64,14 @@ def finish(
     The summary is written last: a run with a summary is finished. ``check`` is called between
     batches and may raise.
     """
-    measured: dict[str, Evaluation] = {}
-    for role, split in (("validation", data.validation), ("test", data.test)):
-        same = next((done for done in measured.values() if done.split == split.name), None)
+
+    def measure(split: AnySplit) -> Evaluation:
         loader = config.data.evaluation_loader(split, data, device)
-        measured[role] = same or evaluate(model, loader, split=split.name, check=check)
-    save_weights(folder.weights, model, describe_data(data, data.image_size, model, version))
+        return evaluate(model, loader, split=split.name, check=check)
+
+    test = measure(data.test)
+    validation = test if data.validation_is_test else measure(data.validation)
+    save_weights(folder.weights, model, weights_info(model, data))
     title = f"{model.name}, {config.method.name}, {data.label}"
     plot_run(history, title, folder.curves)
     summary = {
@@ -79,10 +83,10 @@ def finish(
         "epochs": len(history),
         "steps": history[-1]["step"],
         "train": _last_values(history, "train"),
-        "validation": measured["validation"].to_json(),
-        "test": measured["test"].to_json(),
+        "validation": validation.to_json(),
+        "test": test.to_json(),
         "training_seconds": sum(line["seconds"] for line in history),
-        "anynest": version,
+        "anynest": __version__,
         "environment": describe_environment(device),
     }
     write_whole(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())

@@ -6,24 +6,25 @@ from typing import Any
 from .errors import ConfigError
 
 
-class Events:
-    """Writes events into a folder; does nothing where not wanted.
+def writer_class() -> Any:
+    """TensorBoard's writer; ConfigError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard needs the extra: pip install 'anynest[tensorboard]'"
+        ) from error
+    return SummaryWriter
 
-    Errors: ConfigError where TensorBoard is wanted and not installed.
-    """
+
+class Events:
+    """Writes events into a folder; does nothing where not wanted."""
 
     def __init__(self, folder: Path, wanted: bool, first_epoch: int) -> None:
         self.writer: Any = None
-        if not wanted:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "--tensorboard needs the extra: pip install 'anynest[tensorboard]'"
-            ) from error
-        # epochs from here on are told again: what a killed run wrote of them is dropped
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        if wanted:
+            # epochs from here on are told again: what a killed run wrote of them is dropped
+            self.writer = writer_class()(str(folder), purge_step=first_epoch)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""

@@ -1,11 +1,11 @@
 """A run from its config to its results."""
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ..data import Dataset
+from ..nets import AnytimeNetwork
 from .config import TrainConfig
 from .environment import computing, seed_everything
 from .errors import ConfigError
@@ -14,14 +14,7 @@ from .progress import Reporter, Silent
 from .run_folder import RunFolder
 from .stopping import StopRequest
 from .summary import TrainResult, finish, read_result
-
-
-def anynest_version() -> str:
-    """The installed version."""
-    try:
-        return version("anynest")
-    except PackageNotFoundError:
-        return "unknown"
+from .tensorboard import writer_class
 
 
 def train(
@@ -30,8 +23,8 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
-    data: Any = None,
-    model: Any = None,
+    data: Dataset | None = None,
+    model: AnytimeNetwork | None = None,
 ) -> TrainResult:
     """Train as ``config`` says, into ``folder``; ``resume`` goes on with the run that is there.
 
@@ -46,10 +39,10 @@ def train(
     Example:
         >>> import tempfile
         >>> config = TrainConfig.from_json(
-        ...     {"model": {"base_width": 2}, "schedule": {"epochs": 1}, "run": {"device": "cpu"}}
+        ...     {"model": {"base_width": 2}, "schedule": {"epochs": 1}, "run": {"threads": 1}}
         ... )
-        >>> result = train(config, tempfile.mkdtemp())
-        >>> len(result.test_error)  # one error a stage
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     len(train(config, folder).test_error)  # one error a stage
         3
     """
     reporter = reporter or Silent()
@@ -63,6 +56,8 @@ def train(
         raise ConfigError("a new run needs a config: give one, or resume=True")
     else:
         run_folder.require_unused()
+    if config.run.tensorboard:
+        writer_class()  # whether it is installed is found before anything is written
     with computing(config.run) as device:
         if model is None:
             with torch.device("meta"):  # a wrong name or option is found before any data is read
@@ -79,24 +74,15 @@ def train(
                 run_folder.start(config)
             loop.run()
             model.requires_grad_(True)
-            return finish(
-                config,
-                run_folder,
-                data,
-                model,
-                device,
-                loop.history,
-                anynest_version(),
-                loop.check_in,
-            )
+            return finish(config, run_folder, data, model, device, loop.history, loop.check_in)
 
 
-def prepare(config: TrainConfig, data: Any, model: Any, device: torch.device) -> Any:
+def prepare(
+    config: TrainConfig, data: Dataset, model: AnytimeNetwork | None, device: torch.device
+) -> AnytimeNetwork:
     """The network on its device, fit for the method."""
     if model is None:
         model = config.model.build(data.num_classes, data.in_channels)
-    if config.greedy and model.num_stages > 1 and not hasattr(model, "born"):
-        raise ConfigError(f"method greedy needs a nested network, found {type(model).__name__}")
     method = config.method
     if method.priority is not None and len(method.priority) != model.num_stages:
         raise ConfigError(
@@ -108,5 +94,9 @@ def prepare(config: TrainConfig, data: Any, model: Any, device: torch.device) ->
             f"method.weights must have one weight for each of the network's {model.num_stages} "
             f"stages, found {len(method.weights)}"
         )
-    layout = torch.channels_last if config.run.channels_last else torch.preserve_format
-    return model.to(device=device, memory_format=layout)
+    model = model.to(device)
+    if config.run.channels_last:
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
