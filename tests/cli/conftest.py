@@ -8,8 +8,7 @@ import torch
 
 from anynest.cli import main
 
-TINY = ["--base-width", "2", "--growth", "1x1,2x1", "--batch-size", "256", "--data", "digits"]
-TINY += ["--device", "cpu", "--threads", "1"]
+TINY = "--base-width 2 --growth 1x1,2x1 --data digits --batch-size 256 --device cpu --threads 1"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,7 +20,13 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny() -> list[str]:
+    """``anynest train`` for a run of a second or two; later flags win."""
+    return ["train", *TINY.split(), "--epochs", "1"]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", *TINY, "--epochs", "1", "--out", str(folder), "--quiet"]) == 0
+    assert main([*tiny, "--out", str(folder), "--quiet"]) == 0
     return folder

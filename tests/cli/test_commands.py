@@ -13,8 +13,6 @@ from anynest.cli import main
 from anynest.cli.main import COMMANDS
 from anynest.training import ConfigError, RunError, read_config
 
-TINY = ["--base-width", "2", "--growth", "1x1,2x1", "--batch-size", "256", "--data", "digits"]
-TINY += ["--device", "cpu", "--threads", "1"]
 Out = pytest.CaptureFixture[str]
 
 
@@ -110,8 +108,8 @@ def test_wrong_usage(argv: list[str], capsys: Out) -> None:
     assert "usage: anynest" in capsys.readouterr().err
 
 
-def test_a_failed_run_has_status_1(tmp_path: Path, capsys: Out) -> None:
-    argv = ["train", *TINY, "--out", str(tmp_path / "run"), "--lr", "1e18", "--quiet"]
+def test_a_failed_run_has_status_1(tiny: list[str], tmp_path: Path, capsys: Out) -> None:
+    argv = [*tiny, "--out", str(tmp_path / "run"), "--lr", "1e18", "--quiet"]
     assert main(argv) == 1
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
@@ -155,20 +153,20 @@ def test_train_as_typed(tmp_path: Path, capsys: Out) -> None:
     assert config.method.name == "osgd"
 
 
-def test_resume_starts_where_no_run_is(tmp_path: Path, capsys: Out) -> None:
+def test_resume_starts_where_no_run_is(tiny: list[str], tmp_path: Path, capsys: Out) -> None:
     """A job script may always pass --out and --resume."""
-    argv = ["train", *TINY, "--epochs", "1", "--out", str(tmp_path / "run"), "--resume"]
+    argv = [*tiny, "--out", str(tmp_path / "run"), "--resume"]
     assert main(argv) == 0
     assert "starting one" in capsys.readouterr().out
     assert main(argv) == 0
     assert "finished" in capsys.readouterr().out
 
 
-def test_precedence(tmp_path: Path) -> None:
+def test_precedence(tiny: list[str], tmp_path: Path) -> None:
     """Flags over --config over --recipe over the defaults."""
     file = tmp_path / "part.json"
     file.write_text(json.dumps({"schedule": {"epochs": 2}, "optimizer": {"lr": 0.05}}))
-    argv = ["train", *TINY, "--recipe", "paper-cifar", "--config", str(file), "--epochs", "1"]
+    argv = [*tiny, "--recipe", "paper-cifar", "--config", str(file)]
     assert main([*argv, "--out", str(tmp_path / "run"), "--quiet"]) == 0
     config = read_config(tmp_path / "run" / "config.json")
     assert config.schedule.epochs == 1
@@ -178,8 +176,8 @@ def test_precedence(tmp_path: Path) -> None:
     assert config.optimizer.options == {"momentum": 0.9, "nesterov": True}
 
 
-def test_train_json(tmp_path: Path, capsys: Out) -> None:
-    argv = ["train", *TINY, "--epochs", "1", "--out", str(tmp_path / "run"), "--json"]
+def test_train_json(tiny: list[str], tmp_path: Path, capsys: Out) -> None:
+    argv = [*tiny, "--out", str(tmp_path / "run"), "--json"]
     assert main(argv) == 0
     summary = json.loads(capsys.readouterr().out)
     assert len(summary["test"]["error"]) == 2

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-TINY = ["--base-width", "2", "--growth", "1x1,2x1", "--batch-size", "64", "--data", "digits"]
-TINY += ["--device", "cpu", "--threads", "1", "--epochs", "8", "--save-batches", "5"]
 ANYNEST = [sys.executable, "-m", "anynest"]
 
 
@@ -34,11 +32,12 @@ def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]", count: i
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_killed_interrupted_and_resumed(tmp_path: Path) -> None:
+def test_killed_interrupted_and_resumed(tmp_path: Path, tiny: list[str]) -> None:
     """SIGKILL from outside, --resume, Ctrl-C, the command it names: the same bits at the end."""
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    beside = start("train", *TINY, "--out", str(whole), "--quiet")
-    process = start("train", *TINY, "--out", str(cut), "--quiet")
+    longer = [*tiny, "--batch-size", "64", "--epochs", "8", "--save-batches", "5"]
+    beside = start(*longer, "--out", str(whole), "--quiet")
+    process = start(*longer, "--out", str(cut), "--quiet")
     wait_for_checkpoint(cut, process, 15)
     process.kill()
     process.communicate()

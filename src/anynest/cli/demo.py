@@ -19,6 +19,7 @@ from ..training.progress import clock
 from ..training.run_folder import RunFolder
 from .console import Console
 from .demo_picture import draw
+from .flags import Commands
 
 MODEL = "simultaneous_nested_sparse_resnet26"
 METHODS = {
@@ -31,7 +32,7 @@ SEEDS = 3
 Job = tuple[str, int, int, Path]  # method, seed, epochs, the demo's folder
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "demo",

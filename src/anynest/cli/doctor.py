@@ -19,13 +19,14 @@ from ..training.checkpoint import Checkpoints
 from ..training.environment import describe_environment, find_device
 from ..training.errors import RunError
 from .console import Console
+from .flags import Commands
 
 REQUIRED = ("torch", "numpy", "safetensors", "rich", "pillow", "scikit-learn", "matplotlib")
 EXTRAS = {"parquet": "pyarrow", "hub": "huggingface_hub", "tensorboard": "tensorboard"}
 TOLERANCE = 1e-5  # relative, float32 against float64
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "doctor",

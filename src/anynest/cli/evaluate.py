@@ -4,17 +4,18 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..data import AnySplit, Dataset
 from ..training import ConfigError, DataConfig, RunFolderError, WeightsInfo, read_config
 from ..training.environment import find_device
 from ..training.evaluate import Evaluation, evaluate
 from ..training.progress import percent
 from ..training.weights import load, read_info, weights_file
 from .console import Console
+from .flags import Commands
 
 EXAMPLES = """examples:
   anynest evaluate runs/a
@@ -22,7 +23,7 @@ EXAMPLES = """examples:
 SPLITS = ("train", "validation", "test")
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "evaluate",
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = config.load()
     require_fit(info, data)
     data = replace(data, mean=info.mean, std=info.std)  # the images as the network knows them
-    split = getattr(data, arguments.split)
+    split: AnySplit = getattr(data, arguments.split)
     loader = config.evaluation_loader(split, data, device)
     result = evaluate(model, loader, split=split.name)
     if arguments.json:
@@ -75,9 +76,9 @@ def data_config(arguments: argparse.Namespace, info: WeightsInfo) -> DataConfig:
     return replace(config, evaluation_batch_size=arguments.batch_size, workers=arguments.workers)
 
 
-def require_fit(info: WeightsInfo, data: Any) -> None:
+def require_fit(info: WeightsInfo, data: Dataset) -> None:
     """RunFolderError where the network was trained for other classes or channels."""
-    if tuple(data.classes) != info.classes:
+    if data.classes != info.classes:
         raise RunFolderError(
             f"the data must have the network's {len(info.classes)} classes "
             f"({', '.join(info.classes[:3])}, ...), found {len(data.classes)} "

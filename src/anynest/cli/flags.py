@@ -4,10 +4,13 @@ import argparse
 import json
 from dataclasses import Field, fields
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from ..training import ConfigError, TrainConfig
 from ..training.typed import coerce, describe
+
+# what a command declares itself to
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def config_fields() -> list[tuple[str, Field[Any], Any]]:
@@ -87,7 +90,8 @@ def _guess(kind: Any, text: Any, flag: str) -> Any:
                 continue
         if member is not NoneType:
             return text
-    raise ConfigError(f"{flag} must be {describe(kind)}, found {text!r}")
+    wanted = " or ".join(describe(member) for member in members if member is not NoneType)
+    raise ConfigError(f"{flag} must be {wanted}, found {text!r}")
 
 
 def _split(kind: Any, text: str) -> list[str]:

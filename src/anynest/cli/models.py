@@ -11,6 +11,7 @@ from rich.table import Table
 from ..nets import create_model, describe, list_models
 from ..training import ConfigError
 from .console import Console
+from .flags import Commands
 
 EXAMPLES = """examples:
   anynest models
@@ -18,7 +19,7 @@ EXAMPLES = """examples:
 SIZES = {"cifar": 32, "imagenet": 224}
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "models",

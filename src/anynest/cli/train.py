@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..data.load import SOURCES
 from ..training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
 from ..training.config import read_object
 from ..training.progress import Reporter, Shown, Silent
 from ..training.run_folder import RunFolder
 from ..training.summary import summary_table
 from .console import Console
-from .flags import add_config_flags, typed_settings
+from .flags import Commands, add_config_flags, typed_settings
 
 Settings = dict[str, dict[str, Any]]
-KNOWN_SOURCES = ("digits", "fashion-mnist")
 EXAMPLES = """examples:
   anynest train --model width_nested_resnet10 --data digits --method osgd --epochs 3 --out runs/a
   anynest train --resume runs/a
@@ -24,7 +24,7 @@ EXAMPLES = """examples:
 Settings are taken from the flags, then --config, then --recipe, then the defaults. Ctrl-C saves."""
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "train",
@@ -53,15 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print the summary."""
     console = Console(stderr=arguments.json)
     reporter: Reporter = Silent() if arguments.quiet else Shown(console)
-    folder = find_folder(arguments)
+    folder = RunFolder(find_folder(arguments))
     settings = given_settings(arguments)
     resume = bool(arguments.resume)
-    if resume and arguments.resume is True and not RunFolder(folder).started:
-        reporter.say(f"{folder} holds no run yet: starting one")
+    if arguments.resume is True and not folder.started:
+        reporter.say(f"{folder.path} holds no run yet: starting one")
         resume = False
-    base = read_config(RunFolder(folder).config).to_json() if resume and _begun(folder) else {}
+    base = read_config(folder.config).to_json() if resume and folder.started else {}
     config = TrainConfig.from_json(overlay(base, settings))
-    result = train(config, folder, resume=resume, reporter=reporter)
+    result = train(config, folder.path, resume=resume, reporter=reporter)
     if arguments.json:
         print(json.dumps({"folder": str(result.folder), **result.summary}, indent=2))
         return 0
@@ -69,10 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("weights.safetensors", "curves.png", "metrics.jsonl"):
         console.print(str(result.folder / name), highlight=False, soft_wrap=True)
     return 0
-
-
-def _begun(folder: Path) -> bool:
-    return RunFolder(folder).started
 
 
 def find_folder(arguments: argparse.Namespace) -> Path:
@@ -109,6 +105,6 @@ def overlay(base: Settings, over: Settings) -> Settings:
 
 def absolute(source: str) -> str:
     """A data path that holds in any working folder, so that a run resumes from anywhere."""
-    if source in KNOWN_SOURCES or source.startswith("hub:") or not os.path.exists(source):
+    if source in SOURCES or source.startswith("hub:") or not os.path.exists(source):
         return source
     return os.path.abspath(source)
