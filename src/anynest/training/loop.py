@@ -138,12 +138,12 @@ class Loop:
     def train_rest_of_epoch(self) -> None:
         """Batches from ``position.batch`` to the epoch's end."""
         position = self.position
-        overall = position.phase * self.epochs + position.epoch
-        label = f"epoch {overall + 1}/{self.phases * self.epochs}"
+        epoch = len(self.history)  # of the whole run, from 0
+        label = f"epoch {epoch + 1}/{self.phases * self.epochs}"
         measured = self.config.run.gradient_stats and self.config.method.name.startswith("sgd")
         self.stepper.phase.train_mode()
         clock = time.monotonic()
-        for images, labels in self.train_loader.batches(overall, start=position.batch):
+        for images, labels in self.train_loader.batches(epoch, start=position.batch):
             self.check_in()
             self.set_rate()
             try:
@@ -184,15 +184,14 @@ class Loop:
 
     def line(self, validation: Evaluation) -> dict[str, Any]:
         """The epoch's line of ``metrics.jsonl``: lists are per stage, null for one not trained."""
-        position, phase = self.position, self.stepper.phase
-        epoch = position.phase * self.epochs + position.epoch + 1
+        phase = self.stepper.phase
         held = validation.to_json()
         images = self.train_loader.num_images
         return {
-            "epoch": epoch,
+            "epoch": len(self.history) + 1,
             "epochs": self.phases * self.epochs,
             "stage": phase.stages[0] if self.config.greedy else None,
-            "step": position.step,
+            "step": self.position.step,
             "lr": self.stepper.optimizer.param_groups[0]["lr"],  # of the last batch
             "train": {name: self.spread(values) for name, values in self.sums.means().items()},
             "validation": {

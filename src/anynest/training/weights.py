@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from ..nets import create_model
+from ..nets import AnytimeNetwork, create_model
 from .errors import RunFolderError
 from .files import write_whole
 
@@ -133,7 +133,7 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
     return info
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path) -> AnytimeNetwork:
     """The trained network in a weights file or a finished run's folder, in eval mode on the CPU.
 
     Errors: RunFolderError, one line, for a missing, damaged or foreign file.
@@ -147,7 +147,7 @@ def load(path: str | Path) -> nn.Module:
         with torch.device("meta"):
             expected = create_model(info.model, **info.arguments).state_dict()
         _check_shapes(file, {name: list(tensor.shape) for name, tensor in expected.items()})
-        model: nn.Module = create_model(info.model, **info.arguments)
+        model = create_model(info.model, **info.arguments)
         with safe_open(file, framework="pt") as opened:
             model.load_state_dict({name: opened.get_tensor(name) for name in expected})
     except RunFolderError:
