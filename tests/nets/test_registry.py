@@ -58,6 +58,18 @@ def test_arguments_survive_json_and_build_the_same_network(name: str) -> None:
     assert create_model(name, **json.loads(json.dumps(other.arguments))).plan == other.plan
 
 
+def test_a_subnetwork_is_built_again_from_its_arguments() -> None:
+    whole = create_model("alternating_nested_sparse_resnet14", num_classes=3).eval()
+    part = whole.subnetwork(2)
+    again = create_model(part.name, **json.loads(json.dumps(part.arguments))).eval()
+    assert again.plan == part.plan
+    assert again.arguments == part.arguments == part.subnetwork(1).arguments
+    again.load_state_dict(part.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(again(x)[0], whole(x)[1])
+    assert "subnetwork" not in whole.arguments
+
+
 def test_an_unknown_model_lists_the_near_matches() -> None:
     with pytest.raises(ValueError, match=r"width_nested_resnet41.*near.*width_nested_resnet42"):
         create_model("width_nested_resnet41")

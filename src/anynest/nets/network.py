@@ -106,6 +106,8 @@ class AnytimeNetwork(nn.Module):
         nn.Module.__init__(part)
         part._adopt(self.plan.restrict(self.outputs[stage - 1]), self)
         part.outputs = part.outputs[-1:]
+        if self.num_stages > 1:  # alone already, it is built again as it was
+            part.arguments = {**self.arguments, "subnetwork": stage}
         part.training = self.training
         return part
 

@@ -61,6 +61,7 @@ def create_model(
     base_width: int | None = None,
     stem: str | None = None,
     independent: int | None = None,
+    subnetwork: int | None = None,
     **options: Any,
 ) -> AnytimeNetwork:
     """Build a registered network.
@@ -73,6 +74,8 @@ def create_model(
         base_width: another number of channels of the first group at width 1.
         stem: ``"cifar"`` or ``"imagenet"``.
         independent: s: the plain, un-nested network of stage s's size (the Oracle's member, section 5.3).
+        subnetwork: s: stage s of the nested network alone, as ``model.subnetwork(s)`` gives it; such a
+            model loads the part of the whole's weights that it has names for.
         options: any other field of :class:`Architecture`, such as ``exit="linear"`` for a cascade.
 
     Raises:
@@ -105,4 +108,5 @@ def create_model(
     if independent is not None:
         architecture = architecture.plain(independent)
         arguments["independent"] = independent
-    return AnytimeNetwork(architecture, name, arguments)
+    model = AnytimeNetwork(architecture, name, arguments)
+    return model if subnetwork is None else model.subnetwork(subnetwork)
