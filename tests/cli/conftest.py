@@ -1,22 +1,12 @@
-"""One thread, and a finished tiny run that the commands may look at."""
+"""A finished tiny run that the commands may look at."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from anynest.cli import main
 
 TINY = "--base-width 2 --growth 1x1,2x1 --data digits --batch-size 256 --device cpu --threads 1"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

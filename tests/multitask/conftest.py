@@ -1,21 +1,12 @@
 """Networks with several losses, small enough to train in a test."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 class ThreeExits(nn.Module):

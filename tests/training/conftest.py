@@ -1,10 +1,9 @@
 """A run that takes a second: two narrow stages on the digits, five batches an epoch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 from anynest.training import TrainConfig
 
@@ -14,14 +13,6 @@ TINY: dict[str, dict[str, Any]] = {
     "schedule": {"epochs": 2},
     "run": {"device": "cpu", "threads": 1},
 }
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
