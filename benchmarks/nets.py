@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from anynest import OSGD, create_model, list_models
+from anynest import create_model, list_models, make_combiner
 from anynest.nets import AnytimeNetwork
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -92,15 +92,15 @@ def compare(name: str, batch: int, rounds: int, layout: str, bf16: bool, device:
     return rows
 
 
-def small(batch: int, rounds: int, layout: str) -> list[dict]:
-    """A whole OSGD training step on 32x32 of each small member."""
+def small(batch: int, rounds: int, layout: str, method: str) -> list[dict]:
+    """A whole training step on 32x32 of each small member."""
     rows = []
     for name in list_models():
         if any(size in name for size in ("42", "98", "50", "66")):
             continue
         model = create_model(name).train().to(memory_format=LAYOUTS[layout])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        combiner = OSGD()
+        combiner = make_combiner(method)
         x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
         x = x.to(memory_format=LAYOUTS[layout])
 
@@ -128,7 +128,11 @@ def small(batch: int, rounds: int, layout: str) -> list[dict]:
                 "layout": layout,
             }
         )
-        print(f"{name:40s} {1e3 * middle:7.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]", flush=True)
+        rows[-1]["method"] = method
+        print(
+            f"{name:40s} {method:9s} {1e3 * middle:7.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]",
+            flush=True,
+        )
     return rows
 
 
@@ -155,7 +159,8 @@ def main() -> None:
     rows = []
     if args.small:
         for layout in ("nchw", "nhwc") if args.layout == "both" else (args.layout,):
-            rows += small(args.batch, args.rounds, layout)
+            for method in args.methods:
+                rows += small(args.batch, args.rounds, layout, method)
     else:
         for precision in ("fp32", "bf16") if args.precision == "both" else (args.precision,):
             for layout in ("nchw", "nhwc") if args.layout == "both" else (args.layout,):
