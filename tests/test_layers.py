@@ -1,4 +1,4 @@
-"""No import runs up a floor or sideways on the ground floor (docs/architecture.md)."""
+"""No import runs up a floor or sideways on the ground floor (docs/layout.md)."""
 
 import ast
 from pathlib import Path

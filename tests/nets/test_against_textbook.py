@@ -130,7 +130,7 @@ def test_the_cascade_exits_after_an_eighth_a_quarter_a_half_and_all_blocks() -> 
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
-        ("depth_nested_sparse_resnet98", (0.17, 0.37, 0.76, 1.53)),  # docs/architectures.md
+        ("depth_nested_sparse_resnet98", (0.17, 0.37, 0.76, 1.53)),  # docs/networks.md
         ("width_nested_resnet42", (0.15, 0.59, 2.34)),
         ("alternating_nested_sparse_resnet98", (0.023, 0.093, 0.19, 0.76, 1.53)),
     ],

@@ -93,6 +93,13 @@ def test_a_duplicate_name_raises_and_a_new_one_works(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"'my_nested_resnet8' is registered already"):
         register(my_nested_resnet8)
 
+    @register
+    def my_wrong_one() -> Architecture:
+        return {"blocks": (1,)}  # type: ignore[return-value]
+
+    with pytest.raises(TypeError, match="my_wrong_one must return an Architecture, got dict"):
+        create_model("my_wrong_one")
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -127,6 +134,8 @@ def test_wrong_images_get_one_line() -> None:
     for shape in ((2, 1, 8, 8), (3, 8, 8)):
         with pytest.raises(ValueError, match=r"images must be \[batch, 3, height, width\]"):
             model(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"floating point, got torch.uint8"):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     for stage in (0, 4, "1"):
         with pytest.raises(ValueError, match="numbered 1 to 3"):
             model.subnetwork(stage)  # type: ignore[arg-type]

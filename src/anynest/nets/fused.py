@@ -5,7 +5,7 @@ which the weights from later channels to earlier ones are zero. Autograd alone w
 behind a dense kernel, the loss of stage 1 walks through all channels. Here every slice keeps an output of
 its own, and autograd says which of them a loss reached (the others' gradients are None). The backward
 pass takes the leading slices up to the last one reached and touches no channel beyond, so that the
-gradients outside w_i are absent, not zero, and cost nothing (docs/architecture.md).
+gradients outside w_i are absent, not zero, and cost nothing (docs/layout.md).
 
 Legend: j node, u unit; ``y`` results, ``z`` convolutions' results before the norm, ``a`` activations.
 """

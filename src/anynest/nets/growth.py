@@ -32,7 +32,9 @@ def parse_growth(value: Sequence[Sequence[int]]) -> Growth:
         ValueError: with the rule, the value found and the remedy.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
-        raise ValueError(f"growth must be a non-empty list of (width, depth), got {value!r}")
+        raise ValueError(
+            f"growth must be a non-empty list of (width, depth), such as [(1, 1), (2, 1)], got {value!r}"
+        )
     stages: list[Stage] = []
     for number, pair in enumerate(value, 1):
         is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2

@@ -158,6 +158,10 @@ class _Run:
                 f"images must be [batch, {net.in_channels}, height, width], got {list(x.shape)}; create "
                 "the model with in_channels= for other images"
             )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"images must be floating point, got {x.dtype}; scale and normalise them"
+            )
         if net.kernels not in ("auto", "dense", "stripes"):
             raise ValueError(f"kernels must be auto, dense or stripes, got {net.kernels!r}")
         self.net = net

@@ -48,7 +48,9 @@ def _factory(name: str) -> Factory:
     if name not in _FACTORIES:
         near = difflib.get_close_matches(name, _FACTORIES, n=4, cutoff=0.5)
         hint = f"near matches: {', '.join(near)}" if near else "list_models() names them all"
-        raise ValueError(f"there is no model named {name!r}; {hint}")
+        raise ValueError(
+            f"there is no model named {name!r}; {hint} (import the module of one that you registered)"
+        )
     return _FACTORIES[name]
 
 
@@ -83,6 +85,10 @@ def create_model(
         TypeError: an unknown option.
     """
     architecture = _factory(name)()
+    if not isinstance(architecture, Architecture):
+        raise TypeError(
+            f"{name} must return an Architecture, got {type(architecture).__name__}; see register"
+        )
     given: dict[str, Any] = {
         "growth": growth,
         "base_width": base_width,

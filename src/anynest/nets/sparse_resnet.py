@@ -1,7 +1,7 @@
 """Depth-nested and width-depth nested Sparse ResNets (paper, sections 3.3.1 and 3.3.3; Zhu et al. 2018).
 
 Sparse ResNet-98 is 6 * 16 + 2: three groups of 16 basic blocks at 16, 32 and 64 channels; Sparse ResNet-66
-is 8 * 8 + 2: four groups of 8 at 64 to 512 channels (docs/architectures.md).
+is 8 * 8 + 2: four groups of 8 at 64 to 512 channels (docs/networks.md).
 """
 
 from .architecture import Architecture
