@@ -1,4 +1,4 @@
-"""The one engine: evaluates any plan, all stages at once or stage after stage (DESIGN, N1-N4)."""
+"""The one engine: evaluates any plan, all stages at once or stage after stage (docs/layout.md, N1-N4)."""
 
 from __future__ import annotations
 
