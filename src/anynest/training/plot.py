@@ -8,10 +8,10 @@ from .files import write_whole
 
 
 def stage_colors(stages: int) -> list[Any]:
-    """From dark (stage 1) to light, the same in every picture."""
+    """From dark blue (stage 1) to orange, the same in every picture and readable on white."""
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.9 * i / max(1, stages - 1)) for i in range(stages)]
+    return [colormaps["plasma"](0.68 * i / max(1, stages - 1)) for i in range(stages)]
 
 
 def save_figure(figure: Any, path: Path) -> None:
@@ -34,48 +34,88 @@ def new_figure(width: float, height: float) -> Any:
 def draw_curves(
     axes: Any, history: list[dict[str, Any]], part: str, measure: str, scale: float = 1.0
 ) -> None:
-    """One line a stage on a logarithmic axis; ``part`` is train or validation."""
+    """One line a stage on a logarithmic axis; ``part`` is train or validation.
+
+    Later stages are thinner and lie on top, so that equal curves all show. A logarithmic axis has
+    no 0: such a point is a hollow triangle at the lower edge, whose tick says 0.
+    """
     stages = len(history[0][part][measure])
+    values = [scale * v for line in history for v in line[part][measure] if v is not None]
+    above = [value for value in values if value > 0]
+    zero = min(above, default=1.0) / 2  # where 0 is drawn
+    zeros = len(above) < len(values)
     for index, color in enumerate(stage_colors(stages)):
         points = [(line["epoch"], line[part][measure][index]) for line in history]
         known = [(epoch, scale * value) for epoch, value in points if value is not None]
-        if known:
-            marker = "o" if len(known) < 30 else None
-            axes.plot(
-                *zip(*known, strict=True),
-                color=color,
-                marker=marker,
-                ms=3,
-                lw=1.4,
-                label=f"stage {index + 1}",
-            )
+        if not known:
+            continue
+        thin = index / max(1, stages - 1)
+        axes.plot(
+            [epoch for epoch, _ in known],
+            [value or zero for _, value in known],
+            color=color,
+            marker="o" if len(known) < 30 else None,
+            ms=6.5 - 3.5 * thin,
+            lw=3.2 - 2.0 * thin,
+            label=f"stage {index + 1}",
+        )
+        if at := [epoch for epoch, value in known if value == 0]:
+            (marks,) = axes.plot(at, [zero] * len(at), "v", color=color, mfc="white", zorder=3)
+            marks.set(markersize=8 - 2.5 * thin, clip_on=False, in_layout=False)
     axes.set_xlabel("epoch")
+    integer_epochs(axes)
     axes.grid(True, which="both", alpha=0.25)
-    values = [scale * v for line in history for v in line[part][measure] if v]
     if values:
-        floor = min(values) / 1.5
         axes.set_yscale("log")
-        axes.set_ylim(bottom=floor, top=max(values) * 1.3)
-        plain_log_ticks(axes)
+        axes.set_ylim(zero if zeros else zero * 4 / 3, max(above, default=1.0) * 1.3)
+        plain_log_ticks(axes, zero if zeros else None)
 
 
-def plain_log_ticks(axes: Any) -> None:
-    """Numbers such as 0.5, 2, 10 on a logarithmic axis, where it would print powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+def integer_epochs(axes: Any) -> None:
+    """Whole numbers alone on the axis of epochs, from the first epoch on."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+
+
+def plain_log_ticks(axes: Any, zero: float | None = None) -> None:
+    """Numbers such as 0.5, 2, 10 on a logarithmic axis, where it would print powers of ten.
+
+    ``zero``: the place on the axis where 0 is drawn, and labelled so.
+    """
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogLocator,
+        NullFormatter,
+        NullLocator,
+    )
 
     low, high = axes.get_ylim()
     decades = high / low
     subs = [1.0] if decades > 1000 else [1.0, 2.0, 5.0]
     if decades < 8:
         subs = [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    locator = LogLocator(base=10, subs=subs)
+    if zero is None:
+        axes.yaxis.set_major_locator(locator)
+    else:
+        ticks = [tick for tick in locator.tick_values(low, high) if 1.5 * zero < tick <= high]
+        axes.yaxis.set_major_locator(FixedLocator([zero, *ticks]))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: "0" if value == zero else f"{value:g}")
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_run(history: list[dict[str, Any]], title: str, path: Path) -> None:
     """Error on the validation split and training loss, per stage and epoch."""
+    save_figure(run_figure(history, title), path)
+
+
+def run_figure(history: list[dict[str, Any]], title: str) -> Any:
+    """The picture of ``plot_run``."""
     figure = new_figure(10, 4.2)
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
@@ -84,4 +124,4 @@ def plot_run(history: list[dict[str, Any]], title: str, path: Path) -> None:
     left.legend(fontsize="small")
     draw_curves(right, history, "train", "loss")
     right.set_ylabel("training loss")
-    save_figure(figure, path)
+    return figure

@@ -72,7 +72,7 @@ def finish(
     test = measure(data.test)
     validation = test if data.validation_is_test else measure(data.validation)
     save_weights(folder.weights, model, weights_info(model, data))
-    title = f"{model.name}, {config.method.name}, {data.label}"
+    title = f"{model.name}, {config.method.name}, {data.label}, seed {config.run.seed}"
     plot_run(history, title, folder.curves)
     summary = {
         "model": model.name,
