@@ -1,5 +1,6 @@
 """The Hub's Parquet layout, and the honest name of what lies in it."""
 
+import dataclasses
 import io
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anynest.data import DataError, decode, load, names
+from anynest.data import DataError, decode, identity, load, names
 
 Make = Callable[..., Path]
 
@@ -189,6 +190,25 @@ def test_sizes_differ(make_parquet: Make) -> None:
     assert data.train.images.shape == (60, 3, 16, 16)
     assert data.train.images[2].flatten(1).unique(dim=1).flatten().tolist() == [9, 8, 7]
     assert data.label == "set (resized to 16)"
+    data = load(place, image_size=32)
+    assert data.label == "set (resized to 32)"  # though most came in that size
+
+
+def test_a_resized_set_keeps_its_name(make_parquet: Make) -> None:
+    place = make_parquet(kind="JPEG", quality=75)
+    assert load(place, image_size=8).label == "CIFAR-10 (JPEG-75, partial, resized to 8)"
+    assert load(place, image_size=32).label == "CIFAR-10 (JPEG-75, partial)"
+
+
+def test_a_resized_set_keeps_its_mirror_flag(
+    make_parquet: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(identity.MNIST, sizes=(60, 20))
+    monkeypatch.setattr(identity, "KNOWN", (few,))
+    monkeypatch.setattr(identity, "MNIST", few)
+    place = make_parquet(shape=(28, 28), classes=names.MNIST, image="image")
+    data = load(place, image_size=14)
+    assert (data.label, data.train.mirror) == ("MNIST (resized to 14)", False)
 
 
 def test_labels_out_of_range(make_parquet: Make) -> None:
@@ -220,6 +240,10 @@ def test_without_pyarrow(make_parquet: Make, monkeypatch: pytest.MonkeyPatch) ->
     place = make_parquet()
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     fails(place, "pip install 'anynest[parquet]'")
+
+
+def test_the_real_set_resized(real_parquet: Path) -> None:
+    assert load(real_parquet, image_size=8).label == "CIFAR-10 (JPEG-75, resized to 8)"
 
 
 def test_the_real_set(real_parquet: Path) -> None:

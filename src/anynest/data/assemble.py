@@ -23,7 +23,8 @@ SplitT = TypeVar("SplitT", Split, FolderSplit)
 
 @dataclass
 class Raw:
-    """A reader's answer. images: uint8 [N, C, H, W], labels: int64 [N], per split."""
+    """A reader's answer. images: uint8 [N, C, H, W], labels: int64 [N], per split; resized: whether
+    the reader has resized any."""
 
     name: str
     classes: tuple[str, ...]
@@ -33,6 +34,7 @@ class Raw:
     mirror: bool = True
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
+    resized: bool = False
 
 
 def stratified(labels: Tensor, count: int, stream: int) -> Tensor:
@@ -101,7 +103,7 @@ def assemble(
     named = {"train": raw.train, "test": raw.test}
     if raw.validation is not None:
         named["validation"] = raw.validation
-    splits, resized = {}, False
+    splits, resized = {}, raw.resized
     for name, (images, labels) in named.items():
         check_labels(labels, len(raw.classes), f"the {name} split of {raw.name}")
         if image_size is not None and tuple(images.shape[-2:]) != (image_size, image_size):
@@ -119,7 +121,7 @@ def assemble(
         splits["train"], splits.get("validation"), splits["test"], holdout, seed
     )
     mean, std = statistics(train.images)
-    notes = raw.notes + ([f"resized to {image_size}"] if resized else [])
+    notes = raw.notes + ([f"resized to {train.image_size}"] if resized else [])
     label = raw.name + (f" ({', '.join(notes)})" if notes else "")
     return Dataset(train, validation, test, raw.classes, mean, std, label, raw.skipped)
 

@@ -68,14 +68,9 @@ def read_parquet(folder: Path, *, on_corrupt: str = "raise", image_size: int | N
     parts = {split: _read_part(files, on_corrupt, image_size) for split, files in shards.items()}
     train, test, validation = parts["train"], parts["test"], parts.get("validation")
     sizes = (len(train.labels), len(test.labels))
-    shape = tuple(train.pictures.images.shape[1:])
-    known = None
-    if not train.pictures.resized:
-        known = identity.identify(train.classes, shape, sizes, train.label_column)
+    known = _identify(list(parts.values()), train, sizes)
     highest = max(int(part.labels.max()) for part in parts.values())
     notes = lossy([part.pictures.encodings for part in parts.values()])
-    if train.pictures.resized:
-        notes.append(f"resized to {image_size}")
     return Raw(
         name=known.name if known else folder.resolve().name,
         classes=known.classes
@@ -86,6 +81,7 @@ def read_parquet(folder: Path, *, on_corrupt: str = "raise", image_size: int | N
         validation=(validation.pictures.images, validation.labels) if validation else None,
         mirror=known.mirror if known else True,
         notes=notes + identity.notes(known, sizes),
+        resized=any(part.pictures.resized for part in parts.values()),
         skipped=sum(part.pictures.skipped for part in parts.values()),
     )
 
@@ -96,6 +92,15 @@ class _Part:
     labels: Tensor
     classes: tuple[str, ...]
     label_column: str
+
+
+def _identify(parts: list[_Part], train: _Part, sizes: tuple[int, int]) -> identity.Known | None:
+    """The known set, by the one size its images came in; resizing does not change what it is."""
+    came_in = frozenset[tuple[int, int]]().union(*(part.pictures.sizes for part in parts))
+    if len(came_in) != 1:
+        return None
+    shape = (train.pictures.images.shape[1], *next(iter(came_in)))
+    return identity.identify(train.classes, shape, sizes, train.label_column)
 
 
 def _read_part(files: list[Path], on_corrupt: str, image_size: int | None) -> _Part:

@@ -34,14 +34,19 @@ class Pictures:
 
     images: uint8 [N, C, H, W]; kept: which of the given images these are, int64 [N];
     encodings: how many of each, e.g. {"PNG": 10} or {"JPEG-75": 10}; skipped: how many were left
-    out; resized: whether the first image had another size.
+    out; sizes: the (H, W) that they came in, before any resizing.
     """
 
     images: Tensor
     kept: Tensor
     encodings: Counter[str] = field(default_factory=Counter)
     skipped: int = 0
-    resized: bool = False
+    sizes: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def resized(self) -> bool:
+        """Whether any of them came in another size."""
+        return self.sizes != {tuple(self.images.shape[2:])}
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ def _encoding(image: Image.Image) -> str:
     return "JPEG" if quality is None else f"JPEG-{quality}"
 
 
-def _decode(data: bytes | None, where: str, shape: _Shape | None) -> tuple[Image.Image, str]:
+def _decode(
+    data: bytes | None, where: str, shape: _Shape | None
+) -> tuple[Image.Image, str, tuple[int, int]]:
+    """The image, how it was encoded, and the (H, W) that it came in."""
     if not data:
         raise DataError(f"{where} holds no image bytes: give the Parquet files that embed them")
     image = decode.open_image(io.BytesIO(data), where)
@@ -75,9 +83,10 @@ def _decode(data: bytes | None, where: str, shape: _Shape | None) -> tuple[Image
         )
     encoding = _encoding(image)
     image = decode.pixels(image, where)
+    came_in = (image.height, image.width)
     if shape and image.size != shape.size:
         image = image.resize(shape.size, Image.Resampling.BILINEAR)
-    return image, encoding
+    return image, encoding, came_in
 
 
 def decode_all(
@@ -95,18 +104,18 @@ def decode_all(
     """
     with decode.bombs_are_errors():
         first = _first(encoded, where, on_corrupt)
-        native = first.size
         side = None if image_size is None else (image_size, image_size)
-        shape = _Shape(first.mode, side or native, side is not None)
+        shape = _Shape(first.mode, side or first.size, side is not None)
         width, height = shape.size
         out = np.empty((len(encoded), height, width, _CHANNELS[shape.mode]), np.uint8)
         good = np.ones(len(encoded), bool)
+        sizes: set[tuple[int, int]] = set()
 
         def work(start: int) -> Counter[str]:
             found: Counter[str] = Counter()
             for i in range(start, min(start + _CHUNK, len(encoded))):
                 try:
-                    image, encoding = _decode(encoded[i], where(i), shape)
+                    image, encoding, came_in = _decode(encoded[i], where(i), shape)
                 except DataError as error:
                     if on_corrupt != "skip" or isinstance(error, WrongKind):
                         raise
@@ -114,6 +123,7 @@ def decode_all(
                     continue
                 out[i] = np.asarray(image).reshape(out.shape[1:])
                 found[encoding] += 1
+                sizes.add(came_in)
             return found
 
         encodings: Counter[str] = Counter()
@@ -124,7 +134,7 @@ def decode_all(
     kept = torch.from_numpy(good.nonzero()[0])
     images = torch.from_numpy(out if good.all() else out[good])
     images = images.permute(0, 3, 1, 2).contiguous()
-    return Pictures(images, kept, encodings, int((~good).sum()), shape.size != native)
+    return Pictures(images, kept, encodings, int((~good).sum()), frozenset(sizes))
 
 
 def _first(
@@ -133,7 +143,7 @@ def _first(
     """The first image that can be decoded; it sets the size and the channels."""
     for i, data in enumerate(encoded):
         try:
-            image, _ = _decode(data, where(i), None)
+            image, _, _ = _decode(data, where(i), None)
         except WrongKind:
             raise
         except DataError:
