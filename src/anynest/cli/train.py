@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         resume = False
     base = read_config(folder.config).to_json() if resume and folder.started else {}
     config = TrainConfig.from_json(overlay(base, settings))
+    require_steps(typed_settings(arguments), config)
     result = train(config, folder.path, resume=resume, reporter=reporter)
     if arguments.json:
         print(json.dumps({"folder": str(result.folder), **result.summary}, indent=2))
@@ -91,6 +92,17 @@ def given_settings(arguments: argparse.Namespace) -> Settings:
     if isinstance(data, dict) and isinstance(data.get("source"), str):
         data["source"] = absolute(data["source"])
     return settings
+
+
+def require_steps(typed: Settings, config: TrainConfig) -> None:
+    """ConfigError for a typed flag of the stepwise schedule beside another one. What a recipe or
+    a config file holds is not meant so, and is passed over."""
+    for key, flag in (("milestones", "--milestones"), ("factor", "--lr-factor")):
+        if key in typed.get("schedule", {}) and config.schedule.shape != "steps":
+            raise ConfigError(
+                f"{flag} has no meaning for --schedule {config.schedule.shape}, which has no "
+                "steps: leave it out, or take --schedule steps"
+            )
 
 
 def overlay(base: Settings, over: Settings) -> Settings:

@@ -69,7 +69,12 @@ class MethodConfig:
                         "leave it out"
                     )
         else:
-            self.build()  # an unknown method or option is found before any data is read
+            combiner = self.build()  # an unknown one is found before any data is read
+            if self.C is not None and getattr(combiner, "normalize", True) is False:
+                raise ConfigError(
+                    f"method.C (--norm-c) has no meaning for {self.name}, which does not "
+                    "normalize: leave it out, or take osgd-norm or normsgd"
+                )
 
     def build(self) -> Combiner:
         """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
