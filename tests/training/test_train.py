@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from anynest.training import (
@@ -334,6 +335,25 @@ def test_folders_that_cannot_be_used(tmp_path: Path, tiny: Tiny) -> None:
 def test_two_processes_in_one_folder(tmp_path: Path, tiny: Tiny) -> None:
     with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="another"):
         train(tiny(), tmp_path / "run")
+
+
+def test_skipped_images_are_counted(tmp_path: Path, tiny: Tiny) -> None:
+    image = Image.new("RGB", (8, 8), (200, 10, 10))
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(6):
+                image.save(tmp_path / "images" / split / name / f"{number}.png")
+    for bad in ("train/a/3.png", "train/b/1.png", "val/a/2.png"):
+        (tmp_path / "images" / bad).write_bytes(b"not an image")
+    config = tiny(
+        data={"source": str(tmp_path / "images"), "on_corrupt": "skip", "batch_size": 4,
+              "holdout": 0, "augment": "none"},
+    )  # fmt: skip
+    result = train(config, tmp_path / "run")
+    assert result.summary["skipped"] == 3
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["skipped"] for line in lines] == [2, 2]
 
 
 def test_tensorboard(tmp_path: Path, tiny: Tiny) -> None:

@@ -27,7 +27,12 @@ class DataConfig:
         },
     )
     image_size: int | None = field(
-        default=None, metadata={"flag": "--image-size", "help": "pixels a side (default: as found)"}
+        default=None,
+        metadata={
+            "flag": "--image-size",
+            "help": "pixels a side (default: as found; image folders 224, unless all images are "
+            "square, alike and at most 64)",
+        },
     )
     on_corrupt: Literal["raise", "skip"] = field(
         default="raise",

@@ -83,6 +83,7 @@ class Loop:
             self.folder.events, self.config.run.tensorboard, first_epoch=len(self.history) + 1
         )
         total = self.phases * self.epochs * self.batches
+        self.reporter.say(str(self.data))
         self.reporter.say(
             f"{self.model.name}, {self.config.method.name}, {self.data.label}: "
             f"{self.phases * self.epochs} epochs of {self.batches} batches on {self.device}"
@@ -186,6 +187,7 @@ class Loop:
         """The epoch's line of ``metrics.jsonl``: lists are per stage, null for one not trained."""
         phase = self.stepper.phase
         held = validation.to_json()
+        left_out = {"skipped": self.skipped()} if self.config.data.on_corrupt == "skip" else {}
         images = self.train_loader.num_images
         return {
             "epoch": len(self.history) + 1,
@@ -201,7 +203,13 @@ class Loop:
             "cosines": self.sums.cosines(),
             "images_per_second": images / self.seconds if self.seconds else 0.0,
             "seconds": self.seconds,
+            **left_out,
         }
+
+    def skipped(self) -> int:
+        """Different training images left out as undecodable so far, also before a resume."""
+        before = self.history[-1].get("skipped", 0) if self.history else self.data.skipped
+        return max(before, self.data.skipped + self.train_loader.skipped)
 
     def spread(self, values: list[Any]) -> list[Any]:
         """Values of the phase's stages at their places among all stages."""

@@ -63,10 +63,11 @@ def epoch_text(line: dict[str, Any]) -> str:
     stage = f"stage {line['stage']} " if line["stage"] is not None else ""
     train = " ".join(percent(e) for e in line["train"]["error"] if e is not None)
     held = " ".join(percent(e) for e in line["validation"]["error"] if e is not None)
+    skipped = f"  {line['skipped']} images skipped" if line.get("skipped") else ""
     return (
         f"{stage}epoch {line['epoch']}/{line['epochs']}  "
         f"error % per stage: train {train} | {line['validation']['split']} {held}  "
-        f"lr {line['lr']:.2g}  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s"
+        f"lr {line['lr']:.2g}  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s{skipped}"
     )
 
 

@@ -65,9 +65,14 @@ def finish(
     batches and may raise.
     """
 
+    skipped = history[-1].get("skipped", 0)  # of the training split; all that was held in memory
+
     def measure(split: AnySplit) -> Evaluation:
+        nonlocal skipped
         loader = config.data.evaluation_loader(split, data, device)
-        return evaluate(model, loader, split=split.name, check=check)
+        result = evaluate(model, loader, split=split.name, check=check)
+        skipped += loader.skipped
+        return result
 
     test = measure(data.test)
     validation = test if data.validation_is_test else measure(data.validation)
@@ -85,6 +90,7 @@ def finish(
         "train": _last_values(history, "train"),
         "validation": validation.to_json(),
         "test": test.to_json(),
+        "skipped": skipped,  # images left out as undecodable, over all splits
         "training_seconds": sum(line["seconds"] for line in history),
         "anynest": __version__,
         "environment": describe_environment(device),
