@@ -31,6 +31,10 @@ BAD_LOSSES: dict[str, tuple[Bad, str]] = {
     "nan": (lambda w: [w.sum(), w.sum() * NAN], r"loss 1 is not finite \(nan\).*skip"),
     "infinite": (lambda w: [w.sum() + INF, w.sum()], r"loss 0 is not finite \(inf\).*skip"),
     "empty": (lambda w: [], "losses must hold at least one loss, found an empty list"),
+    "a dict": (
+        lambda w: {"a": w.sum(), "b": w.sum()},
+        r"losses must be a list.*found a dict: pass list\(losses\.values\(\)\)",
+    ),
     "not a list": (lambda w: w.sum(), r"losses must be a list.*found one tensor.*\[loss\]"),
 }
 
@@ -72,6 +76,53 @@ def test_bad_parameters_are_named(method: str, case: str) -> None:
         make_combiner(method).backward([w.sum()], make(w))
     one_line(caught.value, pattern)
     assert w.grad is None
+
+
+UNTOUCHED = "^no loss touches any of the 3 parameters: pass the parameters of the network that made"
+
+
+@ALL
+@pytest.mark.parametrize("before", [None, 7.0])
+def test_parameters_that_no_loss_touches_are_refused(method: str, before: float | None) -> None:
+    w, others = nn.Parameter(torch.ones(3)), [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    for other in others:
+        other.grad = None if before is None else torch.full((2,), before)
+    losses = [w.sum(), (w * w).sum()]
+    with pytest.raises(ValueError, match=UNTOUCHED) as caught:
+        make_combiner(method).backward(losses, others)
+    one_line(caught.value, UNTOUCHED)
+    for other in others:
+        assert (
+            other.grad is None if before is None else torch.equal(other.grad, torch.full((2,), 7))
+        )
+    assert w.grad is None
+    with pytest.raises(ValueError, match=UNTOUCHED):
+        gradient_stats(losses, others)
+    make_combiner(method).backward(losses, [w])  # the graph is whole
+
+
+@ALL
+def test_one_loss_of_several_may_touch_no_parameter(method: str) -> None:
+    v, w = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    make_combiner(method).backward([v.sum(), w.exp().log().sum() * 2], [w])
+    assert v.grad is None
+    assert w.grad is not None
+    assert w.grad.abs().sum() > 0
+
+
+@ALL
+def test_a_parameter_may_be_a_loss_itself(method: str) -> None:
+    w = nn.Parameter(torch.ones(()))
+    make_combiner(method).backward([w], [w])
+    assert w.grad is not None
+
+
+@pytest.mark.parametrize("priority", [1, "01", [0.0, 1.0], ["a"]])
+def test_a_priority_that_is_no_list_of_indices_is_refused(priority: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        OSGD(priority=priority)
+    expected = "priority must be a list of loss indices, such as [1, 0], found " + repr(priority)
+    one_line(caught.value, re.escape(expected))
 
 
 @pytest.mark.parametrize("method", ["osgd", "osgd-norm", "normsgd", "sgd-participants"])

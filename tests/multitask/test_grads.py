@@ -167,12 +167,3 @@ def test_stacked_rows_are_copies_and_come_back_as_they_went_in() -> None:
     again = weighted_sum(rows, torch.tensor([1.0, 0.0]))[0]
     assert again is not None
     assert torch.equal(again, kept)
-
-
-@ALL
-def test_losses_that_touch_no_given_parameter_give_nothing(method: str) -> None:
-    w, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    stats = make_combiner(method).backward([w.sum(), w.prod()], [other])
-    assert other.grad is None
-    assert w.grad is None
-    assert torch.isfinite(stats.weights).all()

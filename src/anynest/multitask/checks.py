@@ -1,7 +1,10 @@
 """What a user may get wrong, each said in one line, before anything has been touched."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,11 @@ def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
     """The losses as a list; ValueError or TypeError names the loss and the remedy."""
     if isinstance(losses, Tensor) and losses.dim() == 0:
         raise TypeError("losses must be a list with one scalar per task, found one tensor: [loss]")
+    if isinstance(losses, Mapping):
+        raise TypeError(
+            f"losses must be a list with one scalar per task, found a {type(losses).__name__}: pass"
+            " list(losses.values())"
+        )
     found = list(losses)
     if not found:
         raise ValueError("losses must hold at least one loss, found an empty list: pass one a task")
@@ -73,6 +81,31 @@ def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     return list(kept.values())
 
 
+def check_touched(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """ValueError unless some loss is computed from some parameter.
+
+    Walks the graph breadth first and stops at the first parameter, which is near as a rule: a
+    head's. Nothing is computed, and ``.grad`` is not looked at.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    if any(id(loss) in wanted for loss in losses):
+        return
+    queue: deque[Any] = deque(loss.grad_fn for loss in losses if loss.grad_fn is not None)
+    seen = set(queue)
+    while queue:
+        for node, _ in queue.popleft().next_functions:
+            if node is None or node in seen:
+                continue
+            if id(getattr(node, "variable", None)) in wanted:  # where autograd accumulates
+                return
+            seen.add(node)
+            queue.append(node)
+    raise ValueError(
+        f"no loss touches any of the {len(parameters)} parameters: pass the parameters of the"
+        " network that made the losses"
+    )
+
+
 def loss_values(losses: Sequence[Tensor]) -> Tensor:
     """[S] the losses' values on the first one's device."""
     device = losses[0].device
@@ -114,6 +147,19 @@ def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
                 f"loss {task} gives a complex gradient for a parameter of shape"
                 f" {tuple(grad.shape)}: store it as a real tensor, see torch.view_as_real"
             )
+
+
+def priority_of(priority: Sequence[int]) -> tuple[int, ...]:
+    """A priority as whole numbers, each loss once; TypeError or ValueError says what it must be."""
+    try:
+        found = tuple(map(index, priority))
+    except TypeError:
+        raise TypeError(
+            f"priority must be a list of loss indices, such as [1, 0], found {priority!r}: list each"
+            " loss once, highest first"
+        ) from None
+    check_priority(found, len(found))
+    return found
 
 
 def check_priority(priority: Sequence[int] | None, count: int) -> None:

@@ -12,6 +12,7 @@ from .checks import (
     check_choice,
     check_losses,
     check_parameters,
+    check_touched,
     finite_losses,
     loss_values,
 )
@@ -58,7 +59,7 @@ class Combiner(ABC):
             losses: scalar tensors, one per task, sharing a graph or not.
             parameters: the leaf tensors to give gradients to; a generator will do, duplicates count
                 once, frozen ones are passed over, and those that no loss touches keep ``.grad`` as
-                it was.
+                it was; at least one must be touched.
             retain_graph: keep the graph for a further pass; by default the last loss frees it.
             loss_scale: the factor that the losses carry, ``scaler.get_scale()`` under a GradScaler.
                 Only methods that normalize need it: they would divide it out, and the scaler would
@@ -82,6 +83,7 @@ class Combiner(ABC):
         found = check_losses(losses)
         leaves = check_parameters(parameters)
         self.check_count(len(found))
+        check_touched(found, leaves)
         values = loss_values(found)
         tasks = finite_losses(values, self.on_nonfinite)
         if not tasks:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from .checks import check_losses, check_parameters, finite_losses, loss_values
+from .checks import check_losses, check_parameters, check_touched, finite_losses, loss_values
 from .combiner import stats_of
 from .gradients import task_rows
 from .osgd import OSGD
@@ -24,6 +24,7 @@ def gradient_stats(losses: Sequence[Tensor], parameters: Iterable[Tensor] | Tens
     """
     found = check_losses(losses)
     leaves = check_parameters(parameters)
+    check_touched(found, leaves)
     values = loss_values(found)
     tasks = finite_losses(values, "raise")
     rows = task_rows(found, leaves, retain_graph=True)

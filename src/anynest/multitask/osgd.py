@@ -7,14 +7,13 @@ rounding counts as zero; zero gradients are left zero where the paper divides by
 """
 
 from collections.abc import Sequence
-from operator import index
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .calibration import Constant, ConstantC
-from .checks import check_choice, check_priority
+from .checks import check_choice, check_priority, priority_of
 from .combiner import Combination, Combiner, OnNonfinite
 from .rows import Rows
 from .rules import gram_matrix, normalize, orthogonalize, update_norm, weighted_sum
@@ -61,9 +60,7 @@ class OSGD(Combiner):
         on_nonfinite: OnNonfinite = "raise",
     ) -> None:
         super().__init__(on_nonfinite)
-        self.priority = None if priority is None else tuple(map(index, priority))
-        if self.priority is not None:
-            check_priority(self.priority, len(self.priority))
+        self.priority = None if priority is None else priority_of(priority)
         self.normalize = normalize
         self.reduction = check_choice("reduction", reduction, ("sum", "mean"))
         self.constant = Constant(C, calibration_steps)
