@@ -92,9 +92,7 @@ def test_parameters_that_no_loss_touches_are_refused(method: str, before: float 
         make_combiner(method).backward(losses, others)
     one_line(caught.value, UNTOUCHED)
     for other in others:
-        assert (
-            other.grad is None if before is None else torch.equal(other.grad, torch.full((2,), 7))
-        )
+        assert before == (None if other.grad is None else other.grad.mean().item())
     assert w.grad is None
     with pytest.raises(ValueError, match=UNTOUCHED):
         gradient_stats(losses, others)

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 import anynest.multitask as multitask
-from anynest.multitask import OSGD, WeightedSGD, list_methods, make_combiner, register_method
+from anynest.multitask import (
+    OSGD,
+    Combiner,
+    NormSGD,
+    WeightedSGD,
+    list_methods,
+    make_combiner,
+    register_method,
+)
 
 
 def test_the_methods_are_these() -> None:
@@ -28,6 +36,21 @@ def test_sgd_is_sgd_mean() -> None:
     combiner = make_combiner("sgd")
     assert isinstance(combiner, WeightedSGD)
     assert combiner.reduction == "mean"
+
+
+@pytest.mark.parametrize(
+    ("combiner", "shown"),
+    [
+        (OSGD([0, 1]), "OSGD(priority=(0, 1), normalize=False, reduction='sum')"),
+        (OSGD(normalize=True), "OSGD(priority=None, normalize=True, reduction='sum', C=0.5)"),
+        (NormSGD("calibrated"), "NormSGD(C='calibrated')"),
+        (WeightedSGD([1, 2]), "WeightedSGD(weights=(1.0, 2.0), reduction='mean')"),
+        (NormSGD(on_nonfinite="skip"), "NormSGD(C=0.5, on_nonfinite='skip')"),
+    ],
+)
+def test_a_combiner_shows_its_options(combiner: Combiner, shown: str) -> None:
+    assert repr(combiner) == shown
+    assert repr(eval(shown)) == shown
 
 
 @pytest.mark.parametrize("name", ["osgd", "sgd"])

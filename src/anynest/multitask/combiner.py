@@ -118,6 +118,16 @@ class Combiner(ABC):
     def check_count(self, count: int) -> None:  # noqa: B027 (nothing to check is a fair default)
         """Raise ValueError where this combiner was set up for another number of losses."""
 
+    def settings(self) -> dict[str, Any]:
+        """The options that ``repr`` shows."""
+        return {}
+
+    def __repr__(self) -> str:
+        shown = self.settings()
+        if self.on_nonfinite != "raise":
+            shown = {**shown, "on_nonfinite": self.on_nonfinite}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers that a resumed run needs; empty for a combiner without memory."""
         return {}

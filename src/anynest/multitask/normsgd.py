@@ -66,6 +66,9 @@ class NormSGD(Combiner):
         weights = unit.in_terms_of_stored(scaled) / count
         return Combination(update, weights, gram=gram_matrix(rows))
 
+    def settings(self) -> dict[str, Any]:
+        return {"C": self.constant.C}
+
     def state_dict(self) -> dict[str, Any]:
         return self.constant.state_dict()
 

@@ -98,6 +98,14 @@ class OSGD(Combiner):
             gram_matrix(rows),
         )
 
+    def settings(self) -> dict[str, Any]:
+        shown = {
+            "priority": self.priority,
+            "normalize": self.normalize,
+            "reduction": self.reduction,
+        }
+        return {**shown, "C": self.constant.C} if self.normalize else shown
+
     def state_dict(self) -> dict[str, Any]:
         return self.constant.state_dict() if self.normalize else {}
 

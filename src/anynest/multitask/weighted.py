@@ -1,7 +1,7 @@
 """SGD on a weighted loss: equation 1 of Wan et al., ICML 2020, and its two neighbours."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class WeightedSGD(Combiner):
 
     def check_count(self, count: int) -> None:
         check_weights(self.weights, count)
+
+    def settings(self) -> dict[str, Any]:
+        return {"weights": self.weights, "reduction": self.reduction}
 
     def _importances(self, tasks: Sequence[int]) -> list[float]:
         return [1.0 if self.weights is None else self.weights[i] for i in tasks]
