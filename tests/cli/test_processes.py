@@ -78,6 +78,9 @@ def test_demo(tmp_path: Path) -> None:
     out, shown = process.communicate(timeout=240)
     assert process.returncode == 0, shown
     assert "OSGD" in out
+    assert "1 seed, 1 epoch each" in out
+    assert "deviation" not in out
+    assert "(0.0)" not in out
     assert "reduced run" in out
     assert out.rstrip().endswith(f"picture: {folder / 'demo.png'}")
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")

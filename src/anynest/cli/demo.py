@@ -3,6 +3,7 @@
 import argparse
 import json
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ..training import ConfigError, TrainConfig, train
+from ..training import ConfigError, Interrupted, TrainConfig, train
 from ..training.environment import usable_cores
-from ..training.progress import clock
+from ..training.progress import clock, counted
 from ..training.run_folder import RunFolder
 from .console import Console
 from .demo_picture import draw
@@ -72,9 +73,26 @@ def run(arguments: argparse.Namespace) -> int:
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, found {value}")
     console.print(
-        f"{MODEL} on scikit-learn's digits: {len(METHODS)} methods, {seeds} seeds, "
-        f"{epochs} epochs each, into {folder}"
+        f"{MODEL} on scikit-learn's digits: {len(METHODS)} methods, {counted(seeds, 'seed')}, "
+        f"{counted(epochs, 'epoch')} each, into {folder}"
     )
+    try:
+        report = compare(console, folder, epochs, seeds)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(
+            f"stopped; what was trained remains in {folder}, but a demo does not go on: the next "
+            "one starts anew in another folder",
+            signal.SIGINT,
+        ) from error
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(console, report)
+    return 0
+
+
+def compare(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str, Any]:
+    """Train every method with every seed and draw; what there is to tell."""
     began = time.monotonic()
     jobs = [(method, seed, epochs, folder) for seed in range(seeds) for method in METHODS]
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
@@ -98,11 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         "environment": results["osgd"][0]["environment"],
     }
     draw(report, METHODS, folder, picture)
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        show(console, report)
-    return 0
+    return report
 
 
 def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
@@ -127,9 +141,8 @@ def train_one(job: Job) -> dict[str, Any]:
 def show(console: Console, report: dict[str, Any]) -> None:
     """The table, what it is worth, and the picture's path."""
     seeds = report["seeds"]
-    table = Table(
-        title=f"test error %, {report['images']} images, mean of {seeds} seeds (standard deviation)"
-    )
+    worth = f"mean of {seeds} seeds (standard deviation)" if seeds > 1 else "1 seed"
+    table = Table(title=f"test error %, {report['images']} images, {worth}")
     table.add_column("stage", justify="right")
     for title in METHODS.values():
         table.add_column(title, justify="right")
@@ -138,13 +151,19 @@ def show(console: Console, report: dict[str, Any]) -> None:
         cells = []
         for method in METHODS:
             errors = [100 * run[index] for run in report["error"][method]]
-            spread = statistics.stdev(errors) if seeds > 1 else 0.0
-            cells.append(f"{statistics.mean(errors):.1f} ({spread:.1f})")
+            spread = f" ({statistics.stdev(errors):.1f})" if seeds > 1 else ""
+            cells.append(f"{statistics.mean(errors):.1f}{spread}")
         table.add_row(str(index + 1), *cells)
     console.print(table)
+    noise = (
+        "differences of the size of the deviation mean nothing"
+        if seeds > 1
+        else "with 1 seed there is no telling a difference from chance"
+    )
     console.print(
-        f"A reduced run: small images, a small network, {report['epochs']} epochs. One image is "
-        f"{100 / report['images']:.1f} %; differences of the size of the deviation mean nothing. "
+        "A reduced run: small images, a small network, "
+        f"{counted(report['epochs'], 'epoch')}. One image is "
+        f"{100 / report['images']:.1f} %; {noise}. "
         "sgd-sum is the control: OSGD sums, where SGD as the paper prints it averages."
     )
     environment = report["environment"]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..nets import create_model
-from ..training.plot import new_figure, plain_log_ticks, save_figure
+from ..training.plot import integer_epochs, new_figure, plain_log_ticks, save_figure
+from ..training.progress import counted
 from ..training.run_folder import RunFolder
 
 COLORS = {"sgd-mean": "#888888", "sgd-sum": "#3b75af", "osgd": "#c8500f"}
@@ -13,10 +14,11 @@ COLORS = {"sgd-mean": "#888888", "sgd-sum": "#3b75af", "osgd": "#c8500f"}
 
 def draw(report: dict[str, Any], titles: dict[str, str], folder: Path, path: Path) -> None:
     """Left: test error of every stage against its multiply-adds. Right: validation error of the
-    first and last stage by epoch. Means over seeds; bars and bands from lowest to highest."""
+    first and last stage by epoch. Means over seeds; bars are the standard deviation over them."""
     figure = new_figure(10.5, 4.4)
     figure.suptitle(
-        f"{report['model']}, digits, {report['epochs']} epochs, {report['seeds']} seeds"
+        f"{report['model']}, digits, {counted(report['epochs'], 'epoch')}, "
+        f"{counted(report['seeds'], 'seed')}"
     )
     left, right = figure.subplots(1, 2)
     draw_cost(left, report, titles)
@@ -31,13 +33,13 @@ def draw_cost(axes: Any, report: dict[str, Any], titles: dict[str, str]) -> None
     for number, (method, title) in enumerate(titles.items()):
         columns = list(zip(*report["error"][method], strict=True))  # [S][seeds]
         mean = [100 * statistics.mean(c) for c in columns]
-        low = [m - 100 * min(c) for m, c in zip(mean, columns, strict=True)]
-        high = [100 * max(c) - m for m, c in zip(mean, columns, strict=True)]
+        several = report["seeds"] > 1
+        spread = [100 * statistics.stdev(c) for c in columns] if several else None
         shifted = [w * 1.03 ** (number - 1) for w in work]  # so that bars do not hide one another
         axes.errorbar(
             shifted,
             mean,
-            yerr=[low, high],
+            yerr=spread,
             color=COLORS[method],
             label=title,
             marker="o",
@@ -49,7 +51,9 @@ def draw_cost(axes: Any, report: dict[str, Any], titles: dict[str, str]) -> None
     axes.set_xticks(work, [f"{w:.2g}" for w in work])
     axes.minorticks_off()
     axes.set_xlabel("multiply-adds per image up to the stage (million)")
-    axes.set_ylabel("test error (%)")
+    seeds = report["seeds"]
+    over = f"mean of {seeds} seeds,\nbars: standard deviation over them" if seeds > 1 else "1 seed"
+    axes.set_ylabel(f"test error (%), {over}")
     axes.set_ylim(bottom=0)
     axes.grid(True, alpha=0.25)
     axes.legend(fontsize="small")
@@ -58,32 +62,39 @@ def draw_cost(axes: Any, report: dict[str, Any], titles: dict[str, str]) -> None
 def draw_epochs(axes: Any, report: dict[str, Any], titles: dict[str, str], folder: Path) -> None:
     """Validation error by epoch, first stage dashed, last stage solid."""
     last = len(report["error"]["osgd"][0]) - 1
-    every: list[float] = []
-    for method, title in titles.items():
-        histories = [
-            RunFolder(folder / f"{method}-seed{seed}").read_history()
-            for seed in range(report["seeds"])
-        ]
-        epochs = [line["epoch"] for line in histories[0]]
-        for stage, style in ((0, "--"), (last, "-")):
-            columns = [
-                [100 * line["validation"]["error"][stage] for line in lines]
-                for lines in zip(*histories, strict=True)
-            ]
-            mean = [max(statistics.mean(c), 0.3) for c in columns]
-            every += mean
-            axes.plot(
-                epochs,
-                mean,
-                style,
-                color=COLORS[method],
-                lw=1.5,
-                label=f"{title}, stage {stage + 1}",
-            )
+    curves = {
+        (method, stage): mean_errors(folder, method, stage, report["seeds"])
+        for method in titles
+        for stage in (0, last)
+    }
+    above = [error for curve in curves.values() for error in curve if error > 0]
+    zero = min(above, default=1.0) / 2  # a logarithmic axis has no 0: it is drawn here
+    zeros = any(error == 0 for curve in curves.values() for error in curve)
+    for (method, stage), curve in curves.items():
+        axes.plot(
+            range(1, len(curve) + 1),
+            [error or zero for error in curve],
+            "-o" if stage else "--s",
+            color=COLORS[method],
+            ms=3.5,
+            lw=1.5,
+            label=f"{titles[method]}, stage {stage + 1}",
+        )
     axes.set_yscale("log")
-    axes.set_ylim(min(every) / 1.3, max(every) * 1.3)
-    plain_log_ticks(axes)
+    axes.set_ylim(zero * (0.9 if zeros else 1.5), max(above, default=1.0) * 1.3)
+    plain_log_ticks(axes, zero if zeros else None)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("validation error (%)")
+    integer_epochs(axes)
+    over = f"mean of {report['seeds']} seeds" if report["seeds"] > 1 else "1 seed"
+    axes.set_ylabel(f"validation error (%), {over}")
     axes.grid(True, alpha=0.25)
     axes.legend(fontsize="x-small")
+
+
+def mean_errors(folder: Path, method: str, stage: int, seeds: int) -> list[float]:
+    """Per epoch, the validation error in percent of a stage (from 0), mean over the seeds."""
+    histories = [RunFolder(folder / f"{method}-seed{seed}").read_history() for seed in range(seeds)]
+    return [
+        statistics.mean(100 * line["validation"]["error"][stage] for line in lines)
+        for lines in zip(*histories, strict=True)
+    ]

@@ -21,7 +21,7 @@ from .errors import Interrupted, RunError, RunFolderError
 from .evaluate import Evaluation, evaluate
 from .metrics import Sums
 from .phases import count_phases, make_phase
-from .progress import Reporter
+from .progress import Reporter, counted
 from .randomness import random_state, restore_random_state
 from .run_folder import RunFolder
 from .step import Stepper
@@ -86,7 +86,8 @@ class Loop:
         self.reporter.say(str(self.data))
         self.reporter.say(
             f"{self.model.name}, {self.config.method.name}, {self.data.label}: "
-            f"{self.phases * self.epochs} epochs of {self.batches} batches on {self.device}"
+            f"{counted(self.phases * self.epochs, 'epoch')} of {self.batches} batches "
+            f"on {self.device}"
         )
         if state is not None:
             self.reporter.say(f"going on {self.where()}")

@@ -58,12 +58,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "epoch"), counted(3, "epoch")
+    ('1 epoch', '3 epochs')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def epoch_text(line: dict[str, Any]) -> str:
     """An epoch in one line: loss and error per stage, rate, time."""
     stage = f"stage {line['stage']} " if line["stage"] is not None else ""
     train = " ".join(percent(e) for e in line["train"]["error"] if e is not None)
     held = " ".join(percent(e) for e in line["validation"]["error"] if e is not None)
-    skipped = f"  {line['skipped']} images skipped" if line.get("skipped") else ""
+    skipped = f"  {counted(line['skipped'], 'image')} skipped" if line.get("skipped") else ""
     return (
         f"{stage}epoch {line['epoch']}/{line['epochs']}  "
         f"error % per stage: train {train} | {line['validation']['split']} {held}  "
