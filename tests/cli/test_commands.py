@@ -11,7 +11,7 @@ import pytest
 from anynest import __version__, create_model, list_models
 from anynest.cli import main
 from anynest.cli.main import COMMANDS
-from anynest.training import ConfigError, RunError, read_config
+from anynest.training import ConfigError, RunError, RunFolderError, load, read_config
 
 Out = pytest.CaptureFixture[str]
 
@@ -59,6 +59,13 @@ def test_as_a_module() -> None:
         ("train --out {new} --method osgd --norm-c 1", "--norm-c"),
         ("train --out {new} --schedule cosine --milestones 1", "--milestones has no meaning"),
         ("train --out {new} --schedule constant --lr-factor 0.1", "--lr-factor has no meaning"),
+        ("train --out {new} --growth 1x1,foo", "width x depth of each stage, such as 1x1,2x1"),
+        ("train --out {new} --optimizer-option momentum=abc", "options.momentum must be a number"),
+        ("train --out {new} --optimizer-option nesterov=1", "nesterov must be true or false"),
+        ("train --resume {run} --lr 0.5", "optimizer.lr was not set, now 0.5"),
+        ("train --out {new} --import no_such_module", "--import no_such_module failed"),
+        ("evaluate {run} --import no_such_module", "--import no_such_module failed"),
+        ("models nope*", "no model matches"),
         ("train --out {new} --optimizer adamv", "adamw"),
         ("train --out {new} --optimizer-option momntum=1", "near matches: momentum"),
         ("train --out {new} --lr fast", "--lr must be a finite number"),
@@ -117,6 +124,10 @@ def test_a_failed_run_has_status_1(tiny: list[str], tmp_path: Path, capsys: Out)
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "epoch 1" in shown
+    assert main(argv) == 2  # nothing was saved: there is nothing to go on with
+    assert "resume" not in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "resume" not in capsys.readouterr().err
 
 
 def test_traceback_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +233,37 @@ def test_models(capsys: Out) -> None:
     ]
     assert main(["models", "width_nested_resnet10", "--image-size", "8"]) == 0
     assert "independent" in capsys.readouterr().out
+
+
+def test_models_list_and_patterns(capsys: Out) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-2]] == list_models()
+    small = next(line for line in lines if line.startswith("width_nested_resnet10 "))
+    count = sum(p.numel() for p in create_model("width_nested_resnet10").parameters())
+    assert small.split()[1:3] == ["3", f"{count / 1e6:.3f}"]
+    assert main(["models", "width*10", "--json"]) == 0
+    named = [model["name"] for model in json.loads(capsys.readouterr().out)]
+    assert named == list_models("width*10")
+
+
+def test_a_model_of_ones_own(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import anynest\nfrom anynest.nets import Architecture\n\n@anynest.register\n"
+        "def my_resnet8() -> Architecture:\n"
+        "    return Architecture(blocks=(1, 1), growth=((1, 1), (2, 1)), base_width=2)\n"
+    )
+
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "anynest", *argv]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    done = run(*tiny, "--model", "my_resnet8", "--import", "mine", "--out", "run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "mine" not in (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(RunFolderError, match="import its module first"):
+        load(tmp_path / "run")
+    assert run("evaluate", "run", "--import", "mine").returncode == 0
 
 
 def test_doctor(capsys: Out) -> None:

@@ -130,6 +130,12 @@ def test_unwritable_folder(tmp_path: Path) -> None:
         write_whole(tmp_path / "folder" / "file", b"x")
 
 
+def test_a_new_run_is_not_to_be_resumed() -> None:
+    error = OSError(errno.ENOENT, "No such file or directory")
+    assert "resume" in files.explain(error, Path("/proc/foo"))
+    assert files.explain(error, Path("/proc/foo"), started=False).endswith("choose another folder")
+
+
 def test_leftovers_of_a_killed_process_go(checkpoints: Checkpoints) -> None:
     left = checkpoints.folder / ".step-000000004.ckpt.123.tmp"
     left.write_bytes(b"half")

@@ -119,5 +119,9 @@ def test_paths(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no weights"):
         load(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"not finished: it has saved nothing"):
+        load(tmp_path / "empty")
+    (tmp_path / "empty" / "checkpoints").mkdir()
+    (tmp_path / "empty" / "checkpoints" / "step-1.ckpt").touch()
     with pytest.raises(RunFolderError, match=r"not finished.*--resume"):
         load(tmp_path / "empty")

@@ -18,6 +18,7 @@ from ..nets import create_model
 from ..training.checkpoint import Checkpoints
 from ..training.environment import describe_environment, find_device
 from ..training.errors import RunError
+from ..training.progress import counted
 from .console import Console
 from .flags import Commands
 
@@ -143,8 +144,8 @@ def show(report: dict[str, Any]) -> None:
     console.print("extras: " + ", ".join(extras))
     accelerator = f" ({report['accelerator']})" if report["accelerator"] else ""
     console.print(
-        f"device: {report['device']}{accelerator}; {report['processor']}, {report['cores']} cores, "
-        f"{report['threads']} threads"
+        f"device: {report['device']}{accelerator}; {report['processor']}, "
+        f"{counted(report['cores'], 'core')}, {counted(report['threads'], 'thread')}"
     )
     for done in report["checks"]:
         word = "ok  " if done["ok"] else "FAIL"

@@ -15,7 +15,7 @@ from ..training.evaluate import Evaluation, evaluate
 from ..training.progress import percent
 from ..training.weights import load, read_info, weights_file
 from .console import Console
-from .flags import Commands
+from .flags import Commands, add_import_flag, import_modules
 
 EXAMPLES = """examples:
   anynest evaluate runs/a
@@ -39,11 +39,13 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read image folders")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_import_flag(parser)
     parser.set_defaults(call=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print a table or JSON."""
+    import_modules(arguments)
     info = read_info(arguments.weights)
     config = data_config(arguments, info)
     device = find_device(arguments.device)

@@ -1,7 +1,10 @@
 """Flags derived from the fields of a config, so that the two cannot drift apart."""
 
 import argparse
+import importlib
 import json
+import os
+import sys
 from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -46,6 +49,33 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, metavar=field.name.upper(), **common)
 
 
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """``--import``, for networks that are registered outside the package."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module that registers networks of your own, also from the current folder; "
+        "may be repeated",
+    )
+
+
+def import_modules(arguments: argparse.Namespace) -> None:
+    """Import what ``--import`` names; ConfigError, one line, where a module cannot be."""
+    if arguments.modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # first, as `python -m` has it
+    for name in arguments.modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module may raise anything
+            raise ConfigError(
+                f"--import {name} failed: {type(error).__name__}: {error}; give the name of a "
+                "module, without .py, that Python finds here"
+            ) from error
+
+
 def typed_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What was typed, in the config's shape: {section: {field: value}}.
 
@@ -55,7 +85,13 @@ def typed_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for section, field, kind in config_fields():
         found = getattr(arguments, f"{section}.{field.name}", None)
         if found is not None:
-            value = from_text(kind, found, field.metadata["flag"])
+            flag, form = field.metadata["flag"], field.metadata.get("form")
+            try:
+                value = from_text(kind, found, flag)
+            except ConfigError as error:
+                if form is None:
+                    raise
+                raise ConfigError(f"{flag} must be {form}, found {found!r}") from error
             result.setdefault(section, {})[field.name] = value
     return result
 

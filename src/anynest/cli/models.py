@@ -8,13 +8,14 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..nets import create_model, describe, list_models
+from ..nets import AnytimeNetwork, create_model, describe, list_models
 from ..training import ConfigError
 from .console import Console
 from .flags import Commands
 
 EXAMPLES = """examples:
   anynest models
+  anynest models 'width*'
   anynest models width_nested_resnet10 --image-size 32 --json"""
 SIZES = {"cifar": 32, "imagenet": 224}
 
@@ -29,7 +30,9 @@ def add_to(commands: Commands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="or shell pattern (default: a list of all)"
+    )
     parser.add_argument(
         "--image-size", type=int, help="pixels a side (default: 32, with ImageNet's stem 224)"
     )
@@ -40,10 +43,14 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every named network's cost."""
+    """Print every named network's cost, or a list of all."""
     if arguments.image_size is not None and arguments.image_size < 1:
         raise ConfigError(f"--image-size must be at least 1, found {arguments.image_size}")
-    described = [costs(name, arguments) for name in arguments.names or list_models()]
+    names = matching(arguments.names)
+    if not (arguments.json or arguments.names):
+        show_list([summary(name, arguments) for name in names])
+        return 0
+    described = [costs(name, arguments) for name in names]
     if arguments.json:
         print(json.dumps(described, indent=2))
         return 0
@@ -53,16 +60,55 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def matching(patterns: list[str]) -> list[str]:
+    """The networks that names and shell patterns stand for; all where there are none."""
+    found: dict[str, None] = {}
+    for pattern in patterns or ["*"]:
+        names = list_models(pattern)
+        if not names and any(sign in pattern for sign in "*?["):
+            raise ConfigError(f"no model matches {pattern!r}: `anynest models` lists them all")
+        found.update(dict.fromkeys(names or [pattern]))
+    return list(found)
+
+
+def build(name: str, arguments: argparse.Namespace, **options: Any) -> tuple[AnytimeNetwork, int]:
+    """A network without weights, and the side in pixels of its images."""
+    with torch.device("meta"):  # counted from the graph: no weights are needed
+        model = create_model(
+            name,
+            num_classes=arguments.num_classes,
+            in_channels=arguments.in_channels,
+            **options,
+        )
+    return model, arguments.image_size or SIZES[model.architecture.stem]
+
+
+def summary(name: str, arguments: argparse.Namespace) -> tuple[str, ...]:
+    """A network in a row of the list: the cost is the last stage's."""
+    model, size = build(name, arguments)
+    row = model.cost(size)[-1]
+    work = f"{millions(row.multiply_adds)} at {size}"
+    return name, str(model.num_stages), millions(row.parameters), work, describe(name)
+
+
+def show_list(rows: list[tuple[str, ...]]) -> None:
+    """One line a network, never wrapped, so that it can be searched with grep."""
+    rows = [("name", "stages", "parameters", "multiply-adds", "description"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    for name, *numbers, text in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        console.print("  ".join([name.ljust(widths[0]), *cells, text]))
+    console.print("\nEvery stage's cost: anynest models NAME, or a pattern such as 'width*'")
+
+
 def costs(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One network: per stage parameters and multiply-adds, nested beside independent."""
-    sizes = {"num_classes": arguments.num_classes, "in_channels": arguments.in_channels}
-    with torch.device("meta"):  # counted from the graph: no weights are needed
-        model = create_model(name, **sizes)
-        size = arguments.image_size or SIZES[model.architecture.stem]
-        alone = [
-            create_model(name, independent=stage, **sizes).cost(size)[-1]
-            for stage in range(1, model.num_stages + 1)
-        ]
+    model, size = build(name, arguments)
+    alone = [
+        build(name, arguments, independent=stage)[0].cost(size)[-1]
+        for stage in range(1, model.num_stages + 1)
+    ]
     stages = [
         {
             "stage": row.stage,

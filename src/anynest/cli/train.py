@@ -13,7 +13,7 @@ from ..training.progress import Reporter, Shown, Silent
 from ..training.run_folder import RunFolder
 from ..training.summary import summary_table
 from .console import Console
-from .flags import Commands, add_config_flags, typed_settings
+from .flags import Commands, add_config_flags, add_import_flag, import_modules, typed_settings
 
 Settings = dict[str, dict[str, Any]]
 EXAMPLES = """examples:
@@ -45,12 +45,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--config", metavar="FILE", help="a config.json, whole or in part")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_import_flag(parser)
     add_config_flags(parser)
     parser.set_defaults(call=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print the summary."""
+    import_modules(arguments)
     console = Console(stderr=arguments.json)
     reporter: Reporter = Silent() if arguments.quiet else Shown(console)
     folder = RunFolder(find_folder(arguments))

@@ -61,16 +61,22 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def explain(error: OSError, path: Path) -> str:
-    """One line for a failed write: what, where, why, and what to do."""
+def explain(error: OSError, path: Path, started: bool = True) -> str:
+    """One line for a failed write: what, where, why, and what to do.
+
+    ``started``: there is a run to resume.
+    """
+    then = ", then resume" if started else ""
     remedies = {
-        errno.ENOSPC: "free some space, then resume",
-        errno.EDQUOT: "free some space, then resume",
+        errno.ENOSPC: f"free some space{then}",
+        errno.EDQUOT: f"free some space{then}",
         errno.EACCES: "choose a folder that you may write to",
         errno.EPERM: "choose a folder that you may write to",
         errno.EROFS: "choose a folder that you may write to",
         errno.ENOTDIR: "choose a folder whose parents are folders",
         errno.EEXIST: "a file stands where a folder should: move it or choose another folder",
     }
-    remedy = remedies.get(error.errno or 0, "see to it, then resume")
+    remedy = remedies.get(
+        error.errno or 0, "see to it, then resume" if started else "choose another folder"
+    )
     return f"cannot write {path}: {error.strerror or error}; {remedy}"

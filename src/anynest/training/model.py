@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..nets import AnytimeNetwork, create_model
+from ..nets import AnytimeNetwork, create_model, list_models
 from .errors import ConfigError
 
 Growth = tuple[tuple[int, int], ...]
@@ -19,7 +19,11 @@ class ModelConfig:
     )
     growth: Growth | None = field(
         default=None,
-        metadata={"flag": "--growth", "help": "width x depth of each stage, such as 1x1,2x1,4x1"},
+        metadata={
+            "flag": "--growth",
+            "help": "width x depth of each stage, such as 1x1,2x1,4x1",
+            "form": "width x depth of each stage, such as 1x1,2x1",
+        },
     )
     base_width: int | None = field(
         default=None,
@@ -61,5 +65,9 @@ class ModelConfig:
             return create_model(
                 self.name, num_classes=num_classes, in_channels=in_channels, **given
             )
+        except ValueError as error:
+            if self.name in list_models():
+                raise
+            raise ConfigError(f"{error} (one of your own: --import MODULE)") from error
         except TypeError as error:
             raise ConfigError(f"model {self.name}: {error}") from error

@@ -80,12 +80,14 @@ class OptimizerConfig:
                 f"{near_matches(self.name.lower(), known)}"
             )
         kind = known[self.name.lower()]
-        taken = set(inspect.signature(kind).parameters) - {"self", "params"}
+        defaults = inspect.signature(kind).parameters
+        taken = set(defaults) - {"self", "params"}
         for key in self.options:
             if key not in taken:
                 raise ConfigError(
                     f"optimizer {self.name} has no option {key!r}{near_matches(key, taken)}"
                 )
+            _check_option(key, self.options[key], defaults[key].default)
         arguments = dict(SGD_DEFAULTS) if self.name.lower() == "sgd" else {}
         arguments.update(self.options)
         if arguments.get("momentum") == 0 and "nesterov" not in self.options:
@@ -95,3 +97,15 @@ class OptimizerConfig:
         if self.weight_decay is not None and "weight_decay" in taken:
             arguments["weight_decay"] = self.weight_decay
         return kind(parameters, **arguments)
+
+
+def _check_option(key: str, value: Any, default: Any) -> None:
+    """ConfigError where the optimizer's own default shows that ``value`` is of a wrong type."""
+    number = type(default) in (int, float)
+    if number and type(value) not in (int, float):
+        wanted = "a number"
+    elif type(default) is bool and type(value) is not bool:
+        wanted = "true or false"
+    else:
+        return
+    raise ConfigError(f"optimizer.options.{key} must be {wanted}, found {value!r}")

@@ -50,11 +50,12 @@ class RunFolder:
                 for entry in self.path.iterdir()
             )
         except OSError as error:
-            raise RunFolderError(explain(error, self.path)) from error
+            raise RunFolderError(explain(error, self.path, self.started)) from error
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"run folder {self.path} must be a folder, found a file")
         if used:
-            hint = f"go on with `{self.resume_command()}` or " if self.started else ""
+            saved = self.started and (self.finished or bool(self.checkpoints.paths()))
+            hint = f"go on with `{self.resume_command()}` or " if saved else ""
             raise RunFolderError(
                 f"run folder {self.path} must be empty or new: {hint}choose another"
             )
@@ -70,7 +71,7 @@ class RunFolder:
         try:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunFolderError(explain(error, self.path)) from error
+            raise RunFolderError(explain(error, self.path, self.started)) from error
         remove_leftovers(self.path)
 
     def reopen(self, config: TrainConfig | None) -> TrainConfig:
@@ -104,7 +105,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RunFolderError(explain(error, self.path)) from error
+            raise RunFolderError(explain(error, self.path, self.started)) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -134,6 +135,7 @@ def _changes(old: Any, new: Any, keys: list[str]) -> str:
         for part in key.split("."):
             before = before.get(part) if isinstance(before, dict) else None
             after = after.get(part) if isinstance(after, dict) else None
-        shown.append(f"{key} was {json.dumps(before)}, now {json.dumps(after)}")
+        was, now = ("not set" if v is None else json.dumps(v) for v in (before, after))
+        shown.append(f"{key} was {was}, now {now}")
     more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
     return ", ".join(shown) + more

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from ..nets import AnytimeNetwork, create_model
+from ..nets import AnytimeNetwork, create_model, list_models
 from .errors import RunFolderError
 from .files import write_whole
 
@@ -85,9 +85,9 @@ def weights_file(path: str | Path) -> Path:
     if (path / FILE).is_file():
         return path / FILE
     if (path / "config.json").is_file():
-        raise RunFolderError(
-            f"{path} holds a run that is not finished: `anynest train --resume {path}` first"
-        )
+        saved = any((path / "checkpoints").glob("*"))
+        remedy = f"`anynest train --resume {path}` first" if saved else "it has saved nothing yet"
+        raise RunFolderError(f"{path} holds a run that is not finished: {remedy}")
     raise RunFolderError(f"{path} holds no {FILE}: give a weights file or a finished run's folder")
 
 
@@ -154,6 +154,8 @@ def load(path: str | Path) -> AnytimeNetwork:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
+        if info.model not in list_models():
+            reason += "; if you registered it yourself, import its module first (--import MODULE)"
         raise RunFolderError(f"{file} does not build {info.model}: {reason}") from error
     return model.eval()
 
