@@ -147,9 +147,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16", "both"], default="fp32")
     parser.add_argument("--layout", choices=["nchw", "nhwc", "both"], default="nchw")
-    parser.add_argument(
-        "--small", action="store_true", help="the small members' OSGD steps instead"
-    )
+    parser.add_argument("--small", action="store_true", help="the small members' steps instead")
+    parser.add_argument("--methods", nargs="*", default=["sgd-mean", "osgd"], help="with --small")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
