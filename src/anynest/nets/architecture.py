@@ -100,10 +100,12 @@ class Architecture:
 
     def plain(self, stage: int) -> Architecture:
         """The un-nested network of one stage's size, nothing cut (the Oracle's member, section 5.3)."""
-        size = self.growth[self.check_stage(stage) - 1]
+        size = self.growth[check_stage(stage, self.num_stages) - 1]
         return replace(self, growth=(Stage(*size),), isolated=False, average=False)
 
-    def check_stage(self, stage: int) -> int:
-        if type(stage) is not int or not 1 <= stage <= self.num_stages:
-            raise ValueError(f"stages are numbered 1 to {self.num_stages}, got {stage!r}")
-        return stage
+
+def check_stage(stage: int, count: int) -> int:
+    """The stage, if there is one of that number; ValueError otherwise."""
+    if type(stage) is not int or not 1 <= stage <= count:
+        raise ValueError(f"stages are numbered 1 to {count}, got {stage!r}")
+    return stage

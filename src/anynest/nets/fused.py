@@ -48,32 +48,43 @@ class FusedRun:
         self.units = range(1, stripes[0].depth + 1)
         self.shapes: dict[tuple[object, ...], Shape] = {}
 
-    def norms(self) -> list[list[nn.Module]]:
-        """Per unit the nodes' norms, as they stand: a user may have put others in place."""
-        return [[stripe.norm(u) for stripe in self.stripes] for u in self.units]
+    def batch_norms(self) -> list[list[nn.BatchNorm2d]] | None:
+        """Per unit the nodes' norms as they stand, or None where the dense kernels cannot stand in.
 
-    def possible(self) -> bool:
-        """Whether the dense kernels may stand in: autograd on, plain batch norms in one mode."""
+        They can with autograd on and plain batch norms in one mode; a user may have put others in place.
+        """
         if len(self.stripes) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return False
-        norms = [norm for row in self.norms() for norm in row]
-        first = norms[0]
-        return all(
-            type(norm) is nn.BatchNorm2d
-            and norm.track_running_stats
-            and norm.affine
-            and norm.momentum == first.momentum
-            and norm.eps == first.eps
-            and norm.training == first.training
-            for norm in norms
-        )
+            return None
+        first = self.stripes[0].norm(1)
+        rows: list[list[nn.BatchNorm2d]] = []
+        for u in self.units:
+            row: list[nn.BatchNorm2d] = []
+            for stripe in self.stripes:
+                norm = stripe.norm(u)
+                if not (
+                    type(norm) is nn.BatchNorm2d
+                    and norm.track_running_stats
+                    and norm.affine
+                    and norm.momentum == first.momentum
+                    and norm.eps == first.eps
+                    and norm.training == first.training
+                ):
+                    return None
+                row.append(norm)
+            rows.append(row)
+        return rows
 
     def __call__(
-        self, parts: Sequence[Tensor], reads: Sequence[int], added: Sequence[Tensor]
+        self,
+        norms: list[list[nn.BatchNorm2d]],
+        parts: Sequence[Tensor],
+        reads: Sequence[int],
+        added: Sequence[Tensor],
     ) -> list[Tensor]:
         """What ``Stripe.forward`` gives for each of the nodes.
 
         Args:
+            norms: what ``batch_norms`` found.
             parts: the input in slices, ``[B, C_i, H, W]`` each.
             reads: how many of the parts each node reads; rising.
             added: the slices of the layer that is added, one a node, if any.
@@ -86,7 +97,6 @@ class FusedRun:
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         shape = self._shape(tuple(part.shape[1] for part in parts), tuple(reads), device, dtype)
-        norms = self.norms()
         weights = [stripe.conv(u).weight for u in self.units for stripe in self.stripes]
         gammas = [norm.weight for row in norms for norm in row]
         betas = [norm.bias for row in norms for norm in row]

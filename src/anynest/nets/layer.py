@@ -64,8 +64,9 @@ class NestedLayer(nn.Module):
         kind = residual if residual in (None, "input") else "layer"
         # a later run would read this one's inner activations, which the dense kernel keeps to itself
         run = self._fused_run(tuple(births), kind) if fuse and len(self.runs) == 1 else None
-        if run is not None and run.possible():
-            results = run(tensors, reads, slices)
+        norms = run.batch_norms() if run is not None else None
+        if run is not None and norms is not None:
+            results = run(norms, tensors, reads, slices)
         else:
             results = []
             for number, (birth, count) in enumerate(zip(births, reads, strict=True)):

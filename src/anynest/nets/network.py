@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture
+from .architecture import Architecture, check_stage
 from .cost import StageCost, stage_costs
 from .layer import NestedLayer, Slices
 from .plan import IMAGE, Exit, Plan
@@ -100,8 +100,7 @@ class AnytimeNetwork(nn.Module):
         Raises:
             ValueError: there is no such stage.
         """
-        if type(stage) is not int or not 1 <= stage <= self.num_stages:
-            raise ValueError(f"stages are numbered 1 to {self.num_stages}, got {stage!r}")
+        check_stage(stage, self.num_stages)
         part = copy.copy(self)
         nn.Module.__init__(part)
         part._adopt(self.plan.restrict(self.outputs[stage - 1]), self)
