@@ -5,7 +5,6 @@ They come without official splits; a fixed fifth, stratified by class, is the te
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from . import randomness
 from .assemble import Raw, stratified
@@ -16,6 +15,8 @@ _TEST_IMAGES = 360
 
 def read_digits() -> Raw:
     """images uint8 [N, 1, 8, 8]: the set's levels 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits  # here: a second that other sets need not wait
+
     bunch = load_digits()
     levels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     images = torch.from_numpy(levels).unsqueeze(1)
