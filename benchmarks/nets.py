@@ -59,8 +59,10 @@ def step(model: AnytimeNetwork, x: torch.Tensor, y: torch.Tensor, bf16: bool) ->
     return time.perf_counter() - start
 
 
-def compare(name: str, batch: int, rounds: int, layout: str, bf16: bool, device: str) -> list[dict]:
-    x = torch.randn(batch, 3, 32, 32).to(device, memory_format=LAYOUTS[layout])
+def compare(
+    name: str, batch: int, size: int, rounds: int, layout: str, bf16: bool, device: str
+) -> list[dict]:
+    x = torch.randn(batch, 3, size, size).to(device, memory_format=LAYOUTS[layout])
     y = torch.randint(0, 10, (batch,), device=device)
     models = {label: model.to(device) for label, model in variants(name, layout).items()}
     times: dict[str, list[float]] = {label: [] for label in models}
@@ -142,6 +144,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="width_nested_resnet42")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=32, help="4 shows a step's fixed cost")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
@@ -164,7 +167,13 @@ def main() -> None:
         for precision in ("fp32", "bf16") if args.precision == "both" else (args.precision,):
             for layout in ("nchw", "nhwc") if args.layout == "both" else (args.layout,):
                 rows += compare(
-                    args.model, args.batch, args.rounds, layout, precision == "bf16", args.device
+                    args.model,
+                    args.batch,
+                    args.image_size,
+                    args.rounds,
+                    layout,
+                    precision == "bf16",
+                    args.device,
                 )
     if args.json:
         with open(args.json, "w") as file:
