@@ -11,7 +11,7 @@ from .multitask import OSGD, NormSGD, WeightedSGD, gradient_stats, list_methods,
 from .nets import AnytimeNetwork, create_model, list_models, register
 
 if TYPE_CHECKING:
-    from .training import load
+    from .store import load
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``load`` comes when asked for: networks and combiners alone need torch and nothing else."""
     if name == "load":
-        from .training import load
+        from .store import load
 
         return load
     raise AttributeError(f"module 'anynest' has no attribute {name!r}")

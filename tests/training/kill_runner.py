@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anynest.training import TrainConfig, evaluate, files, loop, step, train
+from anynest.store import files
+from anynest.training import TrainConfig, evaluate, loop, step, train
 
 
 def die() -> None:

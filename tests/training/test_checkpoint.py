@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from anynest.training import RunError, files
+from anynest.store import files
+from anynest.store.files import write_whole
+from anynest.training import RunError
 from anynest.training.checkpoint import Checkpoints, CorruptCheckpoint, pack, unpack
-from anynest.training.files import write_whole
 
 
 def state(number: int) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from anynest.store import files
 from anynest.training import (
     ConfigError,
     Interrupted,
     RunError,
     RunFolderError,
     TrainConfig,
-    files,
     load,
     read_config,
     train,

@@ -9,11 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..data import AnySplit, Dataset
-from ..training import ConfigError, DataConfig, RunFolderError, WeightsInfo, read_config
+from ..store import RunFolderError, WeightsInfo, load, read_info, weights_file
+from ..training import ConfigError, DataConfig, read_config
 from ..training.environment import find_device
 from ..training.evaluate import Evaluation, evaluate
 from ..training.progress import percent
-from ..training.weights import load, read_info, weights_file
 from .console import Console
 from .flags import Commands, add_import_flag, import_modules
 

@@ -1,5 +1,6 @@
 """Training: from one config to weights, curves and a summary, through any interruption."""
 
+from ..store import WeightsInfo, load, read_info, save_weights
 from .config import TrainConfig, read_config
 from .datasets import DataConfig
 from .environment import RunConfig
@@ -12,7 +13,6 @@ from .recipes import RECIPES, recipe
 from .schedule import ScheduleConfig
 from .summary import TrainResult
 from .train import train
-from .weights import WeightsInfo, load, read_info, save_weights
 
 __all__ = [
     "RECIPES",

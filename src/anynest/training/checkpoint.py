@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .files import remove_leftovers, write_whole
+from ..store.files import remove_leftovers, write_whole
 
 MARK = b"anynest1"
 TRAILER = 32 + 8 + len(MARK)

@@ -3,17 +3,13 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ..store import RunError, RunFolderError
+
+__all__ = ["ConfigError", "Interrupted", "RunError", "RunFolderError", "near_matches"]
+
 
 class ConfigError(ValueError):
     """A setting that a run cannot start with (the command line exits with status 2)."""
-
-
-class RunFolderError(ValueError):
-    """A run folder or a file in it that cannot be used as asked (exit status 2)."""
-
-
-class RunError(RuntimeError):
-    """A run that had started and failed (exit status 1)."""
 
 
 class Interrupted(RunError):

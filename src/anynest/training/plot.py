@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from ..store import write_whole
 
 
 def stage_colors(stages: int) -> list[Any]:

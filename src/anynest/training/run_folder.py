@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..store.files import explain, remove_leftovers, write_whole
 from .checkpoint import Checkpoints
 from .config import TrainConfig, read_config
 from .errors import ConfigError, RunFolderError
-from .files import explain, remove_leftovers, write_whole
 from .typed import differences
 
 

@@ -13,14 +13,13 @@ from rich.table import Table
 from .. import __version__
 from ..data import AnySplit, Dataset
 from ..nets import AnytimeNetwork
+from ..store import WeightsInfo, save_weights, write_whole
 from .config import TrainConfig, read_object
 from .environment import describe_environment
 from .evaluate import Evaluation, evaluate
-from .files import write_whole
 from .plot import plot_run
 from .progress import percent
 from .run_folder import RunFolder
-from .weights import WeightsInfo, save_weights
 
 
 @dataclass(frozen=True)

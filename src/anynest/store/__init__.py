@@ -1,0 +1,16 @@
+"""Files that outlive the process: written whole or not at all, and read without executing anything."""
+
+from .errors import RunError, RunFolderError
+from .files import write_whole
+from .weights import WeightsInfo, load, read_info, save_weights, weights_file
+
+__all__ = [
+    "RunError",
+    "RunFolderError",
+    "WeightsInfo",
+    "load",
+    "read_info",
+    "save_weights",
+    "weights_file",
+    "write_whole",
+]
