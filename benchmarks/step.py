@@ -1,0 +1,159 @@
+"""Whole training steps of many losses: ours, SGD's, a naive one, and other libraries'.
+
+    python benchmarks/step.py                                  # three full-size networks
+    python benchmarks/step.py --models resnet20 --rounds 15
+    python benchmarks/step.py --variants sgd exact --models width_nested_resnet10 --batch 32
+
+A step is zero_grad, forward, losses, one combined gradient and SGD's update with momentum. Each
+round takes every variant once, in an order rotated from round to round, in one process; ratios to
+SGD are taken within a round. Medians stand with their quartiles. Beneath a table stand the floor
+(benchmarks/_probes.py says what it is), measured in the same rounds, and the share of the step that
+is neither forward, backward nor optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from _probes import Alone, Combination, Floor, floor_by_cost
+from _problems import Problem, network
+from _report import markdown, show, surroundings, write_json
+from _rounds import interleave, ratios, spread
+from _variants import VARIANTS, Left, Trainer
+from rich.console import Console
+
+from anynest.nets import AnytimeNetwork
+
+MODELS = ["width_nested_resnet42", "depth_nested_sparse_resnet98", "cascade_sparse_resnet98"]
+
+
+def build(problem: Problem, names: list[str], console: Console) -> dict[str, Trainer]:
+    """The variants that can be had here; each is tried once."""
+    built: dict[str, Trainer] = {}
+    for name in names:
+        shown, make = VARIANTS[name]
+        if name == "naive-plain" and not problem.has_plain:
+            continue
+        try:
+            trainer = make(problem)
+            trainer.step()
+        except (Left, RuntimeError) as error:
+            console.print(
+                f"left out: {shown}: {str(error).splitlines()[0]}", highlight=False, soft_wrap=True
+            )
+        else:
+            built[name] = trainer
+    return built
+
+
+def time_problem(
+    problem: Problem, names: list[str], rounds: int, console: Console, probes: bool = True
+) -> dict[str, Any]:
+    """One table: the variants' times and, with ``probes``, what the floor is."""
+    trainers = build(problem, names, console)
+    entries: dict[str, Any] = {name: trainer.seconds for name, trainer in trainers.items()}
+    if probes:
+        entries["floor"] = Floor(problem).measure
+        entries["combination"] = Combination(problem).measure
+        if isinstance(trainers["sgd"].model, AnytimeNetwork):
+            entries["alone"] = Alone(problem).measure
+    found = interleave(entries, rounds)
+    model = trainers["sgd"].model
+    result: dict[str, Any] = {
+        "problem": problem.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stages": len(problem.losses(model)),
+        "batch": len(problem.x),
+        "input": list(problem.x.shape[1:]),
+        "rounds": rounds,
+        "variants": [
+            {
+                "variant": name,
+                "shown": VARIANTS[name][0],
+                "seconds": spread(found[name]),
+                "ratio": spread(ratios(found[name], found["sgd"])),
+            }
+            for name in trainers
+        ],
+    }
+    if probes:
+        result["floor"] = floor_of(problem, found)
+        if "exact" in found:
+            part = [round_["combination"] for round_ in found["combination"]]
+            result["combination"] = {
+                "seconds": spread(part),
+                "share": spread(ratios(part, found["exact"])),
+            }
+    return result
+
+
+def floor_of(problem: Problem, found: dict[str, list[Any]]) -> dict[str, Any]:
+    """The floor in three ways, and how far above it the exact step is."""
+    rounds = found["floor"]
+    floors = [one["floor"] for one in rounds]
+    stages = range(len(rounds[0]["b"]))
+    result: dict[str, Any] = {
+        "f": spread([one["f"] for one in rounds]),
+        "b": [spread([one["b"][i] for one in rounds]) for i in stages],
+        "floor": spread(floors),
+        "by_cost": floor_by_cost(problem),
+    }
+    if "alone" in found:
+        alone = found["alone"]
+        result["alone_b"] = [spread([one["b"][i] for one in alone]) for i in stages]
+        pairs = zip(rounds, alone, strict=True)
+        result["alone"] = spread(
+            [
+                (one["f"] + sum(other["b"][:-1]) + one["b"][-1]) / (one["f"] + one["b"][-1])
+                for one, other in pairs
+            ]
+        )
+    if "exact" in found:
+        over = ratios(ratios(found["exact"], found["sgd"]), floors)
+        result["exact"] = spread(over)
+    return result
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=MODELS, metavar="NAME", help="registered names, resnet20"
+    )
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", action="store_true", help="print the tables for a document")
+    args = parser.parse_args()
+    if "sgd" not in args.variants:
+        args.variants.insert(0, "sgd")  # what the ratios are of
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    console = Console(stderr=args.markdown, width=None if sys.stdout.isatty() else 110)
+    report = {**surroundings(args.device), "results": []}
+    for name in args.models:
+        problem = network(name, args.batch, args.image_size, args.device, args.channels_last)
+        result = time_problem(problem, args.variants, args.rounds, console)
+        show(result, console)
+        report["results"].append(result)
+        if args.json:  # what is done is kept, whatever becomes of the rest
+            write_json(args.json, report)
+    if args.markdown:
+        print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
