@@ -72,6 +72,44 @@ def test_bad_holdout(holdout: float) -> None:
         assemble(raw(), holdout, None)
 
 
+def test_limit_is_fixed_stratified_nested_and_said() -> None:
+    data = assemble(raw(), 0, None, limit=80)
+    kept = numbers(data.train)
+    assert len(data.train) == 80 == len(kept)
+    assert data.label == "made (80 training images)"
+    all_labels, labels = (
+        torch.bincount(s[1], minlength=4) for s in (raw().train, (0, data.train.labels))
+    )
+    assert (labels - all_labels * 80 / 200).abs().max() <= 1
+    assert len(data.test) == 9  # whole
+    assert kept == numbers(assemble(raw(), 0, None, limit=80).train)
+    assert data.mean == statistics(data.train.images)[0]
+    fewer = numbers(assemble(raw(), 0, None, limit=40).train)
+    assert fewer < kept
+    held = assemble(raw(), 20, None, limit=80)
+    assert (len(held.train), len(held.validation)) == (60, 20)
+    assert numbers(held.train) | numbers(held.validation) == kept
+
+
+@pytest.mark.parametrize("limit", [0, -1, 201])
+def test_bad_limit(limit: int) -> None:
+    with pytest.raises(
+        DataError, match=f"limit must be from 1 to the 200 training images, found {limit}"
+    ):
+        assemble(raw(), 0, None, limit=limit)
+
+
+def test_load_passes_the_limit_on(make_folder) -> None:
+    digits = load("digits", holdout=0, limit=100)
+    assert (len(digits.train), digits.label) == (100, "digits (100 training images)")
+    folder = make_folder()
+    whole, part = load(folder, holdout=0), load(folder, holdout=0, limit=2)
+    assert len(part.train) == 2
+    assert set(part.train.paths) < set(whole.train.paths)
+    assert part.label == whole.label + " (2 training images)"
+    assert len(part.test) == len(whole.test)
+
+
 def test_a_validation_split_of_its_own_is_kept() -> None:
     own = (torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
     data = assemble(raw(validation=own), None, None)

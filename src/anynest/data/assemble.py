@@ -16,7 +16,7 @@ from . import randomness
 from .dataset import Dataset, FolderSplit, Split, check_labels
 from .errors import DataError
 
-_HOLDOUT = 1
+_HOLDOUT, _LIMIT = 1, 2
 DEFAULT_HOLDOUT = 0.1
 SplitT = TypeVar("SplitT", Split, FolderSplit)
 
@@ -97,7 +97,11 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 
 def assemble(
-    raw: Raw, holdout: int | float | None, image_size: int | None, seed: int = 0
+    raw: Raw,
+    holdout: int | float | None,
+    image_size: int | None,
+    seed: int = 0,
+    limit: int | None = None,
 ) -> Dataset:
     """Check a reader's arrays and make the Dataset."""
     named = {"train": raw.train, "test": raw.test}
@@ -118,12 +122,37 @@ def assemble(
             f"images of {raw.name} must be square and of one size, found {sizes}: give image_size"
         )
     train, validation, test = divide(
-        splits["train"], splits.get("validation"), splits["test"], holdout, seed
+        limited(splits["train"], limit, seed),
+        splits.get("validation"),
+        splits["test"],
+        holdout,
+        seed,
     )
     mean, std = statistics(train.images)
     notes = raw.notes + ([f"resized to {train.image_size}"] if resized else [])
+    notes += limit_notes(limit)
     label = raw.name + (f" ({', '.join(notes)})" if notes else "")
     return Dataset(train, validation, test, raw.classes, mean, std, label, raw.skipped)
+
+
+def limited(train: SplitT, limit: int | None, seed: int = 0) -> SplitT:
+    """`limit` of the training images, every class in proportion, by one fixed permutation; the
+    images of a smaller limit are among those of a larger one, as far as rounding allows."""
+    if limit is None:
+        return train
+    if not 1 <= limit <= len(train):
+        raise DataError(f"limit must be from 1 to the {len(train)} training images, found {limit}")
+    kept = stratified(train.labels, limit, randomness.key(0x5EED, _LIMIT, seed))
+    return train.take(kept.nonzero()[:, 0], "train")
+
+
+def limit_notes(limit: int | None) -> list[str]:
+    """What the label must say about a limit.
+
+    >>> limit_notes(4000), limit_notes(None)
+    (['4000 training images'], [])
+    """
+    return [] if limit is None else [f"{limit} training images"]
 
 
 def divide(

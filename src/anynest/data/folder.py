@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from . import decode
-from .assemble import divide
+from .assemble import divide, limit_notes, limited
 from .dataset import Dataset, FolderSplit
 from .errors import DataError
 from .transforms import SMALL
@@ -37,6 +37,7 @@ def read_image_folder(
     holdout: int | float | None = None,
     image_size: int | None = None,
     on_corrupt: str = "raise",
+    limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Find the files of every class; nothing is decoded but the first image of some classes.
@@ -70,9 +71,10 @@ def read_image_folder(
             splits.append(split(_files(place, classes), split_name))
     own = splits[1] if len(splits) == 3 else None
     test = FolderSplit(splits[-1].paths, splits[-1].labels, "test", size, on_corrupt)
-    train, validation, test = divide(splits[0], own, test, holdout, seed)
+    train, validation, test = divide(limited(splits[0], limit, seed), own, test, holdout, seed)
     imagenet = len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", c) for c in classes)
     label = name or ("ImageNet" if imagenet else folder.resolve().name)
+    label += "".join(f" ({note})" for note in limit_notes(limit))
     return Dataset(train, validation, test, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, label)
 
 

@@ -25,6 +25,7 @@ def load(
     holdout: int | float | None = None,
     image_size: int | None = None,
     on_corrupt: str = "raise",
+    limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Load a set with explicit, fixed, disjoint splits.
@@ -41,8 +42,10 @@ def load(
             tenth. 0 is the paper's protocol: train on all, and `validation` *is* `test`.
         image_size: side to resize to; None keeps the images' own, and is 224 for image folders.
         on_corrupt: "raise" on an undecodable image, or "skip" to leave such out and count them.
-        seed: chooses the permutation of the holdout; leave it alone to compare runs. A run's own
-            seed has no part in it.
+        limit: use this many training images only (validation is held out of them), always the
+            same ones, every class in proportion; the label says so. The test split stays whole.
+        seed: chooses the permutations of the holdout and the limit; leave it alone to compare
+            runs. A run's own seed has no part in it.
 
     Raises:
         DataError: the source is unknown or missing, or its content is not as it must be; the
@@ -68,11 +71,12 @@ def load(
                 holdout=holdout,
                 image_size=image_size,
                 on_corrupt=on_corrupt,
+                limit=limit,
                 seed=seed,
             )
         raw = _read(kind, place, on_corrupt, image_size)
     raw.name = name or raw.name
-    return assemble(raw, holdout, image_size, seed)
+    return assemble(raw, holdout, image_size, seed, limit)
 
 
 def _read(kind: str, place: Path, on_corrupt: str, image_size: int | None) -> Raw:

@@ -34,6 +34,14 @@ class DataConfig:
             "square, alike and at most 64)",
         },
     )
+    limit: int | None = field(
+        default=None,
+        metadata={
+            "flag": "--limit",
+            "help": "use this many training images, always the same ones, in proportion to the "
+            "classes (default: all)",
+        },
+    )
     on_corrupt: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -69,6 +77,7 @@ class DataConfig:
             holdout=self.holdout,
             image_size=self.image_size,
             on_corrupt=self.on_corrupt,
+            limit=self.limit,
         )
 
     def train_loader(
