@@ -83,6 +83,7 @@ def metadata(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (metadata(arguments="{"), "damaged metadata"),
         (metadata(arguments="[" * 100_000), "damaged metadata"),
         (metadata(mean='["a"]'), "wrong types"),
+        (metadata(fit="stretch"), "wrong types"),
         (metadata(model="width_nested_resnet01"), "near matches"),
         (metadata(model="os.system"), "no model named"),
         (metadata(arguments='{"num_classes": 4}'), "does not fit"),
@@ -101,6 +102,13 @@ def test_bad_metadata(saved: Path, change: Callable[[dict[str, Any]], None], wor
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)
+
+
+def test_how_pictures_were_fitted(saved: Path) -> None:
+    save_weights(saved, load(saved), info(fit="whole"))
+    assert read_info(saved).fit == "whole"
+    rewrite(saved, lambda header: header["__metadata__"].pop("fit"))
+    assert read_info(saved).fit == "crop"  # a file of before it was told
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.01, 0.5, 0.999])

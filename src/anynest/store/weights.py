@@ -22,13 +22,16 @@ from .files import write_whole
 
 FILE = "weights.safetensors"
 FORMAT = "anynest-weights-1"
+FITS = ("crop", "whole")
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
     """What a weights file says about its network and the images that it was trained on.
 
-    Pixels from 0 to 1 are normalised by ``mean`` and ``std``, one number a channel.
+    Pixels from 0 to 1 are normalised by ``mean`` and ``std``, one number a channel. ``fit``: how a
+    picture of another size came to ``image_size``: the shorter side resized and the centre cut out
+    (``crop``, image folders), or resized as a whole (``whole``, sets in memory).
     """
 
     model: str
@@ -39,6 +42,7 @@ class WeightsInfo:
     image_size: int
     data: str
     anynest: str
+    fit: str = "crop"
 
     def metadata(self) -> dict[str, str]:
         """As safetensors keeps it: texts, JSON where they hold more than a text."""
@@ -52,6 +56,7 @@ class WeightsInfo:
             "image_size": json.dumps(self.image_size),
             "data": self.data,
             "anynest": self.anynest,
+            "fit": self.fit,
         }
 
 
@@ -118,6 +123,7 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
             image_size=json.loads(metadata["image_size"]),
             data=metadata["data"],
             anynest=metadata["anynest"],
+            fit=metadata.get("fit", "crop"),  # files of before it was told
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{file} has damaged metadata: {error!r}; write it again") from error
@@ -127,6 +133,7 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
         and all(isinstance(name, str) for name in info.classes)
         and all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
         and type(info.image_size) is int
+        and info.fit in FITS
     )
     if not sound:
         raise RunFolderError(f"{file} has metadata of the wrong types: write it again")

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .. import __version__
-from ..data import AnySplit, Dataset
+from ..data import AnySplit, Dataset, FolderSplit
 from ..nets import AnytimeNetwork
 from ..store import WeightsInfo, save_weights, write_whole
 from .config import TrainConfig, read_object
@@ -46,6 +46,7 @@ def weights_info(model: AnytimeNetwork, data: Dataset) -> WeightsInfo:
         image_size=data.image_size,
         data=data.label,
         anynest=__version__,
+        fit="crop" if isinstance(data.test, FolderSplit) else "whole",
     )
 
 
