@@ -316,8 +316,8 @@ def test_no_number_is_read_back_while_combining(monkeypatch: pytest.MonkeyPatch)
         options = {"C": "calibrated"} if "norm" in method else {}
         combiner = make_combiner(method, **options)
         with NoReading():
-            combiner.combine(rows)
-            combiner.combine(rows)
+            combiner.rule(rows)
+            combiner.rule(rows)
 
 
 def test_empty_tensors_and_rows_without_any_entry_are_fine() -> None:

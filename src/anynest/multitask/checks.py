@@ -47,6 +47,37 @@ def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
+def check_micro_batch(
+    losses: Sequence[Tensor], leaves: Sequence[Tensor], count: int, before: Sequence[Tensor]
+) -> None:
+    """Losses and parameters as in the step's earlier micro-batches."""
+    if len(losses) != count:
+        raise ValueError(
+            f"a step's micro-batches must have the same losses, found {len(losses)} after {count}:"
+            " call combine() first, or discard() what was accumulated"
+        )
+    if len(leaves) != len(before) or any(a is not b for a, b in zip(leaves, before, strict=True)):
+        raise ValueError(
+            f"a step's micro-batches must have the same parameters, found {len(leaves)} that are not"
+            f" the {len(before)} before: call combine() first, or discard() what was accumulated"
+        )
+
+
+def check_samples(samples: float | None) -> None:
+    if samples is None:
+        return
+    if isinstance(samples, bool) or not isinstance(samples, int | float):
+        raise TypeError(f"samples must be a number, found {type(samples).__name__}: len(x)")
+    if not 0 <= samples < math.inf:
+        raise ValueError(f"samples must be at least 0 and finite, found {samples}: pass len(x)")
+
+
+def check_group(group: Any) -> Any:
+    if group is not None:
+        raise ValueError(f"group must be None, found {type(group).__name__}: one process alone")
+    return group
+
+
 def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     """The parameters that require a gradient, each once, in order."""
     remedy = "pass model.parameters()"
@@ -114,7 +145,12 @@ def loss_values(losses: Sequence[Tensor]) -> Tensor:
 
 
 def finite_losses(values_S: Tensor, on_nonfinite: str) -> list[int]:
-    """Indices of the finite losses. The one place where a step waits for a GPU."""
+    """Indices of the finite losses. The one place where a step waits for a GPU.
+
+    ``on_nonfinite="ignore"`` takes them all, unseen.
+    """
+    if on_nonfinite == "ignore":
+        return list(range(len(values_S)))
     finite = torch.isfinite(values_S).tolist()
     if on_nonfinite == "raise" and not all(finite):
         i = finite.index(False)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,17 +10,22 @@ from torch import Tensor
 
 from .checks import (
     check_choice,
+    check_group,
     check_losses,
+    check_micro_batch,
     check_parameters,
+    check_samples,
     check_touched,
     finite_losses,
     loss_values,
 )
-from .gradients import accumulate, task_rows
+from .filling import Filling, Pattern
+from .gradients import accumulate, fill, fill_single
 from .rows import Rows
 from .stats import Stats
 
-OnNonfinite = Literal["raise", "skip"]
+OnNonfinite = Literal["raise", "skip", "ignore"]
+NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +41,52 @@ class Combination:
     gram: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class OnePass:
+    """A step that is one ordinary backward pass: of ``outputs``, each times its seed (None: 1).
+
+    ``weights`` [s] are the factors of the losses that this amounts to.
+    """
+
+    outputs: list[Tensor]
+    seeds: list[Tensor | None]
+    weights: Tensor
+
+
+@dataclass(eq=False)
+class Pending:
+    """A step under way: what ``accumulate`` has kept for ``combine``."""
+
+    leaves: list[Tensor]
+    filling: Filling
+    loss_scale: float | Tensor
+    values: Tensor  # [S] summed over the micro-batches
+    weights: Tensor  # [S] of the passes where ``single``, averaged over the micro-batches
+    single: bool = False
+    tasks: set[int] = field(default_factory=set)
+    micro_batches: int = 0
+
+
 class Combiner(ABC):
     """Turns several losses into one gradient; no optimizer, so any optimizer may follow.
 
-    ``backward`` finds the rows (one gradient per task), ``combine`` makes one of them.
+    ``accumulate`` finds the rows (one gradient per task), ``combine`` makes one of them by the
+    ``rule``; ``backward`` is both at once.
+
+    Args:
+        on_nonfinite: what a loss that is NaN or infinite does. "raise" a NonFiniteLossError;
+            "skip" leaves it out of this step; "ignore" does not look: nothing waits for the device,
+            as the capture of a CUDA graph demands, and what is not finite goes on into ``.grad``,
+            where a GradScaler finds it.
+        group: the torch.distributed process group over which rows are reduced; None for one
+            process.
     """
 
-    def __init__(self, on_nonfinite: OnNonfinite = "raise") -> None:
-        self.on_nonfinite = check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+    def __init__(self, on_nonfinite: OnNonfinite = "raise", group: Any = None) -> None:
+        self.on_nonfinite = check_choice("on_nonfinite", on_nonfinite, NONFINITE)
+        self.group = check_group(group)
+        self._pattern: Pattern | None = None
+        self._pending: Pending | None = None
 
     def backward(
         self,
@@ -52,6 +95,7 @@ class Combiner(ABC):
         *,
         retain_graph: bool = False,
         loss_scale: float | Tensor = 1.0,
+        samples: float | None = None,
     ) -> Stats:
         """Accumulate the combined gradient into ``.grad``, as ``loss.backward()`` does.
 
@@ -64,15 +108,18 @@ class Combiner(ABC):
             loss_scale: the factor that the losses carry, ``scaler.get_scale()`` under a GradScaler.
                 Only methods that normalize need it: they would divide it out, and the scaler would
                 divide once more.
+            samples: how many samples these losses average over, where ranks of a ``group`` differ
+                in it (None: all alike). Without a group it changes nothing.
 
         Returns:
             What was measured on the way (see ``Stats``).
 
         Raises:
-            ValueError, TypeError: on bad losses or parameters, in one line, ``.grad`` untouched.
-            NonFiniteLossError: a ValueError, on a loss that is NaN or infinite, unless
-                ``on_nonfinite="skip"``. A non-finite *gradient* of a finite loss is passed on into
-                ``.grad``, where a GradScaler finds it.
+            ValueError, TypeError: on bad losses or parameters, in one line, ``.grad`` untouched;
+                between ``accumulate`` and ``combine``.
+            NonFiniteLossError: a ValueError, on a loss that is NaN or infinite, if ``on_nonfinite``
+                is "raise". A non-finite *gradient* of a finite loss is passed on into ``.grad``,
+                where a GradScaler finds it.
 
         Tensor hooks inside the graph run once per loss; hooks upon the accumulation into a
         parameter (``register_post_accumulate_grad_hook``) do not run, since nothing is accumulated
@@ -80,40 +127,145 @@ class Combiner(ABC):
         DistributedDataParallel wrapper. ``WeightedSGD`` with reduction "mean" or "sum" is an
         ordinary backward pass, in which all of these work.
         """
+        if self._pending is not None:
+            raise ValueError(
+                "backward must not come between accumulate and combine: call combine() first, or"
+                " discard() what was accumulated"
+            )
+        self._take(losses, parameters, retain_graph, loss_scale, samples, into_grad=True)
+        return self.combine()
+
+    def accumulate(
+        self,
+        losses: Sequence[Tensor],
+        parameters: Iterable[Tensor] | Tensor,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        samples: float | None = None,
+    ) -> None:
+        """Add one micro-batch's rows to those kept for ``combine``; ``.grad`` stays as it is.
+
+        Rows add up as ``.grad`` does under ``loss.backward()``: divide each loss by the number of
+        micro-batches for the mean. So the projection, which is not linear, sees the gradients of
+        the whole batch::
+
+            for x, y in micro_batches:
+                losses = [criterion(out, y) / len(micro_batches) for out in model(x)]
+                combiner.accumulate(losses, model.parameters())
+            stats = combiner.combine()
+
+        Arguments and errors are those of ``backward``; losses and parameters must be the same in
+        number and order in all micro-batches of a step. The graph is freed. Under
+        ``on_nonfinite="skip"`` a loss is left out of the micro-batch in which it is not finite.
+        Bad input leaves the rows kept so far; an error in the midst of a pass drops them.
+        """
+        self._take(losses, parameters, False, loss_scale, samples, into_grad=False)
+
+    def combine(self) -> Stats:
+        """One projection of the accumulated rows, into ``.grad``; the rows are dropped.
+
+        Returns ``Stats``, in which the losses are summed over the micro-batches.
+        Raises ValueError if nothing was accumulated.
+        """
+        step, self._pending = self._pending, None
+        if step is None:
+            raise ValueError("combine needs accumulated rows, found none: call accumulate() first")
+        if not step.tasks:
+            nothing = torch.zeros_like(step.values)
+            return Stats(step.values, nothing, skipped=tuple(range(len(step.values))))
+        tasks = sorted(step.tasks)
+        if step.single:
+            update: list[Tensor | None] = []
+            if step.filling.tasks:  # else the pass went into .grad itself
+                update = step.filling.settle().tensors()[0]
+            kept = step.weights
+            if len(tasks) < len(kept):
+                kept = kept[torch.tensor(tasks, device=kept.device)]
+            result = Combination(update, kept)
+        else:
+            result = self.rule(step.filling.settle(), tasks, step.loss_scale)
+        if result.update:
+            accumulate(step.leaves, result.update)
+        return stats_of(step.values, tasks, result)
+
+    def discard(self) -> None:
+        """Drop what was accumulated."""
+        self._pending = None
+
+    def _take(
+        self,
+        losses: Sequence[Tensor],
+        parameters: Iterable[Tensor] | Tensor,
+        retain_graph: bool,
+        loss_scale: float | Tensor,
+        samples: float | None,
+        into_grad: bool,
+    ) -> None:
+        """One micro-batch: check, differentiate, add. ``into_grad``: it is the only one."""
         found = check_losses(losses)
         leaves = check_parameters(parameters)
+        check_samples(samples)
         self.check_count(len(found))
         check_touched(found, leaves)
         values = loss_values(found)
         tasks = finite_losses(values, self.on_nonfinite)
-        if not tasks:
-            return Stats(values, torch.zeros_like(values), skipped=tuple(range(len(found))))
+        step = self._pending
+        if step is None:
+            filling = Filling(leaves, tasks, self._pattern)
+            zeros = torch.zeros_like(values)
+            step = Pending(leaves, filling, loss_scale, zeros, zeros)
+        else:
+            check_micro_batch(found, leaves, len(step.values), step.leaves)
         kept = [found[i] for i in tasks]
-        result = self._accumulate(kept, tasks, leaves, retain_graph, loss_scale)
-        return stats_of(values, tasks, result)
+        if tasks and not step.tasks:
+            step.single = self.is_single(tasks)
+        self._pending = None  # an error in a pass leaves nothing half done
+        if tasks and step.single:
+            self._pass(step, self.single(kept, tasks), tasks, retain_graph, into_grad)
+        elif tasks:
+            fill(step.filling, kept, leaves, tasks, retain_graph=retain_graph)
+            step.filling.settle()
+            self._pattern = step.filling.pattern()
+        step.values = values if step.micro_batches == 0 else step.values + values
+        step.micro_batches += 1
+        step.tasks.update(tasks)
+        self._pending = step
 
-    def _accumulate(
-        self,
-        losses: list[Tensor],
-        tasks: list[int],
-        parameters: list[Tensor],
-        retain_graph: bool,
-        loss_scale: float | Tensor,
-    ) -> Combination:
-        """``losses`` are those of ``tasks``, the finite ones."""
-        rows = task_rows(losses, parameters, retain_graph=retain_graph, names=tasks)
-        result = self.combine(rows, tasks, loss_scale)
-        accumulate(parameters, result.update)
-        return result
+    def _pass(
+        self, step: Pending, one: OnePass, tasks: list[int], retain_graph: bool, into_grad: bool
+    ) -> None:
+        """One ordinary backward pass, into ``.grad`` at once where nothing is to be added."""
+        if into_grad:
+            torch.autograd.backward(
+                one.outputs, one.seeds, inputs=step.leaves, retain_graph=retain_graph
+            )
+        else:
+            fill_single(step.filling, one.outputs, one.seeds, step.leaves)
+        weights = one.weights
+        if len(tasks) < len(step.weights):
+            weights = weights.new_zeros(len(step.weights))
+            weights[torch.tensor(tasks, device=weights.device)] = one.weights
+        if step.micro_batches == 0:
+            step.weights = weights
+        else:
+            step.weights = step.weights + (weights - step.weights) / (step.micro_batches + 1)
 
     @abstractmethod
-    def combine(
+    def rule(
         self,
         rows: Rows,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
         """One gradient from rows. ``tasks`` are the loss indices of the rows (None: all)."""
+
+    def is_single(self, tasks: Sequence[int]) -> bool:
+        """Whether the step that begins with these losses is one ordinary backward pass."""
+        return False
+
+    def single(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
+        """That pass; asked for only where ``is_single`` says so."""
+        raise TypeError(f"{type(self).__name__} has no step of one pass")
 
     def check_count(self, count: int) -> None:  # noqa: B027 (nothing to check is a fair default)
         """Raise ValueError where this combiner was set up for another number of losses."""

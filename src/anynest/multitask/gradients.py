@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_gradients
+from .filling import Filling
 from .rows import Rows
 
 
@@ -23,15 +24,52 @@ def task_rows(
 
     Raises ValueError for a sparse or complex gradient.
     """
+    filling = Filling(parameters)
+    tasks = range(len(losses)) if names is None else names
+    fill(filling, losses, parameters, tasks, retain_graph=retain_graph)
+    return filling.settle()
+
+
+def fill(
+    filling: Filling,
+    losses: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    tasks: Sequence[int],
+    *,
+    retain_graph: bool = False,
+) -> None:
+    """Add to ``filling`` the gradient of each loss, by the number of its task."""
     last = len(losses) - 1
-    grads = []
-    for i, loss in enumerate(losses):
-        row = torch.autograd.grad(
-            loss, parameters, retain_graph=retain_graph or i < last, allow_unused=True
-        )
-        check_gradients(i if names is None else names[i], row)
-        grads.append(row)
-    return Rows.stack(grads, like=parameters)
+    for i, (task, loss) in enumerate(zip(tasks, losses, strict=True)):
+        keep = retain_graph or i < last
+        # no name is bound to the gradients: they are gone before the next pass begins
+        filling.add(task, _checked(task, _gradient([loss], [None], parameters, keep)))
+
+
+def fill_single(
+    filling: Filling,
+    outputs: Sequence[Tensor],
+    seeds: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+) -> None:
+    """Add the gradient of ``sum_i seeds[i] * outputs[i]`` as the row of task 0; frees the graph."""
+    filling.add(0, _checked(0, _gradient(outputs, seeds, parameters, False)))
+
+
+def _gradient(
+    outputs: Sequence[Tensor],
+    seeds: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    retain_graph: bool,
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        outputs, parameters, grad_outputs=seeds, retain_graph=retain_graph, allow_unused=True
+    )
+
+
+def _checked(task: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    check_gradients(task, grads)
+    return grads
 
 
 @torch.no_grad()

@@ -28,4 +28,4 @@ def gradient_stats(losses: Sequence[Tensor], parameters: Iterable[Tensor] | Tens
     values = loss_values(found)
     tasks = finite_losses(values, "raise")
     rows = task_rows(found, leaves, retain_graph=True)
-    return stats_of(values, tasks, OSGD().combine(rows))
+    return stats_of(values, tasks, OSGD().rule(rows))

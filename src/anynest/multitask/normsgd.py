@@ -48,7 +48,7 @@ class NormSGD(Combiner):
         super().__init__(on_nonfinite)
         self.constant = Constant(C, calibration_steps)
 
-    def combine(
+    def rule(
         self,
         rows: Rows,
         tasks: Sequence[int] | None = None,

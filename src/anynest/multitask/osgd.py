@@ -68,7 +68,7 @@ class OSGD(Combiner):
     def check_count(self, count: int) -> None:
         check_priority(self.priority, count)
 
-    def combine(
+    def rule(
         self,
         rows: Rows,
         tasks: Sequence[int] | None = None,

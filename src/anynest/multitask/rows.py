@@ -177,6 +177,10 @@ class Rows:
             torch.cat(flat, out=values[a])
         return Block(tasks, tuple(members), values)
 
+    def with_blocks(self, blocks: tuple[Block, ...]) -> "Rows":
+        """The same rows over other blocks: some of them, or others of the same members."""
+        return replace(self, blocks=blocks)
+
     @property
     def device(self) -> torch.device:
         """Where S x S numbers live: the first block's device."""

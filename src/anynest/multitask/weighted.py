@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_numbers, check_weights
-from .combiner import Combination, Combiner, OnNonfinite
+from .combiner import Combination, Combiner, OnePass, OnNonfinite
 from .rows import Rows, wide_dtype
 from .rules import gram_matrix, weighted_sum
 
@@ -70,16 +70,10 @@ class WeightedSGD(Combiner):
     def _importances(self, tasks: Sequence[int]) -> list[float]:
         return [1.0 if self.weights is None else self.weights[i] for i in tasks]
 
-    def _accumulate(
-        self,
-        losses: list[Tensor],
-        tasks: list[int],
-        parameters: list[Tensor],
-        retain_graph: bool,
-        loss_scale: float | Tensor,
-    ) -> Combination:
-        if self.reduction == "participants":
-            return super()._accumulate(losses, tasks, parameters, retain_graph, loss_scale)
+    def is_single(self, tasks: Sequence[int]) -> bool:
+        return self.reduction != "participants"
+
+    def single(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
         k = self._importances(tasks)
         first = losses[0].device
         total = sum(
@@ -88,14 +82,13 @@ class WeightedSGD(Combiner):
         )
         if self.reduction == "mean" and sum(k) > 0:
             total = total / sum(k)
-        torch.autograd.backward(total, inputs=parameters, retain_graph=retain_graph)
-        return Combination([], self._weights_of(k, losses[0].device))
+        return OnePass([total], [None], self._weights_of(k, first))
 
     def _weights_of(self, k: list[float], device: torch.device) -> Tensor:
         share = 1.0 if self.reduction == "sum" or sum(k) == 0 else sum(k)
         return torch.tensor([k_i / share for k_i in k], dtype=wide_dtype(device), device=device)
 
-    def combine(
+    def rule(
         self,
         rows: Rows,
         tasks: Sequence[int] | None = None,
