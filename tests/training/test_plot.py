@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from anynest.training.plot import run_figure, stage_colors
+from anynest.store.figures import stage_colors
+from anynest.training.plot import run_figure
 
 
 def history(errors: list[list[float | None]]) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..nets import create_model
-from ..training.plot import integer_epochs, new_figure, plain_log_ticks, save_figure
+from ..store.figures import new_figure, plain_log_ticks, save_figure
+from ..training.plot import integer_epochs
 from ..training.progress import counted
 from ..training.run_folder import RunFolder
 

@@ -1,34 +1,9 @@
 """The learning curves of one run as a picture."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from ..store import write_whole
-
-
-def stage_colors(stages: int) -> list[Any]:
-    """From dark blue (stage 1) to orange, the same in every picture and readable on white."""
-    from matplotlib import colormaps
-
-    return [colormaps["plasma"](0.68 * i / max(1, stages - 1)) for i in range(stages)]
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """As PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_whole(path, buffer.getvalue())
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure of its own, in inches, that needs no display and touches no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+from ..store.figures import new_figure, plain_log_ticks, save_figure, stage_colors
 
 
 def draw_curves(
@@ -76,37 +51,6 @@ def integer_epochs(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-
-
-def plain_log_ticks(axes: Any, zero: float | None = None) -> None:
-    """Numbers such as 0.5, 2, 10 on a logarithmic axis, where it would print powers of ten.
-
-    ``zero``: the place on the axis where 0 is drawn, and labelled so.
-    """
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        LogLocator,
-        NullFormatter,
-        NullLocator,
-    )
-
-    low, high = axes.get_ylim()
-    decades = high / low
-    subs = [1.0] if decades > 1000 else [1.0, 2.0, 5.0]
-    if decades < 8:
-        subs = [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]
-    locator = LogLocator(base=10, subs=subs)
-    if zero is None:
-        axes.yaxis.set_major_locator(locator)
-    else:
-        ticks = [tick for tick in locator.tick_values(low, high) if 1.5 * zero < tick <= high]
-        axes.yaxis.set_major_locator(FixedLocator([zero, *ticks]))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: "0" if value == zero else f"{value:g}")
-    )
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_run(history: list[dict[str, Any]], title: str, path: Path) -> None:
