@@ -89,9 +89,10 @@ def facts_of(result: dict[str, Any]) -> list[str]:
         lines.append(f"combination: {shown} % of the step (goal: 2 %)")
     if "memory" in result:
         memory = result["memory"]
+        ours = f"; ours {megabytes(memory['exact'])} MiB" if "exact" in memory else ""
         lines.append(
             f"peak: bound {megabytes(memory['bound'])} MiB = (SGD's {megabytes(memory['sgd'])} + rows "
-            f"{megabytes(memory['rows'])}) + 5 %; ours {megabytes(memory['exact'])} MiB"
+            f"{megabytes(memory['rows'])}) + 5 %{ours}"
         )
     return lines
 

@@ -39,6 +39,10 @@ class Trainer:
         self.gradient(self.problem.losses(self.model))
         self.optimizer.step()
 
+    def cycle(self) -> None:
+        """The steps after which nothing new happens."""
+        self.step()
+
     def seconds(self) -> float:
         """The time of a step."""
         wait(self.problem)
@@ -87,6 +91,11 @@ class Lazy(Exact):
             self.combiner = OSGD(refresh=self.every)
         except TypeError as error:
             raise Left(f"OSGD has no refresh: {error}") from error
+
+    def cycle(self) -> None:
+        self.combiner = OSGD(refresh=self.every)
+        self.step()
+        self.step()
 
     def seconds(self) -> float:
         self.combiner = OSGD(refresh=self.every)

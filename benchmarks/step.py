@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 import torch
+from _memory import peak_bytes, row_bytes
 from _probes import Alone, Combination, Floor, floor_by_cost
 from _problems import Problem, network
 from _report import markdown, show, surroundings, write_json
@@ -50,7 +51,12 @@ def build(problem: Problem, names: list[str], console: Console) -> dict[str, Tra
 
 
 def time_problem(
-    problem: Problem, names: list[str], rounds: int, console: Console, probes: bool = True
+    problem: Problem,
+    names: list[str],
+    rounds: int,
+    console: Console,
+    probes: bool = True,
+    memory: bool = True,
 ) -> dict[str, Any]:
     """One table: the variants' times and, with ``probes``, what the floor is."""
     trainers = build(problem, names, console)
@@ -79,6 +85,8 @@ def time_problem(
             for name in trainers
         ],
     }
+    if memory:
+        result["memory"] = add_memory(problem, result["variants"])
     if probes:
         result["floor"] = floor_of(problem, found)
         if "exact" in found:
@@ -88,6 +96,17 @@ def time_problem(
                 "share": spread(ratios(part, found["exact"])),
             }
     return result
+
+
+def add_memory(problem: Problem, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Give each variant its peak; the bound for an exact method beside SGD's."""
+    peaks = {}
+    for row in rows:
+        row["peak_bytes"] = peaks[row["variant"]] = peak_bytes(problem, VARIANTS[row["variant"]][1])
+    rows_take = row_bytes(problem)
+    bound = 1.05 * (peaks["sgd"] + rows_take)
+    found = {"sgd": peaks["sgd"], "rows": rows_take, "bound": bound}
+    return {**found, "exact": peaks["exact"]} if "exact" in peaks else found
 
 
 def floor_of(problem: Problem, found: dict[str, list[Any]]) -> dict[str, Any]:
@@ -131,6 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", action="store_true", help="print the tables for a document")
     args = parser.parse_args()
@@ -146,7 +166,9 @@ def main() -> None:
     report = {**surroundings(args.device), "results": []}
     for name in args.models:
         problem = network(name, args.batch, args.image_size, args.device, args.channels_last)
-        result = time_problem(problem, args.variants, args.rounds, console)
+        result = time_problem(
+            problem, args.variants, args.rounds, console, memory=not args.no_memory
+        )
         show(result, console)
         report["results"].append(result)
         if args.json:  # what is done is kept, whatever becomes of the rest
