@@ -9,7 +9,7 @@ forming it, so scaling and projecting cost S x S numbers; the entries are read o
 matrix and once for the final sum, chunk by chunk, in float64 that never leaves the cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
@@ -34,6 +34,12 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 def index_on(tasks: tuple[int, ...], device: torch.device) -> Tensor:
     """Task numbers as an index tensor; kept, so that a step on a GPU copies nothing to it."""
     return torch.tensor(tasks, dtype=torch.long, device=device)
+
+
+@lru_cache(maxsize=512)
+def numbers_on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Fixed numbers in ``wide_dtype``; kept like ``index_on``'s, and never to be written to."""
+    return torch.tensor(values, dtype=wide_dtype(device), device=device)
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,22 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Tensors that exactly ``tasks`` touch: ``values[a]`` is the row of ``tasks[a]``, [k, Pb]."""
+    """Tensors that exactly ``tasks`` touch: ``values[a]`` is the row of ``tasks[a]``, [k, Pb].
+
+    Where ``values`` are one rank's pieces of rows that are spread over several, ``whole_gram`` has
+    the dot products of the whole rows and ``whole_size`` their number of entries.
+    """
 
     tasks: tuple[int, ...]
     members: tuple[int, ...]
     values: Tensor
+    whole_gram: Tensor | None = None
+    whole_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Entries of a row, those of other ranks included."""
+        return self.values.shape[1] if self.whole_size is None else self.whole_size
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """The block in float64, ``(where, [k, n])`` at a time; each is valid until the next."""
@@ -89,7 +106,7 @@ class Block:
     @cached_property
     def gram(self) -> Tensor:
         """[k, k] dot products of the stored rows, accumulated in float64."""
-        return self.mixed_gram(None)
+        return self.mixed_gram(None) if self.whole_gram is None else self.whole_gram
 
     def mixed_gram(self, mixing_rk: Tensor | None) -> Tensor:
         """[r, r] dot products of ``mixing @ values``; the mixing is done before the dots."""
@@ -114,7 +131,8 @@ class Rows:
     """S rows over a list of tensors, each row absent where its task does not touch a tensor.
 
     Represents ``mixing @ stored`` (stored where ``mixing`` is None). ``reads[i]`` names the stored
-    rows from which row i may draw: ``(i,)`` for all means a diagonal mixing.
+    rows from which row i may draw: ``(i,)`` for all means a diagonal mixing. ``across`` sums the
+    blocks' Gram matrices over ranks where each holds pieces of the rows.
     """
 
     num_tasks: int
@@ -122,6 +140,7 @@ class Rows:
     layouts: tuple[Layout | None, ...]
     reads: tuple[tuple[int, ...], ...]
     mixing: Tensor | None = None
+    across: Callable[[list[Tensor]], list[Tensor]] | None = None
 
     @classmethod
     def stack(cls, grads: Sequence[Grads], like: Sequence[Tensor] | None = None) -> "Rows":
@@ -196,7 +215,7 @@ class Rows:
         sizes = [0] * self.num_tasks
         for block in self.blocks:
             for i in self.rows_in(block):
-                sizes[i] += block.values.shape[1]
+                sizes[i] += block.size
         return tuple(sizes)
 
     @property
@@ -237,7 +256,8 @@ class Rows:
                 part = part.to(block.values.device, non_blocking=True)
                 grams.append(part[:, None] * block.gram * part)
             return grams
-        return [block.mixed_gram(self._mixing_for(block)) for block in self.blocks]
+        mixed = [block.mixed_gram(self._mixing_for(block)) for block in self.blocks]
+        return mixed if self.across is None else self.across(mixed)
 
     def tensors(self) -> list[list[Tensor | None]]:
         """The rows themselves, ``[i][p]`` as given to ``stack``; mixed ones rounded once."""
