@@ -11,6 +11,15 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
 
+
+class Undecodable(DataError):
+    """Bytes that are no whole image; ``reason`` says why, without a remedy."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 # Table K.1 of the JPEG standard (ITU-T T.81), row by row: the luminance table that the usual
 # encoders scale by their "quality".
 _LUMINANCE = (
@@ -98,13 +107,15 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _undecodable(where: str, error: Exception) -> DataError:
+def _undecodable(where: str, error: Exception) -> Undecodable:
     reason = " ".join(str(error).split())[:120].replace("<_io.BytesIO object at ", "<")
     if isinstance(error, UnidentifiedImageError):
         reason = "no known image format"
     if os.path.isfile(where) and os.path.getsize(where) == 0:
         reason = "the file is empty"
-    return DataError(
-        f"cannot decode {where}: {reason or type(error).__name__}; "
-        'replace it, or leave such images out with on_corrupt="skip" (--on-corrupt skip)'
+    reason = f"cannot decode {where}: {reason or type(error).__name__}"
+    return Undecodable(
+        f'{reason}; replace it, or leave such images out with on_corrupt="skip" '
+        "(--on-corrupt skip)",
+        reason,
     )

@@ -102,7 +102,7 @@ def _files(place: Path, classes: list[str]) -> list[list[str]]:
     """For each class its files, in order of their names."""
     groups = []
     for name in classes:
-        files = sorted(_images_below(str(place / name)))
+        files = sorted(images_below(str(place / name)))
         if not files:
             raise DataError(
                 f"every class folder must hold an image, {place / name} has none "
@@ -112,7 +112,8 @@ def _files(place: Path, classes: list[str]) -> list[list[str]]:
     return groups
 
 
-def _images_below(top: str) -> Iterator[str]:
+def images_below(top: str) -> Iterator[str]:
+    """The image files below a folder, by their suffix, in no order; hidden ones are passed over."""
     for folder, _, names in os.walk(top):
         for name in names:
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
