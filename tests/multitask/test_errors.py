@@ -183,7 +183,10 @@ def test_weights_of_the_wrong_length_are_refused(reduction: Any) -> None:
         (lambda: WeightedSGD([1, 0], "participants"), "above 0 for reduction='participants'"),
         (lambda: WeightedSGD(reduction="avg"), "reduction must be one of 'mean', .*found 'avg'"),  # type: ignore[arg-type]
         (lambda: OSGD(reduction="avg"), "reduction must be one of 'sum', 'mean', found 'avg'"),  # type: ignore[arg-type]
-        (lambda: OSGD(on_nonfinite="drop"), "on_nonfinite must be one of 'raise', 'skip', 'ignore'"),  # type: ignore[arg-type]
+        (
+            lambda: OSGD(on_nonfinite="drop"),
+            "on_nonfinite must be one of 'raise', 'skip', 'ignore'",
+        ),  # type: ignore[arg-type]
         (lambda: NormSGD(C=0.0), "C must be a positive number or 'calibrated', found 0.0"),
         (lambda: NormSGD(C="auto"), "C must be a positive number or 'calibrated', found 'auto'"),  # type: ignore[arg-type]
         (lambda: OSGD(calibration_steps=0), "calibration_steps must be at least 1, found 0"),

@@ -76,7 +76,16 @@ def test_stats_are_plain_json(method: str, three_exits: Make, digit_losses: Loss
     stats = make_combiner(method).backward(digit_losses(network, 0), network.parameters())
     listed: dict[str, Any] = json.loads(json.dumps(stats.to_dict(), allow_nan=False))
     assert len(listed["losses"]) == len(listed["weights"]) == 3
-    assert set(listed) == {"losses", "weights", "norms", "cosines", "coefficients", "skipped"}
+    assert set(listed) == {
+        "losses",
+        "weights",
+        "norms",
+        "cosines",
+        "coefficients",
+        "skipped",
+        "refreshed",
+        "drift",
+    }
     one_pass = method in ("sgd-mean", "sgd-sum")
     assert (listed["norms"] is None) == one_pass
     assert (listed["cosines"] is None) == one_pass

@@ -32,13 +32,16 @@ NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
 class Combination:
     """What a rule makes of s rows: one tensor (or None) per parameter, and how it was found.
 
-    ``weights`` [s], ``coefficients`` and ``gram`` [s, s] are as in ``Stats``, over these rows.
+    ``weights`` [s], ``coefficients`` and ``gram`` [s, s] are as in ``Stats``, over these rows; so are
+    ``refreshed`` and ``drift``.
     """
 
     update: list[Tensor | None]
     weights: Tensor
     coefficients: Tensor | None = None
     gram: Tensor | None = None
+    refreshed: bool = True
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +187,7 @@ class Combiner(ABC):
             result = Combination(update, kept)
         else:
             result = self.rule(step.filling.settle(), tasks, step.loss_scale)
+        result = self.finish(tasks, result, step.single)
         if result.update:
             accumulate(step.leaves, result.update)
         return stats_of(step.values, tasks, result)
@@ -267,6 +271,10 @@ class Combiner(ABC):
         """That pass; asked for only where ``is_single`` says so."""
         raise TypeError(f"{type(self).__name__} has no step of one pass")
 
+    def finish(self, tasks: Sequence[int], result: Combination, single: bool) -> Combination:
+        """The step is done: remember, or add to the result, what the combiner wishes."""
+        return result
+
     def check_count(self, count: int) -> None:  # noqa: B027 (nothing to check is a fair default)
         """Raise ValueError where this combiner was set up for another number of losses."""
 
@@ -280,8 +288,16 @@ class Combiner(ABC):
             shown = {**shown, "on_nonfinite": self.on_nonfinite}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
+    def require_whole_step(self) -> None:
+        """ValueError between ``accumulate`` and ``combine``, whose rows no state holds."""
+        if self._pending is not None:
+            raise ValueError(
+                "state_dict must not come between accumulate and combine: call combine() first"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers that a resumed run needs; empty for a combiner without memory."""
+        self.require_whole_step()
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -296,18 +312,26 @@ class Combiner(ABC):
 def stats_of(values_S: Tensor, tasks: list[int], result: Combination) -> Stats:
     """Spread what was found for the kept tasks over all of them."""
     count = len(values_S)
-    if len(tasks) == count:
-        return Stats(values_S, result.weights, result.coefficients, result.gram)
+    whole = len(tasks) == count
 
     def spread(part: Tensor | None) -> Tensor | None:
-        if part is None:
-            return None
+        if part is None or whole:
+            return part
         index = torch.tensor(tasks, device=part.device)
-        whole = torch.full((count, count), torch.nan, dtype=part.dtype, device=part.device)
-        whole[index[:, None], index] = part
-        return whole
+        out = torch.full((count, count), torch.nan, dtype=part.dtype, device=part.device)
+        out[index[:, None], index] = part
+        return out
 
-    weights = result.weights.new_zeros(count)
-    weights[torch.tensor(tasks, device=weights.device)] = result.weights
-    skipped = tuple(i for i in range(count) if i not in tasks)
-    return Stats(values_S, weights, spread(result.coefficients), spread(result.gram), skipped)
+    weights = result.weights
+    if not whole:
+        weights = weights.new_zeros(count)
+        weights[torch.tensor(tasks, device=weights.device)] = result.weights
+    return Stats(
+        values_S,
+        weights,
+        spread(result.coefficients),
+        spread(result.gram),
+        skipped=tuple(i for i in range(count) if i not in tasks),
+        refreshed=result.refreshed,
+        drift=result.drift,
+    )

@@ -7,6 +7,7 @@ rounding counts as zero; zero gradients are left zero where the paper divides by
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from .calibration import Constant, ConstantC
 from .checks import check_choice, check_priority, priority_of
-from .combiner import Combination, Combiner, OnNonfinite
+from .combiner import Combination, Combiner, OnePass, OnNonfinite
+from .refresh import RefreshEvery, check_refresh
 from .rows import Rows
 from .rules import gram_matrix, normalize, orthogonalize, update_norm, weighted_sum
 
@@ -37,8 +39,18 @@ class OSGD(Combiner):
         C: for normalizing, a positive number or "calibrated" (see ``NormSGD``; here against SGD
             under the same reduction).
         calibration_steps: see C.
-        on_nonfinite: "raise", or "skip" to leave a non-finite loss out of this step; the others
-            keep their order.
+        on_nonfinite: "raise"; "skip" to leave a non-finite loss out of this step, where the others
+            keep their order; or "ignore" (see ``Combiner``).
+        group: see ``Combiner``.
+        refresh: 1 for the exact method. k > 1 finds w at every k-th step and takes one ordinary
+            backward pass of ``sum_i w_i L_i`` at the others, at the price of SGD. "auto" adapts the
+            interval to w's drift. What keeps a stale w harmless is said in ``refresh``. Every step
+            is exact while C is calibrated, and where the losses are not those that w was found for
+            (one is skipped, or their number is another).
+        tolerance: for "auto", the largest drift: the relative error in a refresh's update that the
+            weights kept until then would have made. Above it the interval halves, at half of it or
+            below it doubles.
+        longest: for "auto", the longest interval in steps.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 3.0])
@@ -58,12 +70,22 @@ class OSGD(Combiner):
         *,
         calibration_steps: int = 100,
         on_nonfinite: OnNonfinite = "raise",
+        group: Any = None,
+        refresh: RefreshEvery = 1,
+        tolerance: float = 0.5,
+        longest: int = 64,
     ) -> None:
-        super().__init__(on_nonfinite)
+        super().__init__(on_nonfinite, group)
         self.priority = None if priority is None else priority_of(priority)
         self.normalize = normalize
         self.reduction = check_choice("reduction", reduction, ("sum", "mean"))
         self.constant = Constant(C, calibration_steps)
+        self.refresh = check_refresh(refresh, tolerance, longest)
+        if refresh == "auto" and on_nonfinite == "ignore":
+            raise ValueError(
+                "refresh='auto' reads the drift from the device, which on_nonfinite='ignore' rules"
+                " out: take a number for refresh"
+            )
 
     def check_count(self, count: int) -> None:
         check_priority(self.priority, count)
@@ -74,10 +96,7 @@ class OSGD(Combiner):
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
-        given = list(range(rows.num_tasks) if tasks is None else tasks)
-        order = None
-        if self.priority is not None:
-            order = [given.index(i) for i in self.priority if i in given]
+        order = self._order(list(range(rows.num_tasks) if tasks is None else tasks))
         ones = torch.ones_like(rows.new(rows.num_tasks))
         share = ones / rows.num_tasks if self.reduction == "mean" else ones
         unit = normalize(rows, C=1.0) if self.normalize else rows
@@ -98,19 +117,80 @@ class OSGD(Combiner):
             gram_matrix(rows),
         )
 
+    def _order(self, tasks: Sequence[int]) -> list[int]:
+        """The positions of ``tasks`` in order of priority."""
+        if self.priority is None:
+            return list(range(len(tasks)))
+        return [tasks.index(i) for i in self.priority if i in tasks]
+
+    def is_single(self, tasks: Sequence[int]) -> bool:
+        if self.refresh is None or (self.normalize and self.constant.wants_norms):
+            return False
+        return not self.refresh.is_due(tasks)
+
+    def single(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
+        assert self.refresh is not None
+        kept = self.refresh.on(losses[0].device)
+        known = self.refresh.tasks
+        if known != tuple(tasks):  # a later micro-batch, in which others are finite
+            places = [known.index(i) if i in known else len(known) for i in tasks]
+            kept = torch.cat([kept, kept.new_zeros(1)])[torch.tensor(places, device=kept.device)]
+        seeds: list[Tensor | None] = [
+            w.to(loss.device, loss.dtype).reshape(loss.shape)
+            for w, loss in zip(kept.unbind(), losses, strict=True)
+        ]
+        return OnePass(losses, seeds, kept.clone())
+
+    def finish(self, tasks: Sequence[int], result: Combination, single: bool) -> Combination:
+        if self.refresh is None:
+            return result
+        if single:
+            self.refresh.passed()
+            return replace(result, refreshed=False)
+        assert result.coefficients is not None
+        assert result.gram is not None
+        share = 1 / len(tasks) if self.reduction == "mean" else 1.0
+        moved = self.refresh.keep(
+            tasks,
+            result.weights,
+            result.coefficients,
+            result.gram,
+            self._order(tasks),
+            fallback=share if self.on_nonfinite == "ignore" else None,
+        )
+        return replace(result, drift=moved)
+
     def settings(self) -> dict[str, Any]:
-        shown = {
+        shown: dict[str, Any] = {
             "priority": self.priority,
             "normalize": self.normalize,
             "reduction": self.reduction,
         }
-        return {**shown, "C": self.constant.C} if self.normalize else shown
+        if self.normalize:
+            shown["C"] = self.constant.C
+        if self.refresh is not None:
+            shown["refresh"] = self.refresh.every
+            if self.refresh.every == "auto":
+                shown |= {"tolerance": self.refresh.tolerance, "longest": self.refresh.longest}
+        return shown
 
     def state_dict(self) -> dict[str, Any]:
-        return self.constant.state_dict() if self.normalize else {}
+        state = self.constant.state_dict() if self.normalize else {}
+        if self.refresh is not None:
+            self.require_whole_step()
+            state["refresh"] = self.refresh.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        rest = dict(state)
+        if self.refresh is not None:
+            if "refresh" not in rest:
+                raise ValueError(
+                    f"state of OSGD with refresh must hold 'refresh', found {sorted(rest)}: load"
+                    " the state of the same method with the same options"
+                )
+            self.refresh.load_state_dict(rest.pop("refresh"))
         if self.normalize:
-            self.constant.load_state_dict(state)
+            self.constant.load_state_dict(rest)
         else:
-            super().load_state_dict(state)
+            super().load_state_dict(rest)

@@ -22,7 +22,11 @@ class Stats:
         reduction "mean"). None where nothing is projected.
     gram [S, S]: dot products of the tasks' gradients over common entries; None where they were not
         computed, as in ``WeightedSGD``'s single backward pass. NaN beside a skipped loss.
-    skipped: indices of the losses left out because they were not finite.
+    skipped: indices of the losses left out because they were not finite (in every micro-batch).
+    refreshed: False in a step that took one ordinary backward pass with weights of an earlier one
+        (``OSGD(refresh=...)``); coefficients, gram and what follows from them are None then.
+    drift: the relative error in this step's update that the weights kept until now would have made;
+        None where none were kept, and in plain OSGD.
     """
 
     losses: Tensor
@@ -30,6 +34,8 @@ class Stats:
     coefficients: Tensor | None = None
     gram: Tensor | None = None
     skipped: tuple[int, ...] = ()
+    refreshed: bool = True
+    drift: Tensor | None = None
 
     @property
     def norms(self) -> Tensor | None:
@@ -64,4 +70,10 @@ class Stats:
             name: None if value is None else plain(value.tolist())
             for name, value in tensors.items()
         }
-        return {**out, "skipped": list(self.skipped)}
+        drift = None if self.drift is None else plain(self.drift.item())
+        return {
+            **out,
+            "skipped": list(self.skipped),
+            "refreshed": self.refreshed,
+            "drift": drift,
+        }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_numbers, check_weights
 from .combiner import Combination, Combiner, OnePass, OnNonfinite
-from .rows import Rows, wide_dtype
+from .rows import Rows, numbers_on
 from .rules import gram_matrix, weighted_sum
 
 Reduction = Literal["mean", "sum", "participants"]
@@ -86,7 +86,7 @@ class WeightedSGD(Combiner):
 
     def _weights_of(self, k: list[float], device: torch.device) -> Tensor:
         share = 1.0 if self.reduction == "sum" or sum(k) == 0 else sum(k)
-        return torch.tensor([k_i / share for k_i in k], dtype=wide_dtype(device), device=device)
+        return numbers_on(tuple(k_i / share for k_i in k), device)
 
     def rule(
         self,
@@ -97,7 +97,7 @@ class WeightedSGD(Combiner):
         k = self._importances(range(rows.num_tasks) if tasks is None else tasks)
         weights = self._weights_of(k, rows.device)
         if self.reduction == "participants":
-            update = weighted_sum(rows, torch.tensor(k, dtype=weights.dtype), importances=k)
+            update = weighted_sum(rows, numbers_on(tuple(k), rows.device), importances=k)
         else:
             update = weighted_sum(rows, weights)
         return Combination(update, weights, gram=gram_matrix(rows))
