@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                                  # three full-size networks
     python benchmarks/step.py --models resnet20 --rounds 15
+    python benchmarks/step.py --sweep tasks parameters --plots docs/pictures --json sweeps.json
     python benchmarks/step.py --variants sgd exact --models width_nested_resnet10 --batch 32
 
 A step is zero_grad, forward, losses, one combined gradient and SGD's update with momentum. Each
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from _probes import Alone, Combination, Floor, floor_by_cost
 from _problems import Problem, network
 from _report import markdown, show, surroundings, write_json
 from _rounds import interleave, ratios, spread
+from _sweeps import SWEEPS, draw, run_sweep
 from _variants import VARIANTS, Left, Trainer
 from rich.console import Console
 
@@ -66,6 +69,7 @@ def time_problem(
         entries["combination"] = Combination(problem).measure
         if isinstance(trainers["sgd"].model, AnytimeNetwork):
             entries["alone"] = Alone(problem).measure
+    rounds = enough(trainers["sgd"], rounds)
     found = interleave(entries, rounds)
     model = trainers["sgd"].model
     result: dict[str, Any] = {
@@ -96,6 +100,12 @@ def time_problem(
                 "share": spread(ratios(part, found["exact"])),
             }
     return result
+
+
+def enough(trainer: Trainer, rounds: int) -> int:
+    """More rounds, up to ten times as many, where a step is too short to be timed well alone."""
+    took = min(trainer.seconds() for _ in range(3))
+    return min(10 * rounds, max(rounds, round(rounds * 0.05 / took)))
 
 
 def add_memory(problem: Problem, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -144,6 +154,10 @@ def arguments() -> argparse.Namespace:
         "--models", nargs="+", default=MODELS, metavar="NAME", help="registered names, resnet20"
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument(
+        "--sweep", nargs="+", default=[], choices=SWEEPS, help="plain networks, instead of --models"
+    )
+    parser.add_argument("--plots", metavar="FOLDER", help="where to draw the sweeps' curves")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
@@ -164,15 +178,24 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     console = Console(stderr=args.markdown, width=None if sys.stdout.isatty() else 110)
     report = {**surroundings(args.device), "results": []}
-    for name in args.models:
-        problem = network(name, args.batch, args.image_size, args.device, args.channels_last)
-        result = time_problem(
-            problem, args.variants, args.rounds, console, memory=not args.no_memory
-        )
+
+    def timed(problem: Problem) -> dict[str, Any]:
+        memory = not args.no_memory
+        result = time_problem(problem, args.variants, args.rounds, console, memory=memory)
         show(result, console)
         report["results"].append(result)
         if args.json:  # what is done is kept, whatever becomes of the rest
             write_json(args.json, report)
+        return result
+
+    for name in [] if args.sweep else args.models:
+        timed(network(name, args.batch, args.image_size, args.device, args.channels_last))
+    for sweep in args.sweep:
+        results = run_sweep(sweep, args.batch, args.device, timed)
+        if args.plots:
+            path = Path(args.plots).resolve() / f"step-{sweep}.png"
+            draw(sweep, results, path)
+            console.print(f"drew {path}", highlight=False, soft_wrap=True)
     if args.markdown:
         print(markdown(report))
 

@@ -1,0 +1,152 @@
+"""The step benchmark measures what it says: equal updates, fair turns, true peaks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The benchmark's modules, which are no package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import _memory
+        import _probes
+        import _problems
+        import _rounds
+        import _variants
+
+        yield SimpleNamespace(
+            memory=_memory,
+            problems=_problems,
+            probes=_probes,
+            rounds=_rounds,
+            variants=_variants,
+        )
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in [name for name in sys.modules if name.startswith("_") and is_ours(name)]:
+            del sys.modules[name]
+
+
+def is_ours(name: str) -> bool:
+    module: ModuleType | None = sys.modules[name]
+    return str(FOLDER) in (getattr(module, "__file__", None) or "")
+
+
+def test_every_osgd_takes_the_same_step(bench: Any) -> None:
+    problem = bench.problems.network("width_nested_resnet10", batch=4, size=8)
+    weights = []
+    for name in ("exact", "naive", "naive-plain"):
+        trainer = bench.variants.VARIANTS[name][1](problem)
+        for _ in range(3):
+            trainer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.parameters]))
+    start = torch.cat([p.detach().flatten() for p in problem.build(False).parameters()])
+    moved = (weights[0] - start).norm()
+    assert moved > 1e-4
+    for other in weights[1:]:
+        assert (weights[0] - other).norm() < 1e-3 * moved
+
+
+def test_the_plain_resnet20_is_the_one_that_is_named(bench: Any) -> None:
+    model = bench.problems.ResNet20()
+    assert sum(p.numel() for p in model.parameters()) == 272_974
+    assert [tuple(out.shape) for out in model(torch.zeros(2, 3, 32, 32))] == [(2, 10)] * 3
+
+
+def test_turns_are_rotated_and_warm_rounds_thrown_away(bench: Any) -> None:
+    order: list[str] = []
+
+    def entry(name: str) -> Any:
+        def call() -> int:
+            order.append(name)
+            return len(order)
+
+        return call
+
+    found = bench.rounds.interleave({n: entry(n) for n in "abc"}, rounds=3, warm=1)
+    assert "".join(order) == "abcbcacababc"
+    assert found["a"] == [6, 8, 10]
+    assert bench.rounds.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+def test_the_floor_is_made_of_its_parts_and_the_combination_of_the_rest(bench: Any) -> None:
+    problem = bench.problems.network("depth_nested_sparse_resnet14", batch=4, size=8)
+    found = bench.probes.Floor(problem).measure()
+    f, b = found["f"], found["b"]
+    assert found["floor"] == pytest.approx((f + sum(b)) / (f + b[-1]))
+    assert len(b) == 2
+    original = torch.autograd.grad
+    found = bench.probes.Combination(problem).measure()
+    assert found["passes"] == 2
+    assert 0 < found["combination"] < found["backward"]
+    assert torch.autograd.grad is original
+    # stage 1 of 2, counted by hand from the plan's own numbers
+    costs = [row.multiply_adds for row in problem.build(False).cost(8)]
+    floor = bench.probes.floor_by_cost(problem)
+    assert floor == pytest.approx(1 + 2 * costs[0] / (3 * costs[1]))
+
+
+def test_the_peak_is_that_of_the_measured_step(bench: Any) -> None:
+    """A step that allocates a known number of bytes on top of a known number that stay."""
+    mib = 2**20
+
+    class Known:
+        def __init__(self, _: Any) -> None:
+            self.kept = torch.empty(3 * mib, dtype=torch.uint8)
+            self.first = True
+
+        def step(self) -> None:
+            # the first step alone is dear, and does not count
+            room = torch.empty((40 if self.first else 5) * mib, dtype=torch.uint8)
+            del room
+            self.first = False
+            more = [torch.empty(2 * mib, dtype=torch.uint8) for _ in range(2)]
+            del more
+
+        cycle = step
+
+    problem = SimpleNamespace(x=torch.zeros(1))
+    assert bench.memory.peak_bytes(problem, Known) == 8 * mib
+
+
+def test_rows_take_what_their_tasks_touch(bench: Any) -> None:
+    problem = bench.problems.network("width_nested_resnet10", batch=2, size=8)
+    model = problem.build(False)
+    touched = [sum(p.nbytes for p in model.subnetwork(s).parameters()) for s in (1, 2, 3)]
+    assert bench.memory.row_bytes(problem) == sum(touched) < 3 * touched[-1]
+
+
+def test_the_benchmark_runs_and_writes_what_it_found(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    words = (
+        "--models width_nested_resnet10 --variants sgd exact --batch 2 --image-size 8 --rounds 1 "
+        "--threads 1 --markdown --json"
+    )
+    done = subprocess.run(
+        [sys.executable, FOLDER / "step.py", *words.split(), out],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    (result,) = report["results"]
+    assert [row["variant"] for row in result["variants"]] == ["sgd", "exact"]
+    assert result["variants"][0]["ratio"]["median"] == 1.0
+    assert result["floor"]["exact"]["median"] > 0
+    assert result["memory"]["bound"] == 1.05 * (result["memory"]["sgd"] + result["memory"]["rows"])
+    assert report["environment"]["threads"] == 1
+    assert (
+        report["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    )
+    assert "| OSGD, ours, exact |" in done.stdout
