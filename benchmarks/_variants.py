@@ -73,7 +73,7 @@ class Exact(Trainer):
         self.combiner = OSGD()
 
     def gradient(self, losses: list[Tensor]) -> None:
-        self.combiner.backward(losses, self.parameters)
+        self.stats = self.combiner.backward(losses, self.parameters)
 
 
 class Lazy(Exact):
@@ -92,15 +92,24 @@ class Lazy(Exact):
         except TypeError as error:
             raise Left(f"OSGD has no refresh: {error}") from error
 
+    def begin_cycle(self) -> None:
+        """The next step refreshes."""
+        state = self.combiner.state_dict()
+        state["refresh"]["age"] = self.every
+        self.combiner.load_state_dict(state)
+
     def cycle(self) -> None:
-        self.combiner = OSGD(refresh=self.every)
+        self.begin_cycle()
         self.step()
         self.step()
 
     def seconds(self) -> float:
-        self.combiner = OSGD(refresh=self.every)
+        self.begin_cycle()
         first = super().seconds()
-        return (first + (self.every - 1) * super().seconds()) / self.every
+        assert self.stats.refreshed
+        rest = super().seconds()
+        assert not self.stats.refreshed
+        return (first + (self.every - 1) * rest) / self.every
 
 
 class Naive(Trainer):
