@@ -1,0 +1,77 @@
+"""A profile as a picture: every stage's error against its latency and against its multiply-adds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..store.figures import new_figure, save_figure
+from .profile import Profile, describe_way
+from .times import StageLatency
+
+COLORS = ("#c8500f", "#3b75af", "#2f8f5b", "#8a4f9e", "#888888", "#b59b00")
+
+
+def draw_profile(profile: Profile, errors: Sequence[float], split: str, path: Path) -> None:
+    """Write the picture as PNG, whole or not at all.
+
+    Args:
+        errors: of every stage, shares from 0 to 1.
+        split: what they were measured on, for the axis.
+    """
+    save_figure(profile_figure(profile, errors, split), path)
+
+
+def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any:
+    """Left: error against the median latency of the smallest batch, with the 95 % quantile as a
+    bar; right: against multiply-adds. Hollow: what the plain network of the stage's size costs."""
+    if len(errors) != profile.num_stages:
+        raise ValueError(
+            f"there must be an error for each of {profile.num_stages} stages, found {len(errors)}"
+        )
+    percent = [100 * error for error in errors]
+    size = min(way[3] for way in profile.ways)
+    figure = new_figure(10.5, 4.6)
+    machine = profile.environment.get("accelerator") or profile.environment.get("processor", "")
+    figure.suptitle(f"{profile.model}, images {profile.image_size}x{profile.image_size}, {machine}")
+    left, right = figure.subplots(1, 2, sharey=True)
+    ways = [way for way in profile.ways if way[3] == size]
+    for way, color in zip(ways, COLORS * len(ways), strict=False):
+        rows = [row for row in profile.rows if row.way == way]
+        plain = [row for row in profile.plain if row.way == way]
+        _draw_latency(left, rows, plain, percent, color)
+    counted = f"batch of {size}" if size > 1 else "one image"
+    left.set_xlabel(f"latency of {counted} (ms): median, bar to the 95 % quantile")
+    left.set_ylabel(f"error on {split} (%)")
+    work = [cost.multiply_adds / 1e6 for cost in profile.costs]
+    right.plot(work, percent, "-o", color="black", label="nested, up to the stage")
+    if profile.plain_costs:
+        alone = [cost.multiply_adds / 1e6 for cost in profile.plain_costs]
+        right.plot(alone, percent, "D", color="black", mfc="white", label="plain network")
+    for stage, place in enumerate(zip(work, percent, strict=True), 1):
+        right.annotate(f" {stage}", place, xytext=(3, 5), textcoords="offset points")
+    right.set_xlabel("multiply-adds per image (million)")
+    for axes in (left, right):
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(True, alpha=0.25)
+        axes.legend(fontsize="small", loc="lower left")
+    return figure
+
+
+def _draw_latency(
+    axes: Any,
+    rows: list[StageLatency],
+    plain: list[StageLatency],
+    percent: list[float],
+    color: str,
+) -> None:
+    median = [1e3 * row.p50 for row in rows]
+    late = [1e3 * (row.p95 - row.p50) for row in rows]
+    label = describe_way(rows[0].way).rsplit(", batch", 1)[0]
+    axes.errorbar(
+        median, percent, xerr=[[0.0] * len(late), late], fmt="-o", color=color, capsize=2,
+        lw=1.5, elinewidth=0.8, label=label,
+    )  # fmt: skip
+    if plain:
+        alone = [1e3 * row.p50 for row in plain]
+        axes.plot(alone, percent, "D", color=color, mfc="white", label=f"{label}: plain network")
