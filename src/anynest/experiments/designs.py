@@ -1,0 +1,95 @@
+"""The networks of the paper's tables, and what their stages are called."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Design:
+    """A network of the paper. model: its name among ``anynest models`` at full size.
+
+    family: whose images and recipe it is trained with; title: as the paper's table calls it;
+    growth: (width, depth) of each stage.
+    """
+
+    name: str
+    title: str
+    model: str
+    family: str
+    growth: tuple[tuple[int, int], ...]
+    names: str  # which of w and d the paper's subscripts show
+
+    def subscripts(self, growth: tuple[tuple[int, int], ...] | None = None) -> tuple[str, ...]:
+        """What the paper's tables call the stages.
+
+        >>> DESIGNS["depth"].subscripts(), DESIGNS["simultaneous"].subscripts()
+        (('d1', 'd2', 'd4', 'd8'), ('w1d1', 'w2d2', 'w4d4'))
+        """
+        return tuple(
+            "".join(f"{letter}{w if letter == 'w' else d}" for letter in self.names)
+            for w, d in growth or self.growth
+        )
+
+
+WIDTH = ((1, 1), (2, 1), (4, 1))
+DEPTH = ((1, 1), (1, 2), (1, 4), (1, 8))
+EVEN = ((1, 1), (2, 1), (3, 1), (4, 1))
+ALTERNATING = ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4))
+SIMULTANEOUS = ((1, 1), (2, 2), (4, 4))
+
+DESIGNS: dict[str, Design] = {
+    design.name: design
+    for design in (
+        Design(
+            "depth",
+            "Our Depth Nested Sparse ResNet-98",
+            "depth_nested_sparse_resnet98",
+            "cifar",
+            DEPTH,
+            "d",
+        ),
+        Design("width", "Our Width Nested ResNet-42", "width_nested_resnet42", "cifar", WIDTH, "w"),
+        Design(
+            "alternating",
+            "Our (Alternating) Width-Depth Nested Sparse ResNet-98",
+            "alternating_nested_sparse_resnet98",
+            "cifar",
+            ALTERNATING,
+            "wd",
+        ),
+        Design(
+            "simultaneous",
+            "Our (Simultaneous) Width-Depth Nested Sparse ResNet-98",
+            "simultaneous_nested_sparse_resnet98",
+            "cifar",
+            SIMULTANEOUS,
+            "wd",
+        ),
+        Design(
+            "eann",
+            "EANN Cascade Sparse ResNet-98",
+            "cascade_sparse_resnet98",
+            "cifar",
+            DEPTH,
+            "d",
+        ),
+        Design("even", "Even-Width Nested ResNet-42", "even_width_resnet42", "cifar", EVEN, "w"),
+        Design(
+            "imagenet-width",
+            "Our Width Nested ResNet-50",
+            "width_nested_resnet50",
+            "imagenet",
+            WIDTH,
+            "w",
+        ),
+        Design(
+            "imagenet-depth",
+            "Our Depth Nested Sparse ResNet-66",
+            "depth_nested_sparse_resnet66",
+            "imagenet",
+            DEPTH[:3],
+            "d",
+        ),
+    )
+}
+CIFAR = tuple(design.name for design in DESIGNS.values() if design.family == "cifar")
+IMAGENET = tuple(design.name for design in DESIGNS.values() if design.family == "imagenet")

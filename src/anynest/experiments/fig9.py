@@ -1,0 +1,58 @@
+"""Figure 9: error against multiply-adds of nested networks, earlier ones, and the Oracle.
+
+The Oracle is a collection of plain networks of each stage's size, trained alone. As in the paper
+every network is trained by its best strategy: OSGD for anytime networks, SGD for independent ones
+except the largest Sparse ResNet, for which NormSGD is tried as well.
+"""
+
+from dataclasses import dataclass
+
+from .experiment import Experiment, Run
+from .protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of Figures 9 and 10. oracle: the design whose stages' sizes the Oracle has."""
+
+    name: str
+    title: str
+    nested: tuple[str, ...]
+    baseline: str | None
+    oracle: str
+
+
+PANELS = (
+    Panel("a", "ResNet-42, nested in width", ("width",), "even", "width"),
+    Panel("b", "Sparse ResNet-98, nested in depth", ("depth",), "eann", "depth"),
+    Panel(
+        "c",
+        "Sparse ResNet-98, nested in width and depth",
+        ("alternating", "simultaneous"),
+        "eann",
+        "alternating",
+    ),
+)
+ANYTIME, ALONE, LARGEST = "osgd", "sgd-mean", "normsgd"
+
+
+def oracle_runs(panel: Panel, protocol: Protocol) -> list[Run]:
+    """The Oracle's members; the largest Sparse ResNet with both strategies."""
+    count = len(protocol.growth(panel.oracle))
+    members = [Run(panel.oracle, ALONE, stage) for stage in range(1, count + 1)]
+    if panel.oracle != "width":
+        members.append(Run(panel.oracle, LARGEST, count))
+    return members
+
+
+def runs(protocol: Protocol) -> list[Run]:
+    """Each panel's anytime networks, then its Oracle."""
+    found: dict[Run, None] = {}
+    for panel in PANELS:
+        anytime = (*panel.nested, *((panel.baseline,) if panel.baseline else ()))
+        for run in [*(Run(name, ANYTIME) for name in anytime), *oracle_runs(panel, protocol)]:
+            found[run] = None
+    return list(found)
+
+
+FIG9 = Experiment("fig9", "Error against multiply-adds", "Figure 9", "cifar", runs)
