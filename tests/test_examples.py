@@ -1,0 +1,89 @@
+"""Every example runs as a user would run it, and does what its text says."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The example's names, after it was run from a shell's point of view."""
+    monkeypatch.setattr("sys.argv", [f"examples/{name}.py"])
+    return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+
+
+def test_every_example_is_tested_and_listed() -> None:
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    here = Path(__file__).read_text()
+    listed = (FOLDER / "README.md").read_text()
+    assert names
+    for name in names:
+        assert f'"{name}"' in here, f"no test runs {name}.py"
+        assert f"`{name}.py`" in listed, f"README.md does not name {name}.py"
+
+
+def test_plain_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("plain_loop", monkeypatch)
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-2:])
+    for task in ("regression", "classification"):
+        first, last = map(float, lines[task].split(" -> "))
+        assert last < first / 5
+
+
+def test_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = run("accumulation", monkeypatch)
+    assert example["difference"](4) < 1e-6
+    # and it is not what projecting each micro-batch alone would give
+    x, y = torch.randn(64, 8), torch.randint(0, 4, (64,))
+    net, combiner = example["network"](), example["OSGD"]()
+    for part, label in zip(x.chunk(4), y.chunk(4), strict=True):
+        combiner.backward(
+            [loss / 4 for loss in example["losses_of"](net, part, label)], net.parameters()
+        )
+    apart = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    combiner.backward(example["losses_of"](net, x, y), net.parameters())
+    assert (
+        max((a - p.grad).abs().max() for a, p in zip(apart, net.parameters(), strict=True)) > 1e-4
+    )
+
+
+def test_torchjd_weighting(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchjd")
+    example = run("torchjd_weighting", monkeypatch)
+    ours = example["gradient"]("anynest")
+    for engine in ("autojac", "autogram"):
+        torch.testing.assert_close(example["gradient"](engine), ours, rtol=1e-5, atol=1e-7)
+    # the weighting is of the Gram matrix alone: unit L of G = L D L^T, L^T w = 1
+    gramian = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    assert example["OSGDWeighting"]()(gramian).tolist() == [0.5, 1.0]
+
+
+def test_accelerate_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate")
+    from accelerate.state import AcceleratorState
+
+    example = run("accelerate_loop", monkeypatch)
+    norms: list[float] = []
+    step = torch.optim.SGD.step
+
+    def watched(self: torch.optim.SGD, closure: None = None) -> None:
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(grads)))
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    found = {}
+    for micro_batches in (1, 4):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        norms.clear()
+        means = example["train"](epochs=2, precision="no", micro_batches=micro_batches)
+        assert len(norms) == 2 * 8 // micro_batches
+        assert all(last < first for first, last in zip(means[0], means[-1], strict=True))
+        found[micro_batches] = norms[0]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert found[4] == pytest.approx(found[1], rel=0.6)  # a mean of micro-batches, not their sum
