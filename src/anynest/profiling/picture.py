@@ -23,7 +23,8 @@ def draw_profile(profile: Profile, errors: Sequence[float], split: str, path: Pa
 
 def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any:
     """Left: error against the median latency of the smallest batch, with the 95 % quantile as a
-    bar; right: against multiply-adds. Hollow: what the plain network of the stage's size costs."""
+    bar; right: against multiply-adds. Hollow: what the plain network of the stage's size costs,
+    at the height of the stage, for its own error is another run's matter."""
     if len(errors) != profile.num_stages:
         raise ValueError(
             f"there must be an error for each of {profile.num_stages} stages, found {len(errors)}"
@@ -46,16 +47,28 @@ def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any
     right.plot(work, percent, "-o", color="black", label="nested, up to the stage")
     if profile.plain_costs:
         alone = [cost.multiply_adds / 1e6 for cost in profile.plain_costs]
-        right.plot(alone, percent, "D", color="black", mfc="white", label="plain network")
+        right.plot(
+            alone, percent, "D", color="black", mfc="white", ms=9, zorder=1.5, label="plain network"
+        )
     for stage, place in enumerate(zip(work, percent, strict=True), 1):
         right.annotate(f" {stage}", place, xytext=(3, 5), textcoords="offset points")
     right.set_xlabel("multiply-adds per image (million)")
     for axes in (left, right):
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        _log_ticks(axes)
+        axes.set_ylim(0, 1.12 * max(percent) or 1.0)
         axes.grid(True, alpha=0.25)
         axes.legend(fontsize="small", loc="lower left")
     return figure
+
+
+def _log_ticks(axes: Any) -> None:
+    """A logarithmic horizontal axis with numbers such as 0.5, 2, 10."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_latency(
@@ -68,10 +81,17 @@ def _draw_latency(
     median = [1e3 * row.p50 for row in rows]
     late = [1e3 * (row.p95 - row.p50) for row in rows]
     label = describe_way(rows[0].way).rsplit(", batch", 1)[0]
+    axes.plot(median, percent, "-o", color=color, lw=1.5, label=label)
     axes.errorbar(
-        median, percent, xerr=[[0.0] * len(late), late], fmt="-o", color=color, capsize=2,
-        lw=1.5, elinewidth=0.8, label=label,
+        median, percent, xerr=[[0.0] * len(late), late], fmt="none", color=color, capsize=2, lw=0.8
     )  # fmt: skip
     if plain:
         alone = [1e3 * row.p50 for row in plain]
-        axes.plot(alone, percent, "D", color=color, mfc="white", label=f"{label}: plain network")
+        axes.plot(
+            alone,
+            percent,
+            "D",
+            color=color,
+            mfc="white",
+            label=f"{label}: plain network",
+        )
