@@ -1,0 +1,135 @@
+"""Accuracy under real deadlines: every image is predicted for real under each of them (section 5.4).
+
+Where nothing is ready by the deadline the answer is a random guess, as in the paper. The paper simulates
+from measured latencies and takes "7 deadlines ... 0.5x-1x of the average latency under the biggest
+ResNet-42 or Sparse ResNet"; here the biggest network is the nested one itself, run to its last stage.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .prediction import Prediction
+
+COUNT = 7  # the paper's number of deadlines
+Predict = Callable[[Tensor, float | None], Prediction]
+
+
+@dataclass
+class DeadlineResult:
+    """What came of one deadline (None: there was none).
+
+    Attributes:
+        images: how many were predicted.
+        correct: how many rightly.
+        stages: answers by their stage: guesses, stage 1, ..., stage S.
+        elapsed: seconds from each call to its answer.
+    """
+
+    deadline: float | None
+    stages: list[int]
+    images: int = 0
+    correct: int = 0
+    elapsed: list[float] = field(default_factory=list)
+
+    def add(self, prediction: Prediction, label: int, seconds: float) -> None:
+        self.images += 1
+        self.correct += prediction.label == label
+        self.stages[prediction.stage] += 1
+        self.elapsed.append(seconds)
+
+    @property
+    def accuracy(self) -> float:
+        """The share that was right, 0 to 1; nan of no images."""
+        return self.correct / self.images if self.images else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, from the number of images."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.images) if self.images else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; times in seconds, ``overshoot`` past the deadline."""
+        p50, p99 = (float(value) for value in np.quantile(self.elapsed, (0.5, 0.99)))
+        result = {
+            "deadline": self.deadline,
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "standard_error": self.standard_error,
+            "guessed": self.stages[0],
+            "stages": self.stages[1:],
+            "elapsed": {"mean": float(np.mean(self.elapsed)), "p50": p50, "p99": p99},
+        }
+        if self.deadline is not None:
+            late = np.maximum(0.0, np.asarray(self.elapsed) - self.deadline)
+            p99, most = float(np.quantile(late, 0.99)), float(late.max())
+            result["overshoot"] = {"p99": p99, "max": most}
+        return result
+
+
+def auto_deadlines(mean: float) -> list[float | None]:
+    """The paper's: seven from 0.5 to 1 times the mean latency of the whole network, then none.
+
+    >>> auto_deadlines(0.012)
+    [0.006, 0.007, 0.008, 0.009, 0.01, 0.011, 0.012, None]
+    """
+    shares = [0.5 + 0.5 * i / (COUNT - 1) for i in range(COUNT)]
+    return [*(round(share * mean, 7) for share in shares), None]
+
+
+def mean_latency(
+    predict: Predict, images: Sequence[Tensor], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Mean seconds of a prediction without a deadline, over the images ``[1, C, H, W]``; a few run
+    unmeasured before."""
+    for x in images[:10]:
+        predict(x, None)
+    began = clock()
+    for x in images:
+        predict(x, None)
+    return (clock() - began) / len(images)
+
+
+def measure_deadlines(
+    predict: Predict,
+    images: Iterable[tuple[Tensor, int]],
+    deadlines: Sequence[float | None],
+    num_stages: int,
+    *,
+    report: Callable[[int], None] = lambda images: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[DeadlineResult], bool]:
+    """Predict every image under every deadline, one image at a time.
+
+    The deadlines of an image come in turn, another first for each image, so that a machine whose
+    speed drifts favours none. Ctrl-C ends it with what there is: the second value is then False,
+    and the image that was under way counts nowhere.
+
+    Args:
+        predict: answers an image ``[1, C, H, W]`` under a deadline in seconds, or None; guesses
+            where nothing is ready.
+        images: and their labels.
+        report: called with the number of images done; may raise, to stop.
+    """
+    results = [DeadlineResult(deadline, [0] * (num_stages + 1)) for deadline in deadlines]
+    try:
+        for number, (x, label) in enumerate(images):
+            answers = []
+            for turn in range(len(results)):
+                index = (number + turn) % len(results)
+                began = clock()
+                prediction = predict(x, results[index].deadline)
+                answers.append((index, prediction, clock() - began))
+            for index, prediction, seconds in answers:
+                results[index].add(prediction, label, seconds)
+            report(number + 1)
+    except KeyboardInterrupt:
+        return results, False
+    return results, True
