@@ -7,6 +7,7 @@ from operator import index
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .rows import wide_dtype
@@ -73,8 +74,14 @@ def check_samples(samples: float | None) -> None:
 
 
 def check_group(group: Any) -> Any:
-    if group is not None:
-        raise ValueError(f"group must be None, found {type(group).__name__}: one process alone")
+    """A process group that this process belongs to, or None for one process."""
+    if group is None:
+        return None
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"group must be a process group, found {type(group).__name__}: call"
+            " torch.distributed.init_process_group(), then pass torch.distributed.group.WORLD"
+        )
     return group
 
 

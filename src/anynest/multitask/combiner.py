@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checks import (
     check_choice,
+    check_gradients,
     check_group,
     check_losses,
     check_micro_batch,
@@ -19,8 +20,10 @@ from .checks import (
     finite_losses,
     loss_values,
 )
+from .distributed import Ranks, SharedFilling
 from .filling import Filling, Pattern
-from .gradients import accumulate, fill, fill_single
+from .given import Given
+from .gradients import accumulate, fill, gradient
 from .rows import Rows
 from .stats import Stats
 
@@ -61,7 +64,7 @@ class Pending:
     """A step under way: what ``accumulate`` has kept for ``combine``."""
 
     leaves: list[Tensor]
-    filling: Filling
+    filling: Filling | SharedFilling
     loss_scale: float | Tensor
     values: Tensor  # [S] summed over the micro-batches
     weights: Tensor  # [S] of the passes where ``single``, averaged over the micro-batches
@@ -81,13 +84,16 @@ class Combiner(ABC):
             "skip" leaves it out of this step; "ignore" does not look: nothing waits for the device,
             as the capture of a CUDA graph demands, and what is not finite goes on into ``.grad``,
             where a GradScaler finds it.
-        group: the torch.distributed process group over which rows are reduced; None for one
-            process.
+        group: the torch.distributed process group over which rows are reduced, as
+            ``torch.distributed.group.WORLD`` is; None for one process. Its ranks must all take each
+            step. The result is that of one process on the joined batch, and the same everywhere;
+            errors and skips are of all ranks together (see ``distributed``).
     """
 
     def __init__(self, on_nonfinite: OnNonfinite = "raise", group: Any = None) -> None:
         self.on_nonfinite = check_choice("on_nonfinite", on_nonfinite, NONFINITE)
         self.group = check_group(group)
+        self.ranks = None if self.group is None else Ranks(self.group)
         self._pattern: Pattern | None = None
         self._pending: Pending | None = None
 
@@ -174,23 +180,53 @@ class Combiner(ABC):
         if step is None:
             raise ValueError("combine needs accumulated rows, found none: call accumulate() first")
         if not step.tasks:
-            nothing = torch.zeros_like(step.values)
-            return Stats(step.values, nothing, skipped=tuple(range(len(step.values))))
+            values = step.values if self.ranks is None else self.ranks.total([step.values])[0]
+            nothing = torch.zeros_like(values)
+            return Stats(values, nothing, skipped=tuple(range(len(values))))
         tasks = sorted(step.tasks)
-        if step.single:
-            update: list[Tensor | None] = []
-            if step.filling.tasks:  # else the pass went into .grad itself
-                update = step.filling.settle().tensors()[0]
-            kept = step.weights
-            if len(tasks) < len(kept):
-                kept = kept[torch.tensor(tasks, device=kept.device)]
-            result = Combination(update, kept)
-        else:
-            result = self.rule(step.filling.settle(), tasks, step.loss_scale)
+        result, values = self._result(step, tasks)
         result = self.finish(tasks, result, step.single)
-        if result.update:
-            accumulate(step.leaves, result.update)
-        return stats_of(step.values, tasks, result)
+        update = result.update
+        if update and self.ranks is not None:
+            update = self.ranks.gather(update)
+        if update:
+            accumulate(step.leaves, update)
+        sent = 0 if self.ranks is None else self.ranks.link.take_sent()
+        return stats_of(values, tasks, result, sent)
+
+    def look(
+        self,
+        losses: Sequence[Tensor],
+        parameters: Iterable[Tensor] | Tensor,
+        *,
+        samples: float | None = None,
+    ) -> Stats:
+        """What a projecting ``backward`` would measure; ``.grad`` stays and the graph is kept."""
+        self._take(losses, parameters, True, 1.0, samples, into_grad=True)
+        step, self._pending = self._pending, None
+        assert step is not None
+        tasks = sorted(step.tasks)
+        result, values = self._result(step, tasks)
+        return stats_of(values, tasks, result)
+
+    def _result(self, step: Pending, tasks: list[int]) -> tuple[Combination, Tensor]:
+        """What the rule makes of a step's rows; [S] the losses."""
+        filling, values = step.filling, step.values
+        if self.ranks is not None:
+            filling = self.ranks.share(filling, step.single)
+        if not step.single:
+            rows = filling.settle()
+            if self.ranks is not None:
+                rows, values = self.ranks.whole(rows, values)
+            return self.rule(rows, tasks, step.loss_scale), values
+        if self.ranks is not None:
+            values = self.ranks.total([values])[0]
+        # without rows, the pass went into .grad itself
+        update = filling.settle().tensors()[0] if filling.tasks else []
+        kept = step.weights
+        if len(tasks) < len(kept):
+            kept = kept[torch.tensor(tasks, device=kept.device)]
+        return Combination(update, kept), values
 
     def discard(self) -> None:
         """Drop what was accumulated."""
@@ -206,45 +242,67 @@ class Combiner(ABC):
         into_grad: bool,
     ) -> None:
         """One micro-batch: check, differentiate, add. ``into_grad``: it is the only one."""
-        found = check_losses(losses)
-        leaves = check_parameters(parameters)
-        check_samples(samples)
-        self.check_count(len(found))
-        check_touched(found, leaves)
-        values = loss_values(found)
-        tasks = finite_losses(values, self.on_nonfinite)
+        given = self._given(losses, parameters, samples)
+        leaves, values, tasks = given.leaves, given.values, given.tasks
         step = self._pending
         if step is None:
-            filling = Filling(leaves, tasks, self._pattern)
             zeros = torch.zeros_like(values)
-            step = Pending(leaves, filling, loss_scale, zeros, zeros)
-        else:
-            check_micro_batch(found, leaves, len(step.values), step.leaves)
-        kept = [found[i] for i in tasks]
+            step = Pending(leaves, Filling(leaves, tasks, self._pattern), loss_scale, zeros, zeros)
+        kept = [given.losses[i] for i in tasks]
         if tasks and not step.tasks:
             step.single = self.is_single(tasks)
+            if self.ranks is not None and into_grad:
+                step.filling = SharedFilling(self.ranks, tasks, step.single)
         self._pending = None  # an error in a pass leaves nothing half done
         if tasks and step.single:
-            self._pass(step, self.single(kept, tasks), tasks, retain_graph, into_grad)
+            self._pass(step, given, self.single(kept, tasks), retain_graph, into_grad)
         elif tasks:
-            fill(step.filling, kept, leaves, tasks, retain_graph=retain_graph)
-            step.filling.settle()
-            self._pattern = step.filling.pattern()
+            fill(step.filling, kept, leaves, tasks, given.differentiate, retain_graph=retain_graph)
+            if isinstance(step.filling, Filling):
+                step.filling.settle()
+                self._pattern = step.filling.pattern()
         step.values = values if step.micro_batches == 0 else step.values + values
         step.micro_batches += 1
         step.tasks.update(tasks)
         self._pending = step
 
+    def _given(
+        self,
+        losses: Sequence[Tensor],
+        parameters: Iterable[Tensor] | Tensor,
+        samples: float | None,
+    ) -> Given:
+        """One micro-batch, checked."""
+        if self.ranks is not None:
+            return self.ranks.take(losses, parameters, samples, self.on_nonfinite, self._suits)
+        found = check_losses(losses)
+        leaves = check_parameters(parameters)
+        check_samples(samples)
+        self._suits(found, leaves)
+        check_touched(found, leaves)
+        values = loss_values(found)
+        return Given(found, leaves, values, finite_losses(values, self.on_nonfinite), gradient)
+
+    def _suits(self, losses: list[Tensor], leaves: list[Tensor]) -> None:
+        """ValueError where this combiner, or the step under way, cannot take these."""
+        self.check_count(len(losses))
+        step = self._pending
+        if step is not None:
+            check_micro_batch(losses, leaves, len(step.values), step.leaves)
+
     def _pass(
-        self, step: Pending, one: OnePass, tasks: list[int], retain_graph: bool, into_grad: bool
+        self, step: Pending, given: Given, one: OnePass, retain_graph: bool, into_grad: bool
     ) -> None:
         """One ordinary backward pass, into ``.grad`` at once where nothing is to be added."""
-        if into_grad:
+        tasks = given.tasks
+        if into_grad and self.ranks is None:
             torch.autograd.backward(
                 one.outputs, one.seeds, inputs=step.leaves, retain_graph=retain_graph
             )
         else:
-            fill_single(step.filling, one.outputs, one.seeds, step.leaves)
+            grads = given.differentiate(one.outputs, one.seeds, step.leaves, retain_graph)
+            check_gradients(0, grads)
+            step.filling.add(0, grads)
         weights = one.weights
         if len(tasks) < len(step.weights):
             weights = weights.new_zeros(len(step.weights))
@@ -309,7 +367,7 @@ class Combiner(ABC):
             )
 
 
-def stats_of(values_S: Tensor, tasks: list[int], result: Combination) -> Stats:
+def stats_of(values_S: Tensor, tasks: list[int], result: Combination, sent_bytes: int = 0) -> Stats:
     """Spread what was found for the kept tasks over all of them."""
     count = len(values_S)
     whole = len(tasks) == count
@@ -332,6 +390,7 @@ def stats_of(values_S: Tensor, tasks: list[int], result: Combination) -> Stats:
         spread(result.coefficients),
         spread(result.gram),
         skipped=tuple(i for i in range(count) if i not in tasks),
+        sent_bytes=sent_bytes,
         refreshed=result.refreshed,
         drift=result.drift,
     )

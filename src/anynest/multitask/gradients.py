@@ -1,13 +1,25 @@
 """From losses to rows, and from one gradient back into ``.grad``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .checks import check_gradients
 from .filling import Filling
-from .rows import Rows
+from .rows import Grads, Rows
+
+Differentiate = Callable[
+    [Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor], bool],
+    tuple[Tensor | None, ...],
+]
+
+
+class Taker(Protocol):
+    """What rows are added to, task by task."""
+
+    def add(self, task: int, grads: Grads) -> None: ...
 
 
 def task_rows(
@@ -26,15 +38,16 @@ def task_rows(
     """
     filling = Filling(parameters)
     tasks = range(len(losses)) if names is None else names
-    fill(filling, losses, parameters, tasks, retain_graph=retain_graph)
+    fill(filling, losses, parameters, tasks, gradient, retain_graph=retain_graph)
     return filling.settle()
 
 
 def fill(
-    filling: Filling,
+    filling: Taker,
     losses: Sequence[Tensor],
     parameters: Sequence[Tensor],
     tasks: Sequence[int],
+    differentiate: Differentiate,
     *,
     retain_graph: bool = False,
 ) -> None:
@@ -43,25 +56,16 @@ def fill(
     for i, (task, loss) in enumerate(zip(tasks, losses, strict=True)):
         keep = retain_graph or i < last
         # no name is bound to the gradients: they are gone before the next pass begins
-        filling.add(task, _checked(task, _gradient([loss], [None], parameters, keep)))
+        filling.add(task, _checked(task, differentiate([loss], [None], parameters, keep)))
 
 
-def fill_single(
-    filling: Filling,
-    outputs: Sequence[Tensor],
-    seeds: Sequence[Tensor | None],
-    parameters: Sequence[Tensor],
-) -> None:
-    """Add the gradient of ``sum_i seeds[i] * outputs[i]`` as the row of task 0; frees the graph."""
-    filling.add(0, _checked(0, _gradient(outputs, seeds, parameters, False)))
-
-
-def _gradient(
+def gradient(
     outputs: Sequence[Tensor],
     seeds: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
     retain_graph: bool,
 ) -> tuple[Tensor | None, ...]:
+    """The gradient of ``sum_i seeds[i] * outputs[i]`` (None: 1), None where it touches nothing."""
     return torch.autograd.grad(
         outputs, parameters, grad_outputs=seeds, retain_graph=retain_graph, allow_unused=True
     )

@@ -32,6 +32,11 @@ class Link:
         self._backends = _backends(group)
         self._host: Any = None
 
+    def take_sent(self) -> int:
+        """What was sent since the last call."""
+        sent, self.sent = self.sent, 0
+        return sent
+
     def reduce_scatter(self, rows_WN: Tensor) -> Receive:
         """Begin to sum every rank's [W, N] and to keep row ``rank`` of it.
 

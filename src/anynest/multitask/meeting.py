@@ -6,7 +6,6 @@ the same end: they go on alike, leave the same losses out, or raise alike.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -124,17 +123,7 @@ def _has(words: Sequence[float], i: int) -> bool:
 def _raise_for(bad: Sequence[Sequence[bool]]) -> None:
     for i, ranks in enumerate(bad):
         if any(ranks):
-            raise_nonfinite(i, f" on rank {list(ranks).index(True)}")
-
-
-def raise_nonfinite(i: int, where: str) -> NoReturn:
-    """The error for a loss that is not finite."""
-    raise NonFiniteLossError(
-        f"loss {i} is not finite{where}: lower the learning rate or clip the gradient, or leave such"
-        ' losses out by on_nonfinite="skip"'
-    )
-
-
-def check_group(group: Any) -> Any:
-    """A process group of torch.distributed that this process belongs to, or None."""
-    return group
+            raise NonFiniteLossError(
+                f"loss {i} is not finite on rank {list(ranks).index(True)}: lower the learning rate"
+                ' or clip the gradient, or leave such losses out by on_nonfinite="skip"'
+            )

@@ -27,6 +27,7 @@ class Stats:
         (``OSGD(refresh=...)``); coefficients, gram and what follows from them are None then.
     drift: the relative error in this step's update that the weights kept until now would have made;
         None where none were kept, and in plain OSGD.
+    sent_bytes: what this rank's collectives sent for the step; 0 without a group.
     """
 
     losses: Tensor
@@ -36,6 +37,7 @@ class Stats:
     skipped: tuple[int, ...] = ()
     refreshed: bool = True
     drift: Tensor | None = None
+    sent_bytes: int = 0
 
     @property
     def norms(self) -> Tensor | None:

@@ -1,0 +1,291 @@
+"""Rows over ranks: reduced before they are projected, since projecting is not linear.
+
+Each of W ranks has its own samples, and so its own part of every task's gradient. The projection
+needs the whole gradients, and the averages of projected parts are something else. So
+
+1. task i's gradient is reduce-scattered as soon as its backward pass has ended, while that of task
+   i + 1 runs: rank r then holds piece r of every tensor's whole gradient (``pieces``);
+2. the pieces' S x S Gram matrices are summed, in one small all-reduce;
+3. the rule, which sees rows and their Gram matrices alone, finds the piece's update;
+4. one all-gather puts the updates together.
+
+With P entries that is (S + 1) P (W-1)/W on the wire where reducing S gradients whole takes 2 S P
+(W-1)/W, and rows take S P / W of memory. A step of one ordinary pass goes the same way as one row:
+2 P (W-1)/W, as an all-reduce. The result is that of one process on the joined batch.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from .checks import (
+    check_losses,
+    check_parameters,
+    check_samples,
+    check_touched,
+    loss_values,
+)
+from .filling import Filling, Pattern
+from .given import Given
+from .gradients import gradient
+from .link import Link, Receive
+from .meeting import meet, refuse
+from .pieces import Pieces
+from .rows import Grads, Rows, wide_dtype
+from .wrappers import check_wrappers
+
+SINGLE = -1  # the plan of a step of one pass, beside those of the tasks
+
+
+class Ranks:
+    """What a combiner keeps of its group, from step to step."""
+
+    def __init__(self, group: Any) -> None:
+        self.link = Link(group)
+        self.leaves: list[Tensor] = []
+        self.fingerprint = 0
+        self.pieces = Pieces([], self.link.size)
+        # which tensors a task is expected to touch on some rank: known alike to all ranks
+        self.plans: dict[int, bytes] = {}
+        self.patterns: dict[bool, Pattern] = {}
+
+    def take(
+        self,
+        losses: Sequence[Tensor],
+        parameters: Iterable[Tensor] | Tensor,
+        samples: float | None,
+        on_nonfinite: str,
+        suits: Callable[[list[Tensor], list[Tensor]], None],
+    ) -> Given:
+        """Check one micro-batch, here and among the ranks; errors are raised on all of them."""
+        try:
+            leaves = check_parameters(parameters)
+            fresh = self._is_fresh(leaves)
+            check_samples(samples)
+            found = list(losses) if samples == 0 else check_losses(losses)
+            if found:
+                suits(found, leaves)
+            if samples != 0:
+                check_touched(found, leaves)
+            values = loss_values(found) if found else None
+            if fresh:
+                check_wrappers(leaves)
+                self.fingerprint = fingerprint(leaves)
+        except (TypeError, ValueError):
+            refuse(self.link)
+            raise
+        meeting = meet(self.link, values, samples, self.fingerprint, fresh, on_nonfinite)
+        if meeting.fresh:
+            self.leaves = leaves
+            self.pieces = Pieces(leaves, self.link.size)
+            self.plans, self.patterns = {}, {}
+        if values is None or meeting.share == 0:
+            device = leaves[0].device
+            values = torch.zeros(meeting.count, dtype=wide_dtype(device), device=device)
+            found = found or list(values.unbind())
+        values = values * (meeting.share / self.link.size)
+        one_pass = partial(differentiate, meeting.share)
+        return Given(found, leaves, values, meeting.tasks, one_pass)
+
+    def _is_fresh(self, leaves: Sequence[Tensor]) -> bool:
+        known = self.leaves
+        return len(known) != len(leaves) or any(
+            a is not b for a, b in zip(known, leaves, strict=True)
+        )
+
+    def plan(self, key: int, touched: bytes) -> bytes:
+        """Which tensors to send for a task; the first time the ranks say what each has."""
+        if key not in self.plans:
+            self.plans[key] = _union(self.link.compare_bytes(touched))
+        return self.plans[key]
+
+    def send(self, members: Sequence[int], grads: Grads) -> list[tuple[list[int], Receive]]:
+        """Begin to average over ranks: one buffer for each device and dtype."""
+        sent = []
+        for bucket in self.pieces.buckets(members):
+            rows_WN = self.pieces.pack(bucket, grads)
+            if rows_WN.dtype == torch.float16:  # whose sum may overflow
+                rows_WN.div_(self.link.size)
+            sent.append((bucket, self.link.reduce_scatter(rows_WN)))
+        return sent
+
+    def receive(self, sent: list[tuple[list[int], Receive]]) -> list[Tensor | None]:
+        """This rank's pieces of what was sent."""
+        out: list[Tensor | None] = [None] * len(self.leaves)
+        for bucket, wait in sent:
+            piece_N = wait()
+            if piece_N.dtype != torch.float16:
+                piece_N.div_(self.link.size)
+            for p, piece in self.pieces.split(bucket, piece_N):
+                out[p] = piece
+        return out
+
+    def total(self, parts: list[Tensor]) -> list[Tensor]:
+        """Few numbers, summed over ranks in one all-reduce: the same bits everywhere."""
+        device = parts[0].device
+        flat = self.link.total(torch.cat([part.reshape(-1).to(device) for part in parts]))
+        sums = torch.split_with_sizes(flat, [part.numel() for part in parts])
+        return [
+            total.view(part.shape).to(part.device) for total, part in zip(sums, parts, strict=True)
+        ]
+
+    def whole(self, rows: Rows, values_S: Tensor) -> tuple[Rows, Tensor]:
+        """Rows that know the whole rows' Gram matrices and sizes; the joined batch's losses."""
+        values_S, *grams = self.total([values_S, *rows.block_grams()])
+        blocks = [
+            replace(block, whole_gram=gram, whole_size=sum(map(self._numel, block.members)))
+            for block, gram in zip(rows.blocks, grams, strict=True)
+        ]
+        return replace(rows, blocks=tuple(blocks), across=self.total), values_S
+
+    def _numel(self, p: int) -> int:
+        return self.pieces.layouts[p].numel
+
+    def share(self, filling: "Filling | SharedFilling", single: bool) -> "SharedFilling":
+        """The rows as pieces: those that were kept whole over micro-batches are sent now."""
+        if isinstance(filling, SharedFilling):
+            return filling
+        rows, tasks = filling.settle().tensors(), filling.tasks
+        shared = SharedFilling(self, tasks, single)
+        for task, grads in zip(tasks, rows, strict=True):
+            shared.add(task, grads)
+        return shared
+
+    def gather(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The whole update from every rank's pieces."""
+        whole: list[Tensor | None] = [None] * len(update)
+        members = [p for p, piece in enumerate(update) if piece is not None]
+        for bucket in self.pieces.buckets(members):
+            piece_N = torch.cat([piece for p in bucket if (piece := update[p]) is not None])
+            for p, tensor in self.pieces.unpack(bucket, self.link.all_gather(piece_N)):
+                whole[p] = tensor
+        return whole
+
+
+class SharedFilling:
+    """Rows of pieces in the making, in the place of ``Filling``: what is added is sent at once.
+
+    One task's gradient is on its way while the next one's is computed, and no more than one.
+    """
+
+    def __init__(self, ranks: Ranks, tasks: Sequence[int], single: bool) -> None:
+        self.ranks = ranks
+        self.single = single
+        self._inner = Filling(ranks.pieces.like, tasks, ranks.patterns.get(single))
+        self._touched: dict[int, bytes] = {}
+        self._beyond: dict[int, dict[int, Tensor]] = {}
+        self._flying: tuple[int, list[tuple[list[int], Receive]]] | None = None
+
+    def add(self, task: int, grads: Grads) -> None:
+        """Send one task's gradients, None where it touches nothing."""
+        self._land()
+        touched = bytes(grad is not None for grad in grads)
+        plan = self.ranks.plan(self._key(task), touched)
+        self._touched[task] = touched
+        self._beyond[task] = {
+            p: grad for p, grad in enumerate(grads) if grad is not None and not plan[p]
+        }
+        members = [p for p, wanted in enumerate(plan) if wanted]
+        self._flying = task, self.ranks.send(members, grads)
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        """The tasks that have a row, in order."""
+        return tuple(sorted(self._touched))
+
+    def _key(self, task: int) -> int:
+        return SINGLE if self.single else task
+
+    def _land(self) -> None:
+        if self._flying is not None:
+            task, sent = self._flying
+            self._flying = None
+            self._inner.add(task, self.ranks.receive(sent))
+
+    def settle(self) -> Rows:
+        """The rows of pieces, each with what the joined batch touches and nothing else.
+
+        Raises ValueError, on every rank, where no rank's losses touch a parameter.
+        """
+        ranks, tasks = self.ranks, self.tasks
+        planned = b"".join(ranks.plans[self._key(task)] for task in tasks)
+        touched = b"".join(self._touched[task] for task in tasks)
+        found = {mark for (mark,) in ranks.link.compare([_mark(touched)])}
+        as_planned = found - {_mark(b"")} == {_mark(planned)}
+        if not as_planned:
+            touched = _union(ranks.link.compare_bytes(touched))
+        self._land()
+        if not any(touched) and not as_planned:
+            raise ValueError(
+                f"no loss of any rank touches any of the {len(ranks.leaves)} parameters: pass the"
+                " parameters of the network that made the losses"
+            )
+        rows = self._inner.settle()
+        if as_planned:
+            ranks.patterns[self.single] = self._inner.pattern()
+            return rows
+        return self._corrected(rows, tasks, touched)
+
+    def _corrected(self, rows: Rows, tasks: Sequence[int], touched: bytes) -> Rows:
+        """The rows where the plan was wrong: without what none touched, with what it left out."""
+        ranks = self.ranks
+        width = len(ranks.leaves)
+        stacked = rows.tensors()
+        for i, task in enumerate(tasks):
+            union = touched[i * width : (i + 1) * width]
+            plan = ranks.plans[self._key(task)]
+            grads = [self._beyond[task].get(p) for p in range(width)]
+            missed = [p for p in range(width) if union[p] and not plan[p]]
+            late = ranks.receive(ranks.send(missed, grads))
+            stacked[i] = [
+                None if not union[p] else stacked[i][p] if plan[p] else late[p]
+                for p in range(width)
+            ]
+            ranks.plans[self._key(task)] = _union([plan, union])
+        return Rows.stack(stacked, like=ranks.pieces.like)
+
+
+def differentiate(
+    share: float,
+    outputs: Sequence[Tensor],
+    seeds: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    retain_graph: bool,
+) -> tuple[Tensor | None, ...]:
+    """One backward pass, each output counting ``share`` times; nothing where that is 0.
+
+    The share goes in at the start of the pass, not upon its end: a synchronised batch norm mixes the
+    ranks' passes within it. For the same reason a rank without samples takes the pass if it can,
+    that of a forward pass over an empty batch.
+    """
+    nothing = (None,) * len(parameters)
+    if share == 1:
+        return gradient(outputs, seeds, parameters, retain_graph)
+    pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
+    if not pairs:
+        return nothing
+    scaled = [torch.full_like(out, share) if seed is None else seed * share for out, seed in pairs]
+    found = gradient([out for out, _ in pairs], scaled, parameters, retain_graph)
+    return found if share else nothing
+
+
+def fingerprint(leaves: Sequence[Tensor]) -> int:
+    """A number that tells lists of parameters apart by shape, dtype, device and memory format."""
+    words = [
+        f"{tuple(leaf.shape)} {leaf.dtype} {leaf.device.type} {leaf.stride()}" for leaf in leaves
+    ]
+    return crc32("\n".join(words).encode())
+
+
+def _mark(touched: bytes) -> int:
+    """A number that tells patterns apart; that of nothing at all is 0."""
+    return crc32(touched) | 1 << 32 if any(touched) else 0
+
+
+def _union(patterns: Iterable[bytes]) -> bytes:
+    return bytes(any(column) for column in zip(*patterns, strict=True))
