@@ -56,12 +56,15 @@ class PictureReader:
         _require_file(path)
         try:
             with decode.opened(path) as file:
-                image = self._channels(decode.pixels(file, path), path)
-                image = self._fitted(image, path)
+                return self.of_image(decode.pixels(file, path), path)
         except decode.Undecodable as error:
             raise DataError(error.reason) from None
         except MemoryError:
             raise DataError(f"cannot decode {path}: there is no memory for it") from None
+
+    def of_image(self, image: Image.Image, where: str) -> Tensor:
+        """An opened picture's pixels, uint8 [C, size, size]. DataError, naming ``where``."""
+        image = self._fitted(self._channels(image, where), where)
         array = np.array(image).reshape(self.size, self.size, len(self.mean))
         return torch.from_numpy(array).permute(2, 0, 1)
 
