@@ -28,6 +28,7 @@ class NormSGD(Combiner):
             the sum of the update's norms equal to that of SGD's (reduction "mean"), then it stands.
         calibration_steps: see C.
         on_nonfinite: "raise", or "skip" to leave a non-finite loss out of this step.
+        group: see ``Combiner``.
 
     Under ``torch.compile`` a task that does not touch a parameter may yield zeros in place of
     nothing, and then counts as a participant.
@@ -44,8 +45,9 @@ class NormSGD(Combiner):
         *,
         calibration_steps: int = 100,
         on_nonfinite: OnNonfinite = "raise",
+        group: Any = None,
     ) -> None:
-        super().__init__(on_nonfinite)
+        super().__init__(on_nonfinite, group)
         self.constant = Constant(C, calibration_steps)
 
     def rule(

@@ -31,6 +31,7 @@ class WeightedSGD(Combiner):
         reduction: see above.
         on_nonfinite: "raise", or "skip" to leave a non-finite loss out of this step (and its k out
             of the average).
+        group: see ``Combiner``; the pass's gradient is then reduced over ranks.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> stats = WeightedSGD([3.0, 1.0]).backward([w[0] ** 2, w.sum()], [w])
@@ -44,8 +45,9 @@ class WeightedSGD(Combiner):
         reduction: Reduction = "mean",
         *,
         on_nonfinite: OnNonfinite = "raise",
+        group: Any = None,
     ) -> None:
-        super().__init__(on_nonfinite)
+        super().__init__(on_nonfinite, group)
         self.reduction = check_choice("reduction", reduction, ("mean", "sum", "participants"))
         self.weights = None if weights is None else check_numbers("weights", weights)
         if self.weights is None or reduction == "sum":
