@@ -26,6 +26,7 @@ from .given import Given
 from .gradients import accumulate, fill, gradient
 from .rows import Rows
 from .stats import Stats
+from .wrappers import check_wrappers
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
 NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
@@ -132,9 +133,9 @@ class Combiner(ABC):
 
         Tensor hooks inside the graph run once per loss; hooks upon the accumulation into a
         parameter (``register_post_accumulate_grad_hook``) do not run, since nothing is accumulated
-        by autograd itself. For the same reason gradients are not averaged by a
-        DistributedDataParallel wrapper. ``WeightedSGD`` with reduction "mean" or "sum" is an
-        ordinary backward pass, in which all of these work.
+        by autograd itself. For the same reason a DistributedDataParallel wrapper would average
+        nothing, and is refused: give the combiner the ``group`` instead. ``WeightedSGD`` with
+        reduction "mean" or "sum" and no group is an ordinary backward pass, in which all work.
         """
         if self._pending is not None:
             raise ValueError(
@@ -257,6 +258,8 @@ class Combiner(ABC):
         if tasks and step.single:
             self._pass(step, given, self.single(kept, tasks), retain_graph, into_grad)
         elif tasks:
+            if self.ranks is None and self._pattern is None:
+                check_wrappers(leaves)
             fill(step.filling, kept, leaves, tasks, given.differentiate, retain_graph=retain_graph)
             if isinstance(step.filling, Filling):
                 step.filling.settle()

@@ -4,7 +4,7 @@ Every rank says in a few numbers what it was given. All ranks see all numbers, s
 the same end: they go on alike, leave the same losses out, or raise alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,20 +85,18 @@ def _agree(ranks: Sequence[Sequence[float]]) -> None:
             f"rank {refused[0]} cannot take this step: its own error says why, and no rank has"
             " taken it"
         )
-    counts = {int(row[1]): r for r, row in reversed(list(enumerate(ranks))) if row[1]}
-    if len(counts) > 1:
-        (one, r), (other, q) = list(counts.items())[:2]
+    counts = {r: int(row[1]) for r, row in enumerate(ranks) if row[1]}
+    if pair := _odd(counts):
+        r, q = pair
         raise ValueError(
-            f"all ranks must have the same losses, found {one} on rank {r} and {other} on rank {q}:"
-            " pass one for every task on every rank"
+            f"all ranks must have the same losses, found {counts[r]} on rank {r} and {counts[q]} on"
+            f" rank {q}: pass one for every task on every rank"
         )
-    prints = {row[2]: r for r, row in reversed(list(enumerate(ranks)))}
-    if len(prints) > 1:
-        r, q = list(prints.values())[:2]
+    if pair := _odd({r: row[2] for r, row in enumerate(ranks)}):
         raise ValueError(
-            f"all ranks must pass the same parameters in the same order, found ranks {r} and {q} to"
-            " differ in their number, shapes, dtypes or memory formats: build the same network on"
-            " all ranks"
+            f"all ranks must pass the same parameters in the same order, found ranks {pair[0]} and"
+            f" {pair[1]} to differ in their number, shapes, dtypes or memory formats: build the same"
+            " network on all ranks"
         )
     silent = [r for r, row in enumerate(ranks) if row[4] < 0]
     if silent and len(silent) < len(ranks):
@@ -106,6 +104,13 @@ def _agree(ranks: Sequence[Sequence[float]]) -> None:
             f"all ranks must say samples= or none, found none on rank {silent[0]}: pass len(x) on"
             " every rank"
         )
+
+
+def _odd(values: Mapping[int, float]) -> tuple[int, int] | None:
+    """The first rank and the first that differs from it."""
+    first = next(iter(values), 0)
+    other = next((r for r, value in values.items() if value != values[first]), None)
+    return None if other is None else (first, other)
 
 
 def _weights(samples: list[float]) -> list[float]:

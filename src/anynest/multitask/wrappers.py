@@ -15,7 +15,7 @@ def check_wrappers(leaves: Sequence[Tensor]) -> None:
     Nothing on a parameter tells of its wrapper, so this looks through all objects alive: some
     milliseconds, once for a list of parameters.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     kinds: tuple[type, ...] = (DistributedDataParallel,)
     older = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")

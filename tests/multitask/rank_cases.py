@@ -1,0 +1,571 @@
+"""Run by test_distributed.py in a process of its own: ``rank_cases.py WORLD FOLDER [CASE...]``.
+
+Forks WORLD processes, which join over gloo and run the cases one after another. A case compares
+what ranks make of their parts of a batch with what one process makes of the whole, in every rank.
+Prints the cases' ends as JSON: null, or the error. A rank that fails ends, and so do the others.
+"""
+
+import faulthandler
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from anynest.multitask import (
+    OSGD,
+    Combiner,
+    NonFiniteLossError,
+    NormSGD,
+    Stats,
+    WeightedSGD,
+    gradient_stats,
+    list_methods,
+    make_combiner,
+)
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+CASES: dict[str, Callable[[int, int], None]] = {}
+
+
+def case(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+class Exits(nn.Module):
+    """A small network with three nested exits; ``mode`` may leave parts of it out."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 5, 3, padding=1)
+        self.second = nn.Conv2d(5, 7, 3, padding=1)
+        self.third = nn.Linear(7, 9)
+        self.heads = nn.ModuleList([nn.Linear(5, 3), nn.Linear(7, 3), nn.Linear(9, 3)])
+        self.unused = nn.Linear(2, 2)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        a = self.first(x).relu()
+        b = self.second(a).relu()
+        c = self.third(b.mean((2, 3))).relu()
+        return [
+            self.heads[0](a.mean((2, 3))),
+            self.heads[1](b.mean((2, 3))),
+            self.heads[2](c),
+        ]
+
+
+def network(dtype: torch.dtype = torch.float64) -> Exits:
+    torch.manual_seed(7)
+    return Exits(dtype)
+
+
+def batch(size: int, step: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(100 + step)
+    images = torch.randn(size, 1, 6, 6, generator=made, dtype=torch.float64)
+    return images.to(dtype), torch.randint(3, (size,), generator=made)
+
+
+def part(size: int, rank: int, world: int) -> slice:
+    """Uneven on purpose: rank 0 has the remainder."""
+    each, rest = divmod(size, world)
+    start = rank * each + (rest if rank else 0)
+    return slice(start, start + each + (0 if rank else rest))
+
+
+def losses_of(net: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    return [nn.functional.cross_entropy(out, y) for out in net(x)]
+
+
+def flat(net: nn.Module) -> Tensor:
+    return torch.cat([p.grad.reshape(-1).double() for p in net.parameters() if p.grad is not None])
+
+
+def relative(found: Tensor, true: Tensor) -> float:
+    assert found.shape == true.shape, (found.shape, true.shape)
+    return float((found - true).norm() / true.norm().clamp(min=1e-300))
+
+
+def check(name: str, found: float, limit: float) -> None:
+    assert found <= limit, f"{name}: {found:.3g} is above {limit:.3g}"
+
+
+def same_everywhere(tensor: Tensor) -> None:
+    """All ranks hold the same bits."""
+    found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, tensor)
+    assert all(torch.equal(one, tensor) for one in found), "ranks differ"
+
+
+def expect(kind: type[Exception], text: str, deed: Callable[[], Any]) -> None:
+    with pytest.raises(kind) as caught:
+        deed()
+    found = str(caught.value)
+    assert text in found, f"{found} lacks {text!r}"
+    assert "\n" not in found
+
+
+def compare_stats(ours: Stats, one: Stats, limit: float) -> None:
+    for name in ("losses", "weights", "gram", "coefficients"):
+        a, b = getattr(ours, name), getattr(one, name)
+        assert (a is None) == (b is None), name
+        if a is not None:
+            check(name, relative(torch.nan_to_num(a), torch.nan_to_num(b)), 10 * limit)
+    assert ours.skipped == one.skipped
+    assert ours.refreshed == one.refreshed
+
+
+def train_beside(
+    make: Callable[[Any], Combiner],
+    rank: int,
+    world: int,
+    dtype: torch.dtype = torch.float64,
+    sizes: tuple[int, ...] = (11, 8, 13),
+    said: bool = True,
+) -> None:
+    """Steps of ranks and of one process side by side, on batches of uneven parts."""
+    ours, one = network(dtype), network(dtype)
+    shared, alone = make(dist.group.WORLD), make(None)
+    for step, size in enumerate(sizes):
+        x, y = batch(size, step, dtype)
+        mine = part(size, rank, world)
+        samples = len(y[mine])
+        ours.zero_grad()
+        one.zero_grad()
+        found = shared.backward(
+            losses_of(ours, x[mine], y[mine]), ours.parameters(), samples=samples if said else None
+        )
+        true = alone.backward(losses_of(one, x, y), one.parameters())
+        limit = TOLERANCE[dtype]
+        check(f"step {step}", relative(flat(ours), flat(one)), limit)
+        assert [p.grad is None for p in ours.parameters()] == [
+            p.grad is None for p in one.parameters()
+        ]
+        same_everywhere(flat(ours))
+        compare_stats(found, true, limit)
+        with torch.no_grad():  # both go on from the same weights
+            for p, q in zip(ours.parameters(), one.parameters(), strict=True):
+                if q.grad is not None:
+                    q -= 0.1 * q.grad
+                p.copy_(q)
+
+
+def _methods(dtype: torch.dtype) -> None:
+    kind = str(dtype).removeprefix("torch.")
+
+    def add(name: str, make: Callable[[Any], Combiner], **more: Any) -> None:
+        def run(rank: int, world: int) -> None:
+            train_beside(make, rank, world, dtype, **more)
+
+        CASES[f"{name}-{kind}"] = run
+
+    for method in list_methods():
+        add(method, lambda group, m=method: make_combiner(m, group=group))
+    add("osgd-priority", lambda group: OSGD(priority=[2, 0, 1], group=group))
+    add("normsgd-calibrated", lambda group: NormSGD("calibrated", group=group))
+    add("osgd-norm-calibrated", lambda group: OSGD(normalize=True, C="calibrated", group=group))
+    add("sgd-weights", lambda group: WeightedSGD([0.2, 0.0, 1.5], group=group))
+    add(
+        "sgd-participants-weights",
+        lambda group: WeightedSGD([0.2, 1.0, 1.5], "participants", group=group),
+    )
+    add("refresh-2", lambda group: OSGD(refresh=2, group=group), sizes=(11, 8, 13, 9, 12))
+    add("refresh-auto", lambda group: OSGD(refresh="auto", group=group), sizes=(11, 8, 13, 9, 12))
+    add(
+        "unsaid-samples",
+        lambda group: OSGD(group=group),
+        sizes=(8, 12),
+        said=False,
+    )
+
+
+_methods(torch.float64)
+_methods(torch.float32)
+
+
+@case
+def a_rank_without_samples_counts_nothing(rank: int, world: int) -> None:
+    """Its losses are the NaN mean over an empty batch, or an empty list."""
+    for method in ("osgd", "sgd-mean", "normsgd"):
+        for empty_list in (False, True):
+            ours, one = network(), network()
+            shared, alone = make_combiner(method, group=dist.group.WORLD), make_combiner(method)
+            x, y = batch(5)
+            last = rank == world - 1
+            mine = slice(5, 5) if last else part(5, rank, world - 1)
+            losses = [] if last and empty_list else losses_of(ours, x[mine], y[mine])
+            found = shared.backward(losses, ours.parameters(), samples=len(y[mine]))
+            true = alone.backward(losses_of(one, x, y), one.parameters())
+            check(method, relative(flat(ours), flat(one)), 1e-12)
+            compare_stats(found, true, 1e-12)
+            expect(
+                ValueError,
+                "samples must not be 0 on every rank",
+                lambda c=shared, n=ours: c.backward([], n.parameters(), samples=0),
+            )
+
+
+@case
+def a_loss_that_is_not_finite_somewhere_is_left_out_everywhere(rank: int, world: int) -> None:
+    for method in ("osgd", "sgd-mean", "sgd-participants"):
+        ours, one = network(), network()
+        shared = make_combiner(method, on_nonfinite="skip", group=dist.group.WORLD)
+        alone = make_combiner(method, on_nonfinite="skip")
+        x, y = batch(12)
+        mine = part(12, rank, world)
+        losses = losses_of(ours, x[mine], y[mine])
+        if rank == world - 1:
+            losses[1] = losses[1] * float("inf")
+        found = shared.backward(losses, ours.parameters(), samples=len(y[mine]))
+        whole = losses_of(one, x, y)
+        whole[1] = whole[1] * float("inf")
+        true = alone.backward(whole, one.parameters())
+        check(method, relative(flat(ours), flat(one)), 1e-12)
+        assert found.skipped == true.skipped == (1,)
+        compare = torch.stack([found.weights, true.weights])
+        assert torch.allclose(compare[0], compare[1], rtol=1e-10)
+    every = [p.sum() * float("nan") for p in list(ours.parameters())[:3]]
+    before = flat(ours)
+    found = shared.backward(every, ours.parameters(), samples=3)
+    assert found.skipped == (0, 1, 2)
+    assert found.losses.isnan().all()
+    assert torch.equal(before, flat(ours))
+
+
+@case
+def a_loss_that_is_not_finite_somewhere_is_raised_everywhere(rank: int, world: int) -> None:
+    net = network()
+    shared = OSGD(group=dist.group.WORLD)
+    x, y = batch(8)
+    losses = losses_of(net, x, y)
+    if rank == world - 1:
+        losses[2] = losses[2] * float("nan")
+    expect(
+        NonFiniteLossError,
+        f"loss 2 is not finite on rank {world - 1}",
+        lambda: shared.backward(losses, net.parameters()),
+    )
+    assert all(p.grad is None for p in net.parameters())
+    shared.backward(losses_of(net, x, y), net.parameters())  # and the next step works
+
+
+@case
+def ignored_losses_are_not_looked_at(rank: int, world: int) -> None:
+    net = network()
+    x, y = batch(8)
+    losses = losses_of(net, x, y)
+    if rank == 0:
+        losses[2] = losses[2] * float("nan")
+    stats = OSGD(on_nonfinite="ignore", group=dist.group.WORLD).backward(losses, net.parameters())
+    assert stats.losses[:2].isfinite().all()
+    assert stats.losses[2].isnan()
+    assert flat(net).isnan().any()
+
+
+@case
+def ranks_may_touch_different_parameters(rank: int, world: int) -> None:
+    """What any rank touches is touched; it may change from step to step in both directions."""
+
+    def some(net: Exits, x: Tensor, y: Tensor, ranks: list[int], step: int) -> list[Tensor]:
+        """Rank 0's samples alone reach the second layer for loss 0; in step 1 nobody's do."""
+        a = net.first(x).relu()
+        b = net.second(a).relu().mean((2, 3))
+        logits = net.heads[0](a.mean((2, 3)))
+        weight = torch.tensor([float(r == 0 and step in (0, 2)) for r in ranks], dtype=x.dtype)
+        if weight.any():
+            logits = logits + weight[:, None] * net.heads[1](b)
+        more = net.heads[1](b)
+        late = torch.tensor([float(r == 1 and step == 2) for r in ranks], dtype=x.dtype)
+        if late.any():
+            more = more + late[:, None] * net.heads[2](net.third(b))
+        return [nn.functional.cross_entropy(out, y) for out in (logits, more)]
+
+    for method in list_methods():
+        ours, one = network(), network()
+        shared, alone = make_combiner(method, group=dist.group.WORLD), make_combiner(method)
+        for step in range(4):
+            x, y = batch(8, step)
+            mine = part(8, rank, world)
+            owner = [r for r in range(world) for _ in range(*part(8, r, world).indices(8))]
+            ours.zero_grad()
+            one.zero_grad()
+            losses = some(ours, x[mine], y[mine], owner[mine], step)
+            found = shared.backward(losses, ours.parameters(), samples=len(y[mine]))
+            true = alone.backward(some(one, x, y, owner, step), one.parameters())
+            for (name, p), q in zip(ours.named_parameters(), one.parameters(), strict=True):
+                assert (p.grad is None) == (q.grad is None), f"{method}, step {step}: {name}"
+            check(f"{method}, step {step}", relative(flat(ours), flat(one)), 1e-12)
+            compare_stats(found, true, 1e-12)
+
+
+@case
+def what_cannot_be_settled_is_refused_on_every_rank(rank: int, world: int) -> None:
+    net = network()
+    x, y = batch(8)
+    group = dist.group.WORLD
+
+    def step(losses: list[Tensor], parameters: list[Tensor] | None = None, **more: Any) -> None:
+        given = list(net.parameters()) if parameters is None else parameters
+        OSGD(group=group).backward(losses, given, **more)
+
+    losses = losses_of(net, x, y)
+    expect(
+        ValueError,
+        "all ranks must have the same losses, found 2 on rank 0 and 3 on rank 1",
+        lambda: step(losses[:2] if rank == 0 else losses),
+    )
+    some = list(net.parameters())[: 2 if rank == 1 else None]
+    expect(ValueError, "all ranks must pass the same parameters", lambda: step(losses, some))
+    expect(
+        ValueError,
+        "must say samples= or none, found none on rank 1",
+        lambda: step(losses, samples=None if rank == 1 else 3),
+    )
+    bad = [losses[0], losses[1].detach(), losses[2]] if rank == 1 else losses
+    text = "loss 1 needs no gradient" if rank == 1 else "rank 1 cannot take this step"
+    expect(ValueError, text, lambda: step(bad))
+    other = nn.Linear(2, 2).double()
+    foreign = list(other.parameters())
+    expect(ValueError, "no loss touches any of the 2 parameters", lambda: step(losses, foreign))
+    assert all(p.grad is None for p in net.parameters())
+    step(losses)
+
+
+@case
+def micro_batches_are_projected_once(rank: int, world: int) -> None:
+    for method in ("osgd", "sgd-mean", "sgd-participants", "normsgd", "osgd-norm"):
+        ours, one = network(), network()
+        shared, alone = make_combiner(method, group=dist.group.WORLD), make_combiner(method)
+        for _ in range(2):
+            for step, size in enumerate((9, 12, 7)):
+                x, y = batch(size, step)
+                mine = part(size, rank, world)
+                losses = [loss / 3 for loss in losses_of(ours, x[mine], y[mine])]
+                shared.accumulate(losses, ours.parameters(), samples=len(y[mine]))
+                whole = [loss / 3 for loss in losses_of(one, x, y)]
+                alone.accumulate(whole, one.parameters())
+            found, true = shared.combine(), alone.combine()
+            check(method, relative(flat(ours), flat(one)), 1e-12)
+            compare_stats(found, true, 1e-12)
+            sent = 4 if method == "sgd-mean" else 2
+            assert found.sent_bytes > sent * 8 * 100
+
+
+@case
+def several_dtypes_and_memory_formats(rank: int, world: int) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(3)
+        net = nn.Module()
+        net.a = nn.Parameter(torch.randn(6, 5, 3, 3).contiguous(memory_format=torch.channels_last))
+        net.b = nn.Parameter(torch.randn(7, 6, dtype=torch.float64).t())
+        net.c = nn.Parameter(torch.randn(11, dtype=torch.bfloat16))
+        net.d = nn.Parameter(torch.randn(3, dtype=torch.float16))
+        net.e = nn.Parameter(torch.randn(()))
+        return net
+
+    def losses(net: nn.Module, x: Tensor) -> list[Tensor]:
+        a = net.a.sum((2, 3)).double() @ x.T
+        both = a.square().mean() + net.c.double().square().sum() + net.e.double().square()
+        return [
+            both,
+            (net.b.sum(1) * a.mean(1)).sum() + net.d.double().cos().sum(),
+            (net.b.sum(0)[0] * x.mean() - net.e.double()).square() + net.c.double().sum() * x.sum(),
+        ]
+
+    made = torch.Generator().manual_seed(5)
+    x = torch.randn(4 * world, 5, generator=made, dtype=torch.float64)
+    mine = slice(4 * rank, 4 * rank + 4)
+    for method in ("osgd", "sgd-sum", "sgd-participants"):
+        ours, one = build(), build()
+        make_combiner(method, group=dist.group.WORLD).backward(
+            losses(ours, x[mine]), ours.parameters()
+        )
+        make_combiner(method).backward(
+            [
+                sum(losses(one, x[4 * r : 4 * r + 4])[i] for r in range(world)) / world
+                for i in range(3)
+            ],
+            one.parameters(),
+        )
+        for (name, p), q in zip(ours.named_parameters(), one.parameters(), strict=True):
+            assert p.grad is not None
+            assert q.grad is not None
+            assert p.grad.dtype == p.dtype
+            assert p.grad.stride() == p.stride(), name
+            limit = 20 * torch.finfo(p.dtype).eps * world
+            check(f"{method} {name}", relative(p.grad.double(), q.grad.double()), limit)
+
+
+@case
+def nearly_parallel_gradients_take_their_second_look_together(rank: int, world: int) -> None:
+    torch.manual_seed(1)
+    base, other = torch.randn(2, 40 * world, dtype=torch.float64)
+    rows = torch.stack([base, base + 1e-7 * other, base - 1e-7 * other])
+    ours = nn.Parameter(torch.zeros(40 * world, dtype=torch.float64))
+    one = nn.Parameter(torch.zeros(40 * world, dtype=torch.float64))
+    noise = torch.randn(world, 3, 40 * world, dtype=torch.float64)
+    noise -= noise.mean(0)
+    OSGD(group=dist.group.WORLD).backward([ours @ row for row in rows + noise[rank]], [ours])
+    OSGD().backward([one @ row for row in rows], [one])
+    assert ours.grad is not None
+    assert one.grad is not None
+    check("update", relative(ours.grad, one.grad), 1e-7)
+    same_everywhere(ours.grad)
+
+
+@case
+def the_look_at_gradients_is_at_the_joined_batch(rank: int, world: int) -> None:
+    ours, one = network(), network()
+    x, y = batch(11)
+    mine = part(11, rank, world)
+    found = gradient_stats(
+        losses_of(ours, x[mine], y[mine]),
+        ours.parameters(),
+        group=dist.group.WORLD,
+        samples=len(y[mine]),
+    )
+    compare_stats(found, gradient_stats(losses_of(one, x, y), one.parameters()), 1e-12)
+    assert all(p.grad is None for p in ours.parameters())
+
+
+@case
+def gradients_add_up_as_after_backward(rank: int, world: int) -> None:
+    ours, one = network(), network()
+    shared, alone = OSGD(group=dist.group.WORLD), OSGD()
+    for step in range(2):
+        x, y = batch(8, step)
+        mine = part(8, rank, world)
+        shared.backward(losses_of(ours, x[mine], y[mine]), ours.parameters(), samples=len(y[mine]))
+        alone.backward(losses_of(one, x, y), one.parameters())
+    check("sum", relative(flat(ours), flat(one)), 1e-12)
+
+
+@case
+def one_way_out_and_one_way_back(rank: int, world: int) -> None:
+    """(S + 1) P (W-1)/W, plus a little; and a task is on its way while the next is computed."""
+    net = nn.Module()
+    torch.manual_seed(2)
+    net.w = nn.Parameter(torch.randn(300, 400, dtype=torch.float64))
+    x = torch.randn(400, dtype=torch.float64)
+    shared = OSGD(group=dist.group.WORLD)
+    events: list[str] = []
+    link = shared.ranks.link
+    reduce_scatter, all_gather = link.reduce_scatter, link.all_gather
+
+    def watched(rows: Tensor) -> Callable[[], Tensor]:
+        events.append("send")
+        wait = reduce_scatter(rows)
+
+        def waited() -> Tensor:
+            events.append("wait")
+            return wait()
+
+        return waited
+
+    def gathered(piece: Tensor) -> Tensor:
+        events.append("gather")
+        return all_gather(piece)
+
+    link.reduce_scatter, link.all_gather = watched, gathered
+    total = 300 * 400 * 8 * (world - 1) // world
+    for step in range(2):
+        events.clear()
+        hidden = net.w @ x
+        losses = [hidden.square().sum(), hidden.sin().sum(), hidden.sum()]
+        for number, loss in enumerate(losses):
+            loss.register_hook(lambda _, n=number: events.append(f"pass {n}"))
+        stats = shared.backward(losses, net.parameters())
+        assert events == (
+            ["pass 0", "send", "pass 1", "wait", "send", "pass 2", "wait", "send", "wait", "gather"]
+        ), events
+        assert 4 * total <= stats.sent_bytes < 4.02 * total, (step, stats.sent_bytes / total)
+    single = WeightedSGD(group=dist.group.WORLD)
+    for _ in range(2):
+        hidden = net.w @ x
+        stats = single.backward([hidden.square().sum(), hidden.sum()], net.parameters())
+        assert 2 * total <= stats.sent_bytes < 2.02 * total
+
+
+@case
+def what_no_task_shares_is_not_sent(rank: int, world: int) -> None:
+    """A task sends what it touches: own parts of the network count for their own task alone."""
+    net = nn.ParameterList([nn.Parameter(torch.ones(n).double()) for n in (8000, 16000, 32000)])
+    shared = OSGD(group=dist.group.WORLD)
+    for _ in range(2):
+        sums = [p.square().sum() for p in net]
+        stats = shared.backward([sums[0], sums[0] + sums[1], sum(sums)], net.parameters())
+    sent = (8000 + 24000 + 56000 + 56000) * 8 * (world - 1) // world
+    assert sent <= stats.sent_bytes < 1.02 * sent
+
+
+@case
+def a_wrapped_network_is_refused(rank: int, world: int) -> None:
+    net = network()
+    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    x, y = batch(8)
+    losses = losses_of(wrapped, x, y)
+    for group in (dist.group.WORLD, None):
+        combiner = OSGD(group=group)
+        expect(
+            ValueError,
+            "must not be wrapped in DistributedDataParallel",
+            lambda c=combiner: c.backward(losses, net.parameters()),
+        )
+    WeightedSGD().backward(losses_of(wrapped, x, y), net.parameters())  # one plain pass
+    same_everywhere(flat(net))
+
+
+def run_rank(rank: int, world: int, folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=20),
+    )
+    for name in names:
+        error = None
+        try:
+            CASES[name](rank, world)
+        except BaseException:
+            error = traceback.format_exc()
+        (folder / f"{name}.{rank}").write_text(json.dumps(error))
+        if error:
+            os._exit(1)
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def main() -> None:
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    names = sys.argv[3:] or list(CASES)
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            faulthandler.dump_traceback_later(100, exit=True)
+            run_rank(rank, world, folder, names)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    ends: dict[str, Any] = {}
+    for name in names:
+        found = [folder / f"{name}.{rank}" for rank in range(world)]
+        errors = [json.loads(path.read_text()) if path.exists() else "not run" for path in found]
+        ends[name] = [error for error in errors if error]
+    print(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main()
