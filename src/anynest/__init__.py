@@ -11,6 +11,7 @@ from .multitask import OSGD, NormSGD, WeightedSGD, gradient_stats, list_methods,
 from .nets import AnytimeNetwork, create_model, list_models, register
 
 if TYPE_CHECKING:
+    from .runtime import AnytimePredictor
     from .store import load
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "OSGD",
     "AnytimeNetwork",
+    "AnytimePredictor",
     "NormSGD",
     "WeightedSGD",
     "__version__",
@@ -32,9 +34,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` comes when asked for: networks and combiners alone need torch and nothing else."""
+    """What needs more than torch comes when asked for: networks and combiners do not."""
     if name == "load":
         from .store import load
 
         return load
+    if name == "AnytimePredictor":
+        from .runtime import AnytimePredictor
+
+        return AnytimePredictor
     raise AttributeError(f"module 'anynest' has no attribute {name!r}")

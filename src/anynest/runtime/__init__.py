@@ -1,5 +1,21 @@
 """Trained networks at work: sessions that stop and go on between nodes, and predictions by a deadline."""
 
+from .policy import Confidence, Deadline, MultiplyAdds, Policy
+from .prediction import DeadlineError, NetworkError, Prediction
+from .predictor import AnytimePredictor
 from .session import Evaluation, Session, open_session, stages
 
-__all__ = ["Evaluation", "Session", "open_session", "stages"]
+__all__ = [
+    "AnytimePredictor",
+    "Confidence",
+    "Deadline",
+    "DeadlineError",
+    "Evaluation",
+    "MultiplyAdds",
+    "NetworkError",
+    "Policy",
+    "Prediction",
+    "Session",
+    "open_session",
+    "stages",
+]
