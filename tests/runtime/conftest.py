@@ -1,0 +1,92 @@
+"""A session whose every step does what a test says: sleeps, blocks, raises, counts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+Hook = Callable[[int, int], None]
+
+
+class FakeSession:
+    """Stages of ``steps`` nodes. The logits of an image are its first pixel times the stage for
+    class 0, and 0 for the others: the brighter, the surer.
+
+    ``on_step(stage, node)`` runs in every step, numbered from 1; ``log`` has (image, stage, node).
+    """
+
+    backend = "torch"
+    in_channels = 1
+
+    def __init__(
+        self, stages: int = 3, steps: int = 2, classes: int = 4, on_step: Hook | None = None
+    ):
+        self.num_stages, self.steps, self.num_classes = stages, steps, classes
+        self.on_step = on_step or (lambda stage, node: None)
+        self.log: list[tuple[tuple[float, ...], int, int]] = []
+        self.open: set[FakeEvaluation] = set()
+        self.cancels = 0
+        self.closed = False
+        self.threads: set[str] = set()
+
+    def begin(self, x: Tensor) -> FakeEvaluation:
+        if x.shape[-1] == 13:
+            raise ValueError("images of 13 pixels bring bad luck")
+        return FakeEvaluation(self, x)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEvaluation:
+    def __init__(self, session: FakeSession, x: Tensor):
+        self.session, self.values = session, x[:, 0, 0, 0].clone()
+        self.stage = self.node = 0
+        self.num_stages = session.num_stages
+        session.open.add(self)
+
+    def step(self) -> Tensor | None:
+        session = self.session
+        assert self in session.open, "a step of a closed evaluation"
+        assert self.stage < session.num_stages, "a step after the last stage"
+        session.threads.add(threading.current_thread().name)
+        self.node += 1
+        session.log.append((tuple(self.values.tolist()), self.stage + 1, self.node))
+        session.on_step(self.stage + 1, self.node)
+        if self.node < session.steps:
+            return None
+        self.stage, self.node = self.stage + 1, 0
+        logits = torch.zeros(len(self.values), session.num_classes)
+        logits[:, 0] = self.values * self.stage
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        assert self.node == 0, "kept in the middle of a stage"
+        assert rows.dtype == torch.int64
+        assert len(rows)
+        self.values = self.values[rows]
+
+    def cancel(self) -> None:
+        self.session.cancels += 1
+
+    def close(self) -> None:
+        self.session.open.discard(self)
+
+
+@pytest.fixture
+def make_session() -> type[FakeSession]:
+    return FakeSession
+
+
+def picture(value: float) -> Tensor:
+    """One image ``[1, 2, 2]`` whose first pixel has the value."""
+    return torch.full((1, 2, 2), value)
+
+
+@pytest.fixture
+def make_image() -> Callable[[float], Tensor]:
+    return picture
