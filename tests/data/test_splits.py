@@ -86,9 +86,10 @@ def test_limit_is_fixed_stratified_nested_and_said() -> None:
     assert data.mean == statistics(data.train.images)[0]
     fewer = numbers(assemble(raw(), 0, None, limit=40).train)
     assert fewer < kept
-    held = assemble(raw(), 20, None, limit=80)
-    assert (len(held.train), len(held.validation)) == (60, 20)
-    assert numbers(held.train) | numbers(held.validation) == kept
+    held, whole = assemble(raw(), 20, None, limit=80), assemble(raw(), 20, None)
+    assert (len(held.train), len(held.validation)) == (80, 20)
+    assert numbers(held.validation) == numbers(whole.validation)
+    assert numbers(held.train) < numbers(whole.train)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 201])

@@ -122,12 +122,9 @@ def assemble(
             f"images of {raw.name} must be square and of one size, found {sizes}: give image_size"
         )
     train, validation, test = divide(
-        limited(splits["train"], limit, seed),
-        splits.get("validation"),
-        splits["test"],
-        holdout,
-        seed,
+        splits["train"], splits.get("validation"), splits["test"], holdout, seed
     )
+    train = limited(train, limit, seed)
     mean, std = statistics(train.images)
     notes = raw.notes + ([f"resized to {train.image_size}"] if resized else [])
     notes += limit_notes(limit)
@@ -136,7 +133,7 @@ def assemble(
 
 
 def limited(train: SplitT, limit: int | None, seed: int = 0) -> SplitT:
-    """`limit` of the training images, every class in proportion, by one fixed permutation; the
+    """`limit` of the images left to train on, every class in proportion, by one fixed permutation; the
     images of a smaller limit are among those of a larger one, as far as rounding allows."""
     if limit is None:
         return train

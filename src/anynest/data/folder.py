@@ -71,7 +71,8 @@ def read_image_folder(
             splits.append(split(_files(place, classes), split_name))
     own = splits[1] if len(splits) == 3 else None
     test = FolderSplit(splits[-1].paths, splits[-1].labels, "test", size, on_corrupt)
-    train, validation, test = divide(limited(splits[0], limit, seed), own, test, holdout, seed)
+    train, validation, test = divide(splits[0], own, test, holdout, seed)
+    train = limited(train, limit, seed)
     imagenet = len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", c) for c in classes)
     label = name or ("ImageNet" if imagenet else folder.resolve().name)
     label += "".join(f" ({note})" for note in limit_notes(limit))

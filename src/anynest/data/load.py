@@ -42,8 +42,8 @@ def load(
             tenth. 0 is the paper's protocol: train on all, and `validation` *is* `test`.
         image_size: side to resize to; None keeps the images' own, and is 224 for image folders.
         on_corrupt: "raise" on an undecodable image, or "skip" to leave such out and count them.
-        limit: use this many training images only (validation is held out of them), always the
-            same ones, every class in proportion; the label says so. The test split stays whole.
+        limit: train on this many images only, always the same ones, every class in proportion;
+            the label says so. The other splits stay whole.
         seed: chooses the permutations of the holdout and the limit; leave it alone to compare
             runs. A run's own seed has no part in it.
 

@@ -70,15 +70,15 @@ FAST = Protocol(
 # (four blocks a group) with 8, 16 and 32 channels; on ResNets 10 layers with 16, 32 and 64.
 MICRO = Protocol(
     "micro",
-    "small members of the same designs, CIFAR-10 at 16 pixels, 4,000 training images",
+    "small members of the same designs, 4,000 images of 12 pixels, 6 epochs",
     {
         "cifar": {
             "data": {
                 "augment": "cifar",
                 "batch_size": 32,
                 "holdout": 250,
-                "image_size": 16,
-                "limit": 4250,
+                "image_size": 12,
+                "limit": 4000,
             },
             "optimizer": {
                 "name": "sgd",
@@ -87,7 +87,7 @@ MICRO = Protocol(
                 "options": {"momentum": 0.9, "nesterov": True},
             },
             "schedule": {
-                "epochs": 5,
+                "epochs": 6,
                 "shape": "steps",
                 "milestones": [0.3, 0.6, 0.8],
                 "factor": 0.2,
@@ -102,7 +102,11 @@ MICRO = Protocol(
         "width": {"name": "width_nested_resnet10"},
         "even": {"name": "even_width_resnet10"},
         "depth": {"name": "depth_nested_sparse_resnet14", "growth": [[1, 1], [1, 2], [1, 4]]},
-        "eann": {"name": "cascade_sparse_resnet26", "base_width": 8},
+        "eann": {
+            "name": "cascade_sparse_resnet26",
+            "base_width": 8,
+            "growth": [[1, 1], [1, 2], [1, 4]],
+        },
         "alternating": {
             "name": "alternating_nested_sparse_resnet14",
             "base_width": 2,
@@ -110,7 +114,10 @@ MICRO = Protocol(
         },
         "simultaneous": {"name": "simultaneous_nested_sparse_resnet26", "base_width": 2},
         "imagenet-width": {"name": "width_nested_resnet14"},
-        "imagenet-depth": {"name": "depth_nested_sparse_resnet18"},
+        "imagenet-depth": {
+            "name": "depth_nested_sparse_resnet18",
+            "growth": [[1, 1], [1, 2]],
+        },
     },
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, FAST, MICRO)}
