@@ -1,187 +1,208 @@
-"""PyTorch's backend: a network's folded nodes, computed one after the other."""
+"""PyTorch's backend: a network stopped and resumed between any two of its nodes.
+
+Weights are copied at opening, with batch norm folded into them: training the network further, or closing it,
+changes nothing here. A network in training mode is served as in eval mode, by its running statistics.
+"""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections import OrderedDict
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nets import AnytimeNetwork
-from ..nets.plan import IMAGE, Exit, Layer, Node
-from .fold import folded
+from .gemm import GemmProgram, supports
+from .plain import PlainProgram
+from .program import compile_program
+
+KERNELS = ("auto", "gemm", "plain")
+POOLED_BYTES = 1 << 28  # of free workspaces; one in use is never taken away
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A layer's node with its folded convolutions, or an exit with its head."""
+class Workspace(Protocol):
+    """The memory of one evaluation, and what is computed in it."""
 
-    layer: Layer | None
-    node: Node | None
-    exit: Exit | None
-    units: tuple[tuple[Tensor, Tensor], ...]
-    ends: bool = False
+    nbytes: int
+
+    def load(self, x: Tensor) -> None:
+        """Take a batch of images."""
+
+    def run(self, index: int) -> Tensor | None:
+        """Do a task: an exit's logits ``[B, K]``, None for a node."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the images."""
+
+    def rest(self) -> None:
+        """Let go of what need not be held between two batches."""
 
 
 class TorchSession:
-    """A network's weights, copied and folded at opening: later training does not change them."""
+    """A network in PyTorch, ready to answer; see :class:`~anynest.runtime.session.Session`.
+
+    Args:
+        network: any nested network, a subnetwork or a plain one.
+        threads: torch's threads in one step, set in each thread that steps; None leaves them be.
+        device: where to compute.
+        kernels: ``"gemm"`` (matrix products in prepared memory, a CPU's fast way), ``"plain"`` (ordinary
+            convolutions) or ``"auto"``.
+
+    Raises:
+        ValueError: unknown kernels, ones that do not suit the network or device, or a norm that
+            cannot be folded.
+    """
 
     backend = "torch"
 
     def __init__(
-        self, network: AnytimeNetwork, *, threads: int | None = None, device: str = "cpu"
+        self,
+        network: AnytimeNetwork,
+        *,
+        threads: int | None = None,
+        device: str | torch.device = "cpu",
+        kernels: str = "auto",
     ) -> None:
+        if kernels not in KERNELS:
+            raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
         self.num_stages = network.num_stages
         self.num_classes = network.num_classes
         self.in_channels = network.in_channels
         self.threads = threads
         self.device = torch.device(device)
-        self.relu_reads = network.plan.relu_reads
-        self.average = network.plan.average
-        self.work = self._schedule(network)
-        self.closed = False
-
-    def _schedule(self, network: AnytimeNetwork) -> tuple[_Work, ...]:
-        """Nodes and exits in the order in which they are computed."""
-        plan, weights = network.plan, folded(network)
-        work: list[_Work] = []
-        before = 0
-        for stage in network.outputs:
-            for layer in plan.layers:
-                for node in layer.nodes:
-                    if before < node.birth <= stage:
-                        units = [
-                            (w.float().to(self.device), b.float().to(self.device))
-                            for w, b in weights[layer.name, node.birth]
-                        ]
-                        work.append(_Work(layer, node, None, tuple(units)))
-            exits = [exit_ for exit_ in plan.exits if before < exit_.stage <= stage]
-            for exit_ in exits:
-                head = network.head(exit_.stage)
-                units = [
-                    (
-                        head.weight.detach().to(self.device, torch.float32, copy=True),
-                        head.bias.detach().to(self.device, torch.float32, copy=True),
-                    )
-                ]
-                work.append(_Work(None, None, exit_, tuple(units), exit_ is exits[-1]))
-            before = stage
-        return tuple(work)
+        suited = self.device.type == "cpu" and supports(network.plan)
+        if kernels == "gemm" and not suited:
+            raise ValueError(
+                f"kernels='gemm' needs the CPU and a network whose reads are all rectified, got {device}; "
+                "use kernels='auto'"
+            )
+        self.kernels = "gemm" if suited and kernels != "plain" else "plain"
+        with torch.inference_mode(False):
+            self._program = compile_program(network)
+            self._compiled = (
+                GemmProgram(self._program)
+                if self.kernels == "gemm"
+                else PlainProgram(self._program, self.device)
+            )
+        self._lock = threading.Lock()
+        self._free: OrderedDict[int, tuple[tuple[int, ...], Workspace]] = OrderedDict()
+        self._closed = False
 
     def begin(self, x: Tensor) -> TorchEvaluation:
-        if self.closed:
-            raise RuntimeError("the session is closed; open another")
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        """Start on a batch of images ``[B, C, H, W]``, float32 and normalised."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
-                f"images must be [batch, {self.in_channels}, height, width], got {list(x.shape)}"
+                f"images must be [batch, {self.in_channels}, height, width], none of them 0, got "
+                f"{list(x.shape)}"
             )
         if x.dtype != torch.float32:
             raise ValueError(f"images must be float32, got {x.dtype}; scale and normalise them")
-        return TorchEvaluation(self, x.detach().to(self.device))
+        shape = x.shape[0], x.shape[2], x.shape[3]
+        workspace = self._take(shape)
+        workspace.load(x)
+        return TorchEvaluation(self, workspace, shape)
 
     def close(self) -> None:
-        self.closed = True
+        """Free the memory that is kept for the next batch; evaluations under way may finish."""
+        with self._lock:
+            self._closed = True
+            self._free.clear()
 
+    def _take(self, shape: tuple[int, int, int]) -> Workspace:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session is closed; open another")
+            for key in reversed(self._free):  # the last one used is the likeliest in the cache
+                if self._free[key][0] == shape:
+                    return self._free.pop(key)[1]
+        return self._compiled.workspace(*shape)
 
-_thread = threading.local()
+    def _give(self, shape: tuple[int, int, int], workspace: Workspace) -> None:
+        workspace.rest()
+        with self._lock:
+            if self._closed:
+                return
+            self._free[id(workspace)] = shape, workspace
+            while sum(kept.nbytes for _, kept in self._free.values()) > POOLED_BYTES:
+                self._free.popitem(last=False)
 
 
 class TorchEvaluation:
-    """One batch's activations, and how far it has come."""
+    """One batch on its way through the network; see :class:`~anynest.runtime.session.Evaluation`."""
 
-    def __init__(self, session: TorchSession, x: Tensor) -> None:
-        self.session = session
-        self.num_stages = session.num_stages
+    def __init__(
+        self, session: TorchSession, workspace: Workspace, shape: tuple[int, int, int]
+    ) -> None:
         self.stage = 0
-        self.position = 0
-        self.open = True
-        self.slices: dict[str, list[tuple[int, Tensor]]] = {IMAGE: [(0, x)]}
-        self.inner: dict[str, list[list[tuple[int, Tensor]]]] = {}
-        self.logits: list[Tensor] = []
-        self.between = True
+        self.num_stages = session.num_stages
+        self._session = session
+        self._workspace: Workspace | None = workspace
+        self._shape = shape
+        self._images = shape[0]
+        self._tasks = session._program.tasks
+        self._average = session._program.plan.average
+        self._threads = session.threads
+        self._next = 0
+        self._logits: list[Tensor] = []
 
     def step(self) -> Tensor | None:
-        if not self.open:
+        """Compute the next node: the logits ``[B, K]`` of a stage if it is finished now, else None."""
+        workspace, index = self._workspace, self._next
+        if workspace is None:
             raise RuntimeError("the evaluation is closed; begin another")
-        if self.position == len(self.session.work):
+        if index == len(self._tasks):
             raise RuntimeError("every stage is finished; begin another evaluation")
-        threads = self.session.threads
-        if threads is not None and getattr(_thread, "count", None) != threads:
-            torch.set_num_threads(threads)
-            _thread.count = threads
-        with torch.inference_mode():
-            work = self.session.work[self.position]
-            if work.exit is None:
-                self._node(work)
-            else:
-                self._exit(work)
-            self.position += 1
-            self.between = work.ends
-            if not work.ends:
-                return None
-            self.stage += 1
-            if self.session.average:
-                return torch.stack(self.logits).mean(dim=0)
-            return self.logits[-1].clone()
-
-    def _sum(self, names: tuple[str, ...], birth: int) -> Tensor:
-        columns = [torch.cat([t for b, t in self.slices[n] if b <= birth], 1) for n in names]
-        total = columns[0]
-        for column in columns[1:]:
-            total = total + column
-        return total.relu() if self.session.relu_reads and names != (IMAGE,) else total
-
-    def _node(self, work: _Work) -> None:
-        layer, node = work.layer, work.node
-        assert layer is not None
-        assert node is not None
-        x = source = self._sum(node.reads, node.birth)
-        inner = self.inner.setdefault(layer.name, [[] for _ in node.units[1:]])
-        for number, (unit, (weight, bias)) in enumerate(zip(node.units, work.units, strict=True)):
-            x = F.conv2d(x, weight, bias, unit.stride, unit.kernel // 2)
-            if number < len(node.units) - 1:
-                inner[number].append((node.birth, x.relu_()))
-                x = torch.cat([t for _, t in inner[number]], 1)
-        if node.residual == "input":
-            x = x + source[:, node.start :]
-        elif node.residual is not None:
-            x = x + next(t for b, t in self.slices[node.residual] if b == node.birth)
-        x = x.relu() if layer.relu else x
-        if layer.pool:
-            x = F.max_pool2d(x, 3, 2, 1)
-        self.slices.setdefault(layer.name, []).append((node.birth, x))
-
-    def _exit(self, work: _Work) -> None:
-        exit_ = work.exit
-        assert exit_ is not None
-        ((weight, bias),) = work.units
-        features = self._sum(exit_.reads, exit_.stage).mean(dim=(2, 3))
-        self.logits.append(F.linear(features, weight, bias))
+        if self._threads is not None and self._threads != torch.get_num_threads():
+            torch.set_num_threads(self._threads)
+        try:
+            logits = workspace.run(index)
+        except BaseException:
+            self._workspace = None  # half done: not to be used again
+            raise
+        self._next = index + 1
+        if logits is None:
+            return None
+        if self._average:
+            self._logits.append(logits)
+            logits = torch.stack(self._logits).mean(dim=0)
+        if not self._tasks[index].last:
+            return None
+        self.stage += 1
+        return logits
 
     def keep(self, rows: Tensor) -> None:
-        if not self.between:
+        """Go on with some samples alone: ``rows`` ``[b]`` int64, indices into the current batch."""
+        if self._workspace is None:
+            raise RuntimeError("the evaluation is closed; begin another")
+        if self._next and not self._tasks[self._next - 1].last:
             raise ValueError("samples may leave between stages alone; finish the stage first")
-        size = self.slices[IMAGE][0][1].shape[0]
-        if rows.dim() != 1 or rows.dtype != torch.int64 or not len(rows):
-            raise ValueError(
-                f"rows must be a list of at least one int64 index, got {list(rows.shape)} {rows.dtype}"
-            )
-        if int(rows.min()) < 0 or int(rows.max()) >= size:
-            raise ValueError(f"rows must be from 0 to {size - 1}, got {rows.tolist()}")
-        with torch.inference_mode():
-            rows = rows.to(self.session.device)
-            for name, slices in self.slices.items():
-                self.slices[name] = [(birth, tensor[rows]) for birth, tensor in slices]
-            for parts in self.inner.values():
-                for part in parts:
-                    part[:] = [(birth, tensor[rows]) for birth, tensor in part]
-            self.logits = [logits[rows] for logits in self.logits]
+        rows = check_rows(rows, self._images)
+        self._workspace.keep(rows)
+        self._images = len(rows)
+        self._logits = [logits.index_select(0, rows.to(logits.device)) for logits in self._logits]
 
     def cancel(self) -> None:
         """Nothing: a node is short, and the next one is not begun unless it is asked for."""
 
     def close(self) -> None:
-        self.open = False
-        self.slices, self.inner, self.logits = {}, {}, []
+        """Give the buffers back; a second call does nothing."""
+        workspace, self._workspace = self._workspace, None
+        self._logits = []
+        if workspace is not None:
+            self._session._give(self._shape, workspace)
+
+
+def check_rows(rows: Tensor, images: int) -> Tensor:
+    """Indices of samples to go on with, on the CPU; ValueError if they are not that."""
+    if rows.dim() != 1 or rows.dtype != torch.int64 or not len(rows):
+        raise ValueError(
+            f"rows must be a list of at least one int64 index, got {list(rows.shape)} {rows.dtype}"
+        )
+    rows = rows.detach().cpu()
+    if int(rows.min()) < 0 or int(rows.max()) >= images or len(rows) > images:
+        raise ValueError(
+            f"rows must be at most {images} indices from 0 to {images - 1}, got {rows.tolist()}"
+        )
+    return rows
