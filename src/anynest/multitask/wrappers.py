@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -21,9 +21,10 @@ def check_wrappers(leaves: Sequence[Tensor]) -> None:
     older = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
     if older is not None:
         kinds += (older.FullyShardedDataParallel,)
+    found = {subclass for kind in kinds for subclass in _with_subclasses(kind)}
     wanted = {id(leaf) for leaf in leaves}
     for thing in gc.get_objects():
-        if issubclass(type(thing), kinds) and isinstance(thing, nn.Module):
+        if type(thing) in found:
             if not any(id(parameter) in wanted for parameter in thing.parameters()):
                 continue
             name = type(thing).__name__
@@ -32,3 +33,7 @@ def check_wrappers(leaves: Sequence[Tensor]) -> None:
                 f"the network must not be wrapped in {name}, which does not see a combiner's"
                 f" passes: use {instead} with group=torch.distributed.group.WORLD for the combiner"
             )
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _with_subclasses(child))]

@@ -1,0 +1,79 @@
+"""Ranks against one process on the joined batch: every method, on two and on four gloo ranks.
+
+The cases are in rank_cases.py, and run in processes of their own, all of one world together.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from anynest.multitask import OSGD
+
+CASES = Path(__file__).with_name("rank_cases.py")
+Run = Callable[[int], dict[str, list[str]]]
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")),
+    reason="needs gloo and fork",
+)
+
+
+def names(world: int) -> list[str]:
+    spec = importlib.util.spec_from_file_location("rank_cases", CASES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[str] = module.cases(world)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All cases of a world, once; a run that hangs is ended with all its processes."""
+    done: dict[int, dict[str, list[str]]] = {}
+
+    def run_world(world: int) -> dict[str, list[str]]:
+        if world not in done:
+            folder = tmp_path_factory.mktemp(f"ranks{world}")
+            process = subprocess.Popen(
+                [sys.executable, CASES, str(world), str(folder)],
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            try:
+                output, _ = process.communicate(timeout=240)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.communicate()
+            done[world] = json.loads(output.splitlines()[-1])
+        return done[world]
+
+    return run_world
+
+
+@pytest.mark.parametrize(
+    ("world", "case"), [(world, case) for world in (2, 4) for case in names(world)]
+)
+def test_ranks_are_one_process(world: int, case: str, run: Run) -> None:
+    errors = run(world)[case]
+    assert not errors, f"{case} on {world} ranks\n" + "\n".join(errors)
+
+
+def test_a_group_must_be_one() -> None:
+    with pytest.raises(TypeError, match="group must be a process group, found str"):
+        OSGD(group="world")
+    w = torch.nn.Parameter(torch.ones(2))
+    assert OSGD(group=None).backward([w.sum()], [w], samples=3).sent_bytes == 0
