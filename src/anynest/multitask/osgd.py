@@ -72,7 +72,7 @@ class OSGD(Combiner):
         on_nonfinite: OnNonfinite = "raise",
         group: Any = None,
         refresh: RefreshEvery = 1,
-        tolerance: float = 0.5,
+        tolerance: float = 0.3,
         longest: int = 64,
     ) -> None:
         super().__init__(on_nonfinite, group)

@@ -23,8 +23,8 @@ from .rows import index_on, numbers_on, wide_dtype
 
 RefreshEvery = int | Literal["auto"]
 
-# Kept weights are those of the first share of noise at which the amplification is below this.
-MOST_AMPLIFICATION = 10.0
+# Times the amplification of S orthogonal gradients of one norm, which is sqrt(S).
+MOST_AMPLIFICATION = 2.0
 NOISE_SHARES = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0)
 
 
@@ -86,16 +86,16 @@ def noisy_weights(
 def bounded_weights(
     gram_SS: Tensor, weights_S: Tensor, coefficients_SS: Tensor, order: Sequence[int]
 ) -> Tensor:
-    """[S] the weights to keep: w itself where its amplification is at most ``MOST_AMPLIFICATION``.
+    """[S] the weights to keep: w itself where its amplification is at most ``2 sqrt(S)``.
 
-    Else those of the smallest share of noise that brings it there (of least amplification, should
+    That is twice what S orthogonal gradients of one norm have. Else those of the smallest share of noise that brings it there (of least amplification, should
     none do), so that directions which stand on next to nothing lose their say first.
     """
     target = coefficients_SS.T @ weights_S
     noisy = noisy_weights(gram_SS, target, order, NOISE_SHARES)
     choices = torch.cat([weights_S[None], noisy])
     found = amplification(gram_SS, choices)
-    good = found <= MOST_AMPLIFICATION
+    good = found <= MOST_AMPLIFICATION * len(order) ** 0.5
     first = torch.where(good.any(), good.to(found.dtype).argmax(), found.argmin())
     return choices.index_select(0, first.reshape(1))[0]
 
@@ -207,7 +207,7 @@ def check_refresh(every: RefreshEvery, tolerance: float, longest: int) -> Refres
             f"refresh must be a whole number from 1 or 'auto', found {every!r}: try 16"
         )
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
-        raise ValueError(f"tolerance must be a number above 0, found {tolerance!r}: try 0.5")
+        raise ValueError(f"tolerance must be a number above 0, found {tolerance!r}: try 0.3")
     if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
         raise ValueError(f"longest must be a whole number from 1, found {longest!r}: try 64")
     return None if every == 1 else Refresh(every, tolerance, longest)
