@@ -72,7 +72,7 @@ class NormSGD(Combiner):
         return {"C": self.constant.C}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.constant.state_dict()
+        return {**super().state_dict(), **self.constant.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.constant.load_state_dict(state)

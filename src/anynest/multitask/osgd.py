@@ -175,9 +175,10 @@ class OSGD(Combiner):
         return shown
 
     def state_dict(self) -> dict[str, Any]:
-        state = self.constant.state_dict() if self.normalize else {}
+        state = super().state_dict()
+        if self.normalize:
+            state |= self.constant.state_dict()
         if self.refresh is not None:
-            self.require_whole_step()
             state["refresh"] = self.refresh.state_dict()
         return state
 

@@ -88,8 +88,9 @@ def bounded_weights(
 ) -> Tensor:
     """[S] the weights to keep: w itself where its amplification is at most ``2 sqrt(S)``.
 
-    That is twice what S orthogonal gradients of one norm have. Else those of the smallest share of noise that brings it there (of least amplification, should
-    none do), so that directions which stand on next to nothing lose their say first.
+    That is twice what S orthogonal gradients of one norm have. Else those of the smallest share of
+    noise that brings it there (of least amplification, should none do), so that directions which
+    stand on next to nothing lose their say first.
     """
     target = coefficients_SS.T @ weights_S
     noisy = noisy_weights(gram_SS, target, order, NOISE_SHARES)

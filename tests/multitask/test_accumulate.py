@@ -1,0 +1,311 @@
+"""Micro-batches: rows add up, one projection of the sum, and nothing in ``.grad`` before it."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anynest.multitask import OSGD, Combiner, NonFiniteLossError, list_methods, make_combiner
+from anynest.multitask.filling import Filling
+from anynest.multitask.gradients import fill, gradient
+
+Make = Callable[..., nn.Module]
+Losses = Callable[[nn.Module, int], list[Tensor]]
+ALL = pytest.mark.parametrize("method", list_methods())
+NAN = float("nan")
+
+
+def grads_of(network: nn.Module) -> list[Tensor | None]:
+    return [p.grad for p in network.parameters()]
+
+
+@ALL
+def test_micro_batches_are_one_backward_of_their_sum(
+    method: str, three_exits: Make, digit_losses: Losses
+) -> None:
+    """Without batch statistics, in float64: rows of the summed losses, and all that is measured."""
+    network = three_exits().double().eval()
+    parts = [[loss / 3 for loss in digit_losses(network, step)] for step in range(3)]
+    whole = [sum(losses, start=torch.zeros(())) for losses in zip(*parts, strict=True)]
+    want = make_combiner(method).backward(whole, network.parameters(), retain_graph=True)
+    expected = grads_of(network)
+    network.zero_grad()
+    combiner = make_combiner(method)
+    for losses in parts:
+        combiner.accumulate(losses, network.parameters())
+        assert all(p.grad is None for p in network.parameters())
+    found = combiner.combine()
+    for a, b in zip(grads_of(network), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for name in ("losses", "weights", "coefficients", "gram"):
+        torch.testing.assert_close(getattr(found, name), getattr(want, name), rtol=1e-6, atol=1e-8)
+
+
+@ALL
+def test_one_micro_batch_is_backward_bit_for_bit(
+    method: str, three_exits: Make, digit_losses: Losses
+) -> None:
+    """From the second step on, where rows are copied straight to their places, too."""
+    plain, ours = three_exits(), three_exits()
+    combiners = make_combiner(method), make_combiner(method)
+    for step in range(3):
+        combiners[0].backward(digit_losses(plain, step), plain.parameters())
+        combiners[1].accumulate(digit_losses(ours, step), ours.parameters())
+        combiners[1].combine()
+        for a, b in zip(grads_of(plain), grads_of(ours), strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.equal(a, b)
+
+
+def test_the_projection_is_of_the_sum_not_the_sum_of_projections() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    combiner = OSGD()
+    combiner.accumulate([w @ x, w @ x], [w])
+    combiner.accumulate([w @ y, w @ (2 * x)], [w])
+    combiner.combine()
+    # g_1 = (1, 1), g_2 = (3, 0): u_2 = (3, 0) - 1.5 (1, 1)
+    torch.testing.assert_close(w.grad, torch.tensor([2.5, -0.5]))
+
+
+class Switch(nn.Module):
+    """Losses that touch other parameters from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(torch.randn(3, dtype=torch.float64) for _ in range(3))
+
+    def losses(self, first: list[int], second: list[int]) -> list[Tensor]:
+        used = [
+            [(self.parts[p] * (p + i + 1)).sin().sum() for p in chosen]
+            for i, chosen in enumerate((first, second))
+        ]
+        return [torch.stack(terms).sum() for terms in used]
+
+
+PATTERNS = [([0], [0, 1]), ([0], [0, 1]), ([0, 2], [0, 1]), ([0], [1]), ([1], [0]), ([0], [0, 1])]
+
+
+@pytest.mark.parametrize("method", ["osgd", "normsgd", "sgd-participants"])
+def test_what_a_loss_touches_may_change_from_step_to_step(method: str) -> None:
+    """The pattern of the step before is only a guess: a fresh combiner finds the same."""
+    network = Switch()
+    parameters = list(network.parameters())
+    combiner = make_combiner(method)
+    for pattern in PATTERNS:
+        found = []
+        for each in (combiner, make_combiner(method)):
+            network.zero_grad()
+            each.backward(network.losses(*pattern), parameters)
+            found.append([p.grad for p in parameters])
+        for a, b in zip(*found, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("order", [PATTERNS, PATTERNS[::-1], PATTERNS[2:] + PATTERNS[:2]])
+@pytest.mark.parametrize("method", ["osgd", "sgd-participants", "sgd-sum"])
+def test_what_a_loss_touches_may_change_from_micro_batch_to_micro_batch(
+    method: str, order: list[tuple[list[int], list[int]]]
+) -> None:
+    network = Switch()
+    parameters = list(network.parameters())
+    all_of = [network.losses(*pattern) for pattern in order]
+    whole = [torch.stack(losses).sum() for losses in zip(*all_of, strict=True)]
+    make_combiner(method).backward(whole, parameters, retain_graph=True)
+    expected = [p.grad for p in parameters]
+    combiner = make_combiner(method)
+    for _ in range(2):  # the second time with a pattern to expect
+        network.zero_grad()
+        for pattern in order:
+            combiner.accumulate(network.losses(*pattern), parameters)
+        combiner.combine()
+        for p, want in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(p.grad, want, rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_that_share_memory_are_not_added_into() -> None:
+    """Autograd may hand out one tensor twice, or a view of a broadcast one."""
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    combiner = OSGD()
+    for scale in (1.0, 2.0, 4.0):
+        combiner.accumulate([scale * (a + b).sum()], [a, b])
+    combiner.combine()
+    for p in (a, b):
+        torch.testing.assert_close(p.grad, torch.full((3,), 7.0))
+
+
+def test_a_parameter_may_change_its_memory_format_between_steps() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 6, 6)
+    combiner = OSGD()
+    for layout in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
+        conv.to(memory_format=layout)
+        found = []
+        for each in (combiner, OSGD()):
+            conv.zero_grad()
+            out = conv(x)
+            each.backward([out.square().mean(), out.sin().mean()], conv.parameters())
+            assert conv.weight.grad is not None
+            assert conv.weight.grad.stride() == conv.weight.stride()
+            found.append(conv.weight.grad)
+        assert torch.equal(*found)
+
+
+def test_skipped_losses_are_left_out_of_their_micro_batch_alone() -> None:
+    a, b, c = torch.randn(3, 4)
+    w = nn.Parameter(torch.zeros(4))
+    OSGD().backward([w @ a, w @ (b + c)], [w])
+    expected = w.grad
+    w.grad = None
+    combiner = OSGD(on_nonfinite="skip")
+    combiner.accumulate([w @ a * NAN, w @ b], [w])
+    combiner.accumulate([w @ a, w @ c], [w])
+    stats = combiner.combine()
+    torch.testing.assert_close(w.grad, expected)
+    assert stats.skipped == ()
+    assert torch.isnan(stats.losses).tolist() == [True, False]
+    w.grad = None
+    for _ in range(2):
+        combiner.accumulate([w @ a, w @ b * NAN], [w])
+    stats = combiner.combine()
+    torch.testing.assert_close(w.grad, 2 * a)
+    assert stats.skipped == (1,)
+
+
+@ALL
+def test_a_step_without_any_finite_loss_changes_nothing(method: str) -> None:
+    w = nn.Parameter(torch.ones(2))
+    combiner = make_combiner(method, on_nonfinite="skip")
+    combiner.accumulate([w.sum() * NAN, w.prod() * NAN], [w])
+    stats = combiner.combine()
+    assert stats.skipped == (0, 1)
+    assert w.grad is None
+    combiner.accumulate([w.sum() * NAN, w.prod() * NAN], [w])
+    combiner.accumulate([w.sum(), w.prod()], [w])
+    combiner.combine()
+    found = w.grad
+    w.grad = None
+    make_combiner(method).backward([w.sum(), w.prod()], [w])
+    torch.testing.assert_close(w.grad, found)
+
+
+def another(w: Tensor) -> nn.Parameter:
+    return nn.Parameter(w.detach().clone())
+
+
+BETWEEN: dict[str, tuple[Callable[[Combiner, Tensor], Any], str]] = {
+    "backward": (lambda c, w: c.backward([w.sum()] * 2, [w]), "backward must not come between"),
+    "state": (lambda c, w: c.state_dict(), "state_dict must not come between"),
+    "more losses": (lambda c, w: c.accumulate([w.sum()] * 3, [w]), "found 3 after 2: call comb"),
+    "others": (
+        lambda c, w: c.accumulate([(w + (v := another(w))).sum()] * 2, [v]),
+        "found 1 that are not the 1 before",
+    ),
+    "more parameters": (
+        lambda c, w: c.accumulate([w.sum()] * 2, [w, another(w)]),
+        "found 2 that are not the 1 before",
+    ),
+    "nan": (lambda c, w: c.accumulate([w.sum(), w.sum() * NAN], [w]), "loss 1 is not finite"),
+}
+
+
+@ALL
+@pytest.mark.parametrize("case", BETWEEN)
+def test_bad_input_leaves_what_was_accumulated(method: str, case: str) -> None:
+    act, message = BETWEEN[case]
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    losses = [w.sum(), w.prod()]
+    make_combiner(method).backward(losses, [w], retain_graph=True)
+    expected = w.grad
+    w.grad = None
+    combiner = make_combiner(method)
+    combiner.accumulate(losses, [w])
+    with pytest.raises(ValueError, match=message) as caught:
+        act(combiner, w)
+    assert "\n" not in str(caught.value)
+    assert w.grad is None
+    combiner.combine()
+    assert expected is not None
+    assert w.grad is not None
+    assert torch.equal(w.grad, expected)
+
+
+def test_combine_needs_rows_and_drops_them() -> None:
+    w = nn.Parameter(torch.ones(2))
+    combiner = OSGD()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"found none: call accumulate\(\) first"):
+            combiner.combine()
+        combiner.accumulate([w.sum()], [w])
+        combiner.combine()
+    combiner.accumulate([w.sum()], [w])
+    combiner.discard()
+    with pytest.raises(ValueError, match="found none"):
+        combiner.combine()
+    combiner.backward([w.sum()], [w])
+
+
+def test_an_error_within_a_pass_drops_the_rows() -> None:
+    w = nn.Parameter(torch.ones(2))
+    combiner = OSGD()
+    combiner.accumulate([w.sum(), w.prod()], [w])
+    second = w.prod()
+    second.register_hook(lambda grad: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        combiner.accumulate([w.sum(), second], [w])
+    with pytest.raises(ValueError, match="found none"):
+        combiner.combine()
+    combiner.backward([w.sum(), w.prod()], [w])
+
+
+def test_a_nonfinite_loss_is_an_error_by_default() -> None:
+    w = nn.Parameter(torch.ones(2))
+    with pytest.raises(NonFiniteLossError):
+        OSGD().accumulate([w.sum() * NAN], [w])
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [(-1, "at least 0"), (NAN, "finite"), (True, "found bool"), ("8", "found str")],
+)
+def test_samples_must_be_a_count(samples: Any, message: str) -> None:
+    w = nn.Parameter(torch.ones(2))
+    with pytest.raises((ValueError, TypeError), match=message):
+        OSGD().backward([w.sum()], [w], samples=samples)
+    OSGD().backward([w.sum()], [w], samples=8)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_gradients_are_let_go_before_the_next_pass_begins(known: bool) -> None:
+    """With a pattern to expect, at most one task's gradients live beside the rows."""
+    w = nn.Parameter(torch.randn(5))
+    losses = [(w * i).sin().sum() for i in range(1, 4)]
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def watched(*arguments: Any) -> tuple[Tensor | None, ...]:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        grads = gradient(*arguments)
+        alive.extend(weakref.ref(grad) for grad in grads if grad is not None)
+        return grads
+
+    filling = Filling([w], range(3))
+    fill(filling, losses, [w], range(3), gradient, retain_graph=True)
+    filling.settle()
+    fresh = Filling([w], range(3), filling.pattern() if known else None)
+    fill(fresh, losses, [w], range(3), watched)
+    assert most == (0 if known else 2)
+    for mine, want in zip(fresh.settle().tensors(), filling.settle().tensors(), strict=True):
+        for a, b in zip(mine, want, strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.equal(a, b)
