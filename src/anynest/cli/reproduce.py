@@ -45,7 +45,9 @@ def add_to(commands: Commands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", metavar="WHAT", help=", ".join([*EXPERIMENTS, ALL]))
+    parser.add_argument(
+        "what", nargs="+", metavar="WHAT", help=", ".join([*EXPERIMENTS, ALL]) + "; or several"
+    )
     parser.add_argument(
         "--protocol", required=True, metavar="NAME", help="; ".join(map(_explained, PROTOCOLS))
     )
@@ -120,12 +122,12 @@ def require_positive(arguments: argparse.Namespace) -> None:
 
 def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Console) -> list[Part]:
     """One for each family of networks that is asked for and has images."""
-    wanted = find_experiments(arguments.what)
+    wanted = list(dict.fromkeys(e for name in arguments.what for e in find_experiments(name)))
     sources = {"cifar": arguments.data, "imagenet": arguments.data}
-    if arguments.what == ALL:
+    if len({e.family for e in wanted}) > 1:
         sources["imagenet"] = arguments.imagenet
     elif arguments.imagenet:
-        raise ConfigError("--imagenet goes with `all`: give table3's images as --data")
+        raise ConfigError("--imagenet is for table3 beside others: alone, give it as --data")
     out = Path(arguments.out)
     parts = []
     for family in ("cifar", "imagenet"):

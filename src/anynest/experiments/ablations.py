@@ -9,15 +9,17 @@ from .protocols import Protocol
 DESIGNS = ("width", "depth", "simultaneous")
 SCALES = ("sgd-mean", "sgd-sum", "sgd-participants", "osgd", "osgd-mean")
 PROJECTIONS = ("osgd+raw", "osgd+tensor")
+CONSTANTS = ("normsgd", "normsgd+C=0.5", "osgd-norm", "osgd-norm+C=0.5")
 HEADS = ("sgd-mean+shared-head", "osgd+shared-head")
 
 
 def runs(protocol: Protocol) -> list[Run]:
-    """Scales and projections on every design; shared heads where the stages differ in depth
-    alone, and in width alone."""
+    """Scales and projections on every design; shared heads where the stages differ in width
+    alone, and in depth alone; the normalizing methods' constant on one."""
     return [
         *grid(DESIGNS, (*SCALES, *PROJECTIONS)),
         *grid(("width", "depth"), HEADS),
+        *grid(("width",), CONSTANTS),
     ]
 
 

@@ -14,7 +14,7 @@ from ..training.step import Stepper
 from .cell import Cell
 from .results import Line
 
-SAMPLE = 16  # images of a measured step: it is scaled up to the batch
+SAMPLE = 32  # images of a measured step: it is scaled up to the batch
 STEPS = 3
 
 

@@ -12,6 +12,13 @@ from .cell import Settings, overlay
 from .designs import DESIGNS, Design
 from .variants import settings_of
 
+# The paper sets C "using calibration experiments" and reports C = 1/2. Read literally, that is a
+# gradient of norm 500 for a million weights, and the small networks here stay at chance with it;
+# so C is found by calibration, and `normsgd+C=0.5` is what the literal reading gives.
+CALIBRATED: dict[str, Settings] = {
+    name: {"method": {"C": "calibrated"}} for name in ("normsgd", "osgd-norm")
+}
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -22,7 +29,7 @@ class Protocol:
     title: str
     families: dict[str, Settings]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    methods: dict[str, Settings] = field(default_factory=dict)
+    methods: dict[str, Settings] = field(default_factory=lambda: CALIBRATED)
 
     def model(self, design: Design) -> dict[str, Any]:
         """The section ``model`` of a design's config."""
@@ -44,8 +51,8 @@ class Protocol:
             self.families[own.family],
             {"model": self.model(own)},
             alone,
-            settings_of(variant),
             self.methods.get(variant.split("+")[0], {}),
+            settings_of(variant),
             {"run": {"seed": seed}},
         )
 
@@ -70,7 +77,7 @@ FAST = Protocol(
 # (four blocks a group) with 8, 16 and 32 channels; on ResNets 10 layers with 16, 32 and 64.
 MICRO = Protocol(
     "micro",
-    "small members of the same designs, 4,000 images of 12 pixels, 6 epochs",
+    "small members of the same designs, 4,000 images of 12 pixels, 5 epochs",
     {
         "cifar": {
             "data": {
@@ -87,7 +94,7 @@ MICRO = Protocol(
                 "options": {"momentum": 0.9, "nesterov": True},
             },
             "schedule": {
-                "epochs": 6,
+                "epochs": 5,
                 "shape": "steps",
                 "milestones": [0.3, 0.6, 0.8],
                 "factor": 0.2,
