@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..nets import AnytimeNetwork
 from ..store import WeightsInfo, load, read_info
-
-MANIFEST = "manifest.json"
+from .manifest import FILE as MANIFEST
+from .manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Source:
     Attributes:
         network: in memory or read from weights; None for an exported folder.
         export: the exported folder; None for a network.
-        info: classes and preprocessing, where a weights file says them.
+        info: classes and preprocessing, where the weights file or the manifest says them.
     """
 
     network: AnytimeNetwork | None = None
@@ -58,5 +58,5 @@ def resolve(source: AnytimeNetwork | str | Path) -> Source:
         )
     path = Path(source)
     if path.is_dir() and (path / MANIFEST).is_file():
-        return Source(export=path)
+        return Source(export=path, info=read_manifest(path).info)
     return Source(network=load(path), info=read_info(path))
