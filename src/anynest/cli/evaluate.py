@@ -14,12 +14,15 @@ from ..training import ConfigError, DataConfig, read_config
 from ..training.environment import find_device
 from ..training.evaluate import Evaluation, evaluate
 from ..training.progress import percent
+from . import deadlines
 from .console import Console
 from .flags import Commands, add_import_flag, import_modules
 
 EXAMPLES = """examples:
   anynest evaluate runs/a
-  anynest evaluate runs/a/weights.safetensors --data digits --split validation --json"""
+  anynest evaluate runs/a/weights.safetensors --data digits --split validation --json
+  anynest evaluate runs/a --deadlines auto
+  anynest evaluate runs/a --deadlines 5ms,10ms,none --samples 500"""
 SPLITS = ("train", "validation", "test")
 
 
@@ -28,7 +31,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="the error of every stage on a split",
-        description="Measure loss and error of every stage of a trained network.",
+        description="Measure loss and error of every stage of a trained network, or the accuracy "
+        "of its answers under real deadlines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,6 +43,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read image folders")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    deadlines.add_flags(parser)
     add_import_flag(parser)
     parser.set_defaults(call=run)
 
@@ -46,6 +51,7 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print a table or JSON."""
     import_modules(arguments)
+    deadlines.check(arguments)
     info = read_info(arguments.weights)
     config = data_config(arguments, info)
     device = find_device(arguments.device)
@@ -54,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     require_fit(info, data)
     data = replace(data, mean=info.mean, std=info.std)  # the images as the network knows them
     split: AnySplit = getattr(data, arguments.split)
+    if arguments.deadlines is not None:
+        return deadlines.run(arguments, info, model, config, data, device)
     loader = config.evaluation_loader(split, data, device)
     result = evaluate(model, loader, split=split.name)
     if arguments.json:

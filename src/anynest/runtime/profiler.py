@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,8 +33,7 @@ def profile_network(
     Args:
         network: with weights or without; times do not depend on them.
         image_size: pixels a side.
-        backends: of ``torch`` and ``onnxruntime`` (which is exported to a temporary folder, on the
-            CPU).
+        backends: of ``torch`` and ``onnxruntime`` (on the CPU).
         threads: of the kernels, in turn.
         batch_sizes: images at once.
         device: where torch computes.
@@ -56,9 +52,8 @@ def profile_network(
         subjects = []
         for backend in backends:
             for net, stage in [(network, None), *((n, s) for s, n in enumerate(alone, 1))]:
-                source = stack.enter_context(_source(net, backend))
                 for count in threads:
-                    session = open_session(source, backend=backend, threads=count, device=device)
+                    session = open_session(net, backend=backend, threads=count, device=device)
                     stack.callback(session.close)
                     place = device if backend == "torch" else "cpu"
                     for size in batch_sizes:
@@ -100,18 +95,6 @@ def _check(
         raise ProfileError(f"the image size must be at least 1 pixel, found {image_size!r}")
     if not backends or not set(backends) <= set(BACKENDS):
         raise ProfileError(f"backends must be of {', '.join(BACKENDS)}, found {list(backends)}")
-
-
-@contextmanager
-def _source(network: AnytimeNetwork, backend: str) -> Iterator[AnytimeNetwork | Path]:
-    """What the backend's session opens."""
-    if backend == "torch":
-        yield network
-        return
-    export = import_module(".export", __package__)  # it needs extras: imported when used
-    with TemporaryDirectory(prefix="anynest-profile-") as folder:
-        export.export_onnx(network, Path(folder) / "export")
-        yield Path(folder) / "export"
 
 
 def _subject(
