@@ -1,0 +1,459 @@
+"""OSGD(refresh=k): exact at every k-th step, one ordinary backward pass of the kept w in between."""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from anynest.multitask import OSGD, Stats, make_combiner
+
+Make = Callable[..., nn.Module]
+Losses = Callable[[nn.Module, int], list[Tensor]]
+NAN = float("nan")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "mean": {"reduction": "mean"},
+    "priority": {"priority": [2, 0, 1]},
+    "norm": {"normalize": True, "C": 0.01},
+    "norm, mean, priority": {
+        "normalize": True,
+        "reduction": "mean",
+        "priority": [1, 2, 0],
+        "C": 0.01,
+    },
+}
+ALL_OPTIONS = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+
+
+def flat(network: nn.Module) -> Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in network.parameters() if p.grad is not None])
+
+
+def train(
+    network: nn.Module,
+    losses: Losses,
+    combiner: OSGD,
+    steps: range,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> list[Stats]:
+    stepper = optimizer or torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    seen = []
+    for step in steps:
+        stepper.zero_grad()
+        seen.append(combiner.backward(losses(network, step), network.parameters()))
+        stepper.step()
+    return seen
+
+
+@ALL_OPTIONS
+def test_refresh_1_is_exact_osgd_bit_for_bit(
+    options: dict[str, Any], three_exits: Make, digit_losses: Losses
+) -> None:
+    plain, ours = three_exits(), three_exits()
+    train(plain, digit_losses, OSGD(**options), range(5))
+    combiner = OSGD(**options, refresh=1)
+    seen = train(ours, digit_losses, combiner, range(5))
+    for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert combiner.state_dict() == {}
+    assert all(stats.refreshed and stats.drift is None for stats in seen)
+
+
+@ALL_OPTIONS
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_refresh_is_exact_and_the_steps_between_take_its_weights(
+    options: dict[str, Any], every: int, three_exits: Make, digit_losses: Losses
+) -> None:
+    network, twin = three_exits(), three_exits()
+    combiner = OSGD(**options, refresh=every)
+    stepper = torch.optim.SGD(network.parameters(), lr=0.05)
+    kept = torch.empty(0)
+    for step in range(8):
+        twin.load_state_dict(network.state_dict())
+        network.zero_grad()
+        twin.zero_grad()
+        stats = combiner.backward(digit_losses(network, step), network.parameters())
+        losses = digit_losses(twin, step)
+        if step % every == 0:
+            exact = OSGD(**options).backward(losses, twin.parameters())
+            assert torch.equal(flat(network), flat(twin))
+            assert torch.equal(stats.weights, exact.weights)
+            assert stats.refreshed
+            assert (stats.drift is None) == (step == 0)
+            kept = stats.weights
+        else:
+            total = sum(w * loss for w, loss in zip(kept.float(), losses, strict=True))
+            assert isinstance(total, Tensor)
+            total.backward()
+            assert torch.equal(flat(network), flat(twin))
+            assert torch.equal(stats.weights, kept)
+            assert not stats.refreshed
+            assert stats.gram is stats.cosines is stats.coefficients is stats.drift is None
+        assert json.loads(json.dumps(stats.to_dict()))["refreshed"] == (step % every == 0)
+        stepper.step()
+
+
+def test_a_step_between_walks_the_graph_once(three_exits: Make, digit_losses: Losses) -> None:
+    """As one backward pass of the weighted loss does: no pass a loss, no Gram matrix, no rows."""
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    network = three_exits()
+    combiner = OSGD(refresh=100)
+    combiner.backward(digit_losses(network, 0), network.parameters())
+    losses = digit_losses(network, 0)
+    network.zero_grad()
+    with Count() as plain:
+        torch.autograd.backward(losses, retain_graph=True)
+    network.zero_grad()
+    with Count() as ours:
+        combiner.backward(losses, network.parameters())
+    backward = [name for name in plain.names if "convolution_backward" in name]
+    assert [name for name in ours.names if "convolution_backward" in name] == backward
+    assert len(backward) == 3
+    extra = len(ours.names) - len(plain.names)
+    assert 0 < extra < 40  # a few numbers: the losses' values, their finiteness, three seeds
+    assert not any("mm" in name for name in set(ours.names) - set(plain.names))
+    with pytest.raises(RuntimeError, match="second time"):
+        losses[0].backward()  # the graph is freed
+
+
+def test_drift_is_the_relative_error_of_the_update(three_exits: Make, digit_losses: Losses) -> None:
+    """Against the two updates themselves, in float64."""
+    network = three_exits().double()
+    combiner = OSGD(refresh=4)
+    train(network, digit_losses, combiner, range(4))
+    kept = torch.tensor(combiner.state_dict()["refresh"]["weights"])
+    losses = digit_losses(network, 4)
+    network.zero_grad()
+    torch.autograd.backward(
+        losses, [w.to(loss.dtype) for w, loss in zip(kept, losses, strict=True)], retain_graph=True
+    )
+    stale = flat(network)
+    network.zero_grad()
+    stats = combiner.backward(losses, network.parameters())
+    exact = flat(network)
+    assert stats.drift is not None
+    want = (stale - exact).norm() / exact.norm()
+    assert want > 1e-3
+    torch.testing.assert_close(stats.drift, want, rtol=1e-5, atol=0)
+
+
+def quadratic(w: Tensor, directions: Tensor) -> list[Tensor]:
+    return [w @ direction for direction in directions]
+
+
+def steps_of(combiner: OSGD, all_directions: list[Tensor]) -> list[Stats]:
+    w = nn.Parameter(torch.zeros(all_directions[0].shape[1]))
+    return [combiner.backward(quadratic(w, each), [w]) for each in all_directions]
+
+
+def refreshes(seen: list[Stats]) -> list[int]:
+    return [step for step, stats in enumerate(seen) if stats.refreshed]
+
+
+def test_auto_doubles_its_interval_while_the_weights_stand_still() -> None:
+    still = [torch.tensor([[1.0, 0.0], [-0.5, 1.0]])] * 60
+    at = refreshes(steps_of(OSGD(refresh="auto", longest=16), still))
+    assert at == [0, 1, 3, 7, 15, 31, 47]
+    assert refreshes(steps_of(OSGD(refresh="auto", longest=3), still))[:5] == [0, 1, 3, 6, 9]
+
+
+def test_auto_halves_its_interval_after_a_drift_above_the_tolerance() -> None:
+    """And stays where the drift is between half the tolerance and the tolerance."""
+    a = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+    def turned(relative: float) -> Tensor:
+        # w_1 = 1 - c, the update (1, 1): kept w (1, 1) errs by |c|, and back again
+        c = relative * 2**0.5
+        return torch.tensor([[1.0, 0.0], [c, 1.0]])
+
+    combiner = OSGD(refresh="auto", tolerance=0.2, longest=16)
+    steps_of(combiner, [a] * 16)
+    refresh = combiner.refresh
+    assert refresh is not None
+    assert (refresh.interval, refresh.age) == (16, 0)
+    for relative, interval in [(0.3, 8), (0.15, 8), (0.45, 4), (0.5, 8), (0.65, 8)]:
+        steps_of(combiner, [turned(relative)] * (refresh.interval - 1))
+        before = refresh.interval
+        stats = steps_of(combiner, [turned(relative)])[0]
+        assert stats.refreshed
+        assert refresh.interval == interval, (relative, before, stats.drift)
+    for relative in (3.0, -3.0, 3.0, -3.0, 3.0, -3.0):
+        steps_of(combiner, [turned(relative)] * refresh.interval)
+    assert refresh.interval == 1
+
+
+@ALL_OPTIONS
+@pytest.mark.parametrize("refresh", [3, "auto"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    options: dict[str, Any], refresh: Any, three_exits: Make, digit_losses: Losses
+) -> None:
+    """Bit for bit, from wherever it is interrupted, through torch.save and weights_only."""
+    whole = three_exits()
+    combiner = OSGD(**options, refresh=refresh)
+    stepper = torch.optim.SGD(whole.parameters(), lr=0.01, momentum=0.9)
+    saved = []
+    for step in range(9):
+        buffer = io.BytesIO()
+        parts = (whole.state_dict(), stepper.state_dict(), combiner.state_dict())
+        torch.save(parts, buffer)
+        saved.append(buffer.getvalue())
+        train(whole, digit_losses, combiner, range(step, step + 1), stepper)
+    for step, state in enumerate(saved):
+        network = three_exits(seed=1)
+        again = OSGD(**options, refresh=refresh)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+        model, moments, memory = torch.load(io.BytesIO(state), weights_only=True)
+        network.load_state_dict(model)
+        optimizer.load_state_dict(moments)
+        again.load_state_dict(json.loads(json.dumps(memory)))
+        train(network, digit_losses, again, range(step, 9), optimizer)
+        for p, q in zip(whole.parameters(), network.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_states_of_other_options_are_refused() -> None:
+    lazy, plain = OSGD(refresh=4), OSGD()
+    with pytest.raises(ValueError, match=r"keeps no state, found \['refresh'\]"):
+        plain.load_state_dict(lazy.state_dict())
+    with pytest.raises(ValueError, match=r"must hold 'refresh', found \[\]"):
+        lazy.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match=r"state of refresh must hold \['age'.*found \['k'\]"):
+        lazy.load_state_dict({"refresh": {"k": 4}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refresh": 0}, "refresh must be a whole number from 1 or 'auto', found 0: try 16"),
+        ({"refresh": 2.0}, "found 2.0"),
+        ({"refresh": True}, "found True"),
+        ({"refresh": "often"}, "found 'often'"),
+        ({"refresh": "auto", "tolerance": 0}, "tolerance must be a number above 0, found 0"),
+        ({"refresh": "auto", "tolerance": NAN}, "tolerance must be .* found nan"),
+        ({"refresh": "auto", "longest": 0}, "longest must be a whole number from 1, found 0"),
+        ({"refresh": "auto", "on_nonfinite": "ignore"}, "reads the drift from the device"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        OSGD(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_options_show() -> None:
+    assert repr(OSGD(refresh=4)).endswith("reduction='sum', refresh=4)")
+    shown = repr(make_combiner("osgd-mean", refresh="auto", tolerance=0.2, longest=8))
+    assert shown.endswith("reduction='mean', refresh='auto', tolerance=0.2, longest=8)")
+    assert repr(eval(shown)) == shown
+
+
+def test_another_set_of_losses_refreshes() -> None:
+    """A skipped loss, or another number of them: w is of other losses, so it is found anew."""
+    a, b, c = torch.randn(3, 5)
+    combiner = OSGD(refresh=4, on_nonfinite="skip")
+
+    def step(losses: Callable[[Tensor], list[Tensor]]) -> tuple[bool, Tensor, Stats]:
+        w, v = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
+        stats = combiner.backward(losses(w), [w])
+        OSGD(on_nonfinite="skip").backward(losses(v), [v])
+        assert w.grad is not None
+        assert v.grad is not None
+        if stats.refreshed:
+            assert torch.equal(w.grad, v.grad)
+        return stats.refreshed, w.grad, stats
+
+    def three(w: Tensor) -> list[Tensor]:
+        return [w @ a, w @ b, w @ c]
+
+    def skipping(w: Tensor) -> list[Tensor]:
+        return [w @ a, w @ b * NAN, w @ c]
+
+    assert [step(three)[0] for _ in range(2)] == [True, False]
+    seen = [step(skipping) for _ in range(3)]
+    assert [refreshed for refreshed, _, _ in seen] == [True, False, False]
+    assert torch.allclose(seen[0][1], seen[1][1])
+    assert seen[1][2].skipped == (1,)
+    assert seen[1][2].weights[1] == 0
+    assert [step(three)[0] for _ in range(5)] == [True, False, False, False, True]
+    assert [step(lambda w: three(w)[:2])[0] for _ in range(2)] == [True, False]
+
+
+def test_a_step_without_a_finite_loss_does_not_count() -> None:
+    a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+    combiner = OSGD(refresh=3, on_nonfinite="skip")
+    seen = steps_of(combiner, [a, a, a * NAN, a * NAN, a, a])
+    assert refreshes(seen)[0] == 0
+    assert [stats.refreshed for stats in (seen[1], seen[4], seen[5])] == [False, False, True]
+
+
+def test_micro_batches_of_one_step_are_one_step(three_exits: Make, digit_losses: Losses) -> None:
+    """The interval counts combine(); a step in between accumulates one row of sum_i w_i L_i."""
+    plain, ours = three_exits().double().eval(), three_exits().double().eval()
+    one, two = OSGD(refresh=3), OSGD(refresh=3)
+    for step in range(7):
+        parts = [[loss / 2 for loss in digit_losses(plain, 2 * step + n)] for n in (0, 1)]
+        plain.zero_grad()
+        whole = [a + b for a, b in zip(*parts, strict=True)]
+        want = one.backward(whole, plain.parameters())
+        ours.zero_grad()
+        for n in (0, 1):
+            two.accumulate([x / 2 for x in digit_losses(ours, 2 * step + n)], ours.parameters())
+            assert all(p.grad is None for p in ours.parameters())
+        found = two.combine()
+        assert found.refreshed == want.refreshed == (step % 3 == 0)
+        torch.testing.assert_close(flat(ours), flat(plain), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.weights, want.weights, rtol=1e-8, atol=0)
+        for network in (plain, ours):
+            with torch.no_grad():
+                for p in network.parameters():
+                    assert p.grad is not None
+                    p.sub_(0.05 * p.grad)
+
+
+def test_losses_skipped_in_one_micro_batch_of_a_step_in_between() -> None:
+    a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    w = nn.Parameter(torch.zeros(2))
+    combiner = OSGD(refresh=9, on_nonfinite="skip")
+    kept = combiner.backward(quadratic(w, a), [w]).weights
+    w.grad = None
+    combiner.accumulate(quadratic(w, a), [w])
+    combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
+    stats = combiner.combine()
+    assert not stats.refreshed
+    assert stats.skipped == ()
+    torch.testing.assert_close(w.grad, (kept[0] * a[0] + 2 * kept[1] * a[1]).float())
+
+
+@pytest.mark.parametrize("name", ["plain", "norm"])
+def test_under_a_grad_scaler_steps_are_the_unscaled_ones(
+    name: str, three_exits: Make, digit_losses: Losses
+) -> None:
+    """Though the scale changes between the refresh and the steps that live on it."""
+    plain, scaled = three_exits(), three_exits()
+    combiners = [OSGD(**OPTIONS[name], refresh=4) for _ in range(2)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
+    steppers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in (plain, scaled)]
+    for step in range(6):
+        for stepper in steppers:
+            stepper.zero_grad()
+        combiners[0].backward(digit_losses(plain, step), plain.parameters())
+        steppers[0].step()
+        losses = [scaler.scale(loss) for loss in digit_losses(scaled, step)]
+        combiners[1].backward(losses, scaled.parameters(), loss_scale=scaler.get_scale())
+        scaler.step(steppers[1])
+        scaler.update()
+    assert scaler.get_scale() == 2.0**16
+    for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("refresh", [8, "auto"])
+def test_weights_of_a_refresh_that_overflowed_are_not_kept(refresh: Any) -> None:
+    """Its gradient goes to the GradScaler as it is; the next step finds w anew."""
+    a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+    for bad in (torch.inf, NAN):
+        w = nn.Parameter(torch.zeros(2))
+        combiner = OSGD(refresh=refresh)
+        losses = quadratic(w, a)
+        losses[1].register_hook(lambda grad, bad=bad: grad * bad)
+        stats = combiner.backward(losses, [w])
+        assert w.grad is not None
+        assert not torch.isfinite(w.grad).all()
+        assert stats.refreshed
+        w.grad = None
+        assert combiner.backward(quadratic(w, a), [w]).refreshed
+        torch.testing.assert_close(w.grad, torch.tensor([1.0, 1.0]))
+        json.dumps(combiner.state_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_where_nothing_may_be_read_older_weights_or_even_ones_stand_in(reduction: Any) -> None:
+    a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+    share = 1.0 if reduction == "sum" else 0.5
+    combiner = OSGD(refresh=2, on_nonfinite="ignore", reduction=reduction)
+    w = nn.Parameter(torch.zeros(2))
+
+    def step(bad: bool) -> Stats:
+        losses = quadratic(w, a)
+        if bad:
+            losses[0].register_hook(lambda grad: grad * NAN)
+        return combiner.backward(losses, [w])
+
+    assert torch.isnan(step(True).weights).any()
+    assert step(False).weights.tolist() == [share, share]
+    assert step(False).weights.tolist() == [0.5 * share, share]
+    assert step(False).weights.tolist() == [0.5 * share, share]
+    step(True)
+    assert step(False).weights.tolist() == [0.5 * share, share]
+
+
+def test_stats_of_a_step_in_between_are_not_overwritten_by_a_later_refresh() -> None:
+    a, b = torch.tensor([[1.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    seen = steps_of(OSGD(refresh=2), [a, a, b, b])
+    assert [stats.weights[0].item() for stats in seen] == [0.5, 0.5, 1.5, 1.5]
+
+
+def test_every_step_is_exact_while_c_is_calibrated(three_exits: Make, digit_losses: Losses) -> None:
+    combiner = OSGD(normalize=True, C="calibrated", calibration_steps=3, refresh=4)
+    plain = OSGD(normalize=True, C="calibrated", calibration_steps=3)
+    one, two = three_exits(), three_exits()
+    seen = train(one, digit_losses, combiner, range(6))
+    train(two, digit_losses, plain, range(3))
+    assert refreshes(seen) == [0, 1, 2]
+    assert combiner.constant.value() == plain.constant.value()
+    state = combiner.state_dict()
+    assert set(state) == {"done", "sgd", "unit", "refresh"}
+    OSGD(normalize=True, C="calibrated", refresh=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_steps_in_between_follow_the_weighted_loss(
+    dtype: torch.dtype, three_exits: Make, digit_losses: Losses
+) -> None:
+    network = three_exits()
+    combiner = OSGD(refresh=2)
+    for step in range(2):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=dtype):
+            losses = digit_losses(network, step)
+        stats = combiner.backward(losses, network.parameters(), retain_graph=True)
+    found = flat(network)
+    network.zero_grad()
+    total = sum(w * loss for w, loss in zip(stats.weights.float(), losses, strict=True))
+    assert isinstance(total, Tensor)
+    total.backward()
+    assert torch.equal(found, flat(network))
+
+
+def test_clipping_and_parameter_groups_work(three_exits: Make, digit_losses: Losses) -> None:
+    network = three_exits()
+    groups = [
+        {"params": network.get_submodule("stages").parameters()},
+        {"params": network.get_submodule("heads").parameters(), "lr": 0.1},
+    ]
+    stepper = torch.optim.SGD(groups, lr=0.2, momentum=0.9)
+    combiner = OSGD(refresh="auto")
+    before = [loss.item() for loss in digit_losses(network, 0)]
+    for step in range(40):
+        stepper.zero_grad()
+        combiner.backward(digit_losses(network, step), network.parameters())
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        assert flat(network).norm() < 1.0001
+        stepper.step()
+    after = [loss.item() for loss in digit_losses(network, 0)]
+    assert all(b < a for a, b in zip(before, after, strict=True))
+    assert after[-1] < 0.8 * before[-1]
