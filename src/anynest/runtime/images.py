@@ -51,7 +51,7 @@ class ImageReader:
         if info is not None:
             self._normalize = Normalize(info.mean, info.std, torch.device("cpu"), False)
             if in_channels in (1, 3):
-                self._pictures = PictureReader(info.image_size, info.mean, info.std)
+                self._pictures = PictureReader(info.image_size, info.mean, info.std, info.fit)
 
     def __call__(self, x: Any) -> tuple[Tensor, bool]:
         """(float32 ``[B, C, H, W]`` that nobody else holds, whether ``x`` was a single image).
