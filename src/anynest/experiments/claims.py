@@ -2,8 +2,8 @@
 
 How a verdict about several networks comes about (``judge_differences``): the differences are taken
 seed by seed. The claim *holds* where every mean difference has the claimed sign and, pooled over
-all runs (a run's stages are averaged first, so that pairs are independent), the difference is
-significant. It *fails* where a single comparison, or the pool, is significantly the other way
+all runs (differences that share runs are averaged first, so that pairs are independent), the
+difference is significant. It *fails* where a single comparison, or the pool, is significantly the other way
 (Holm's adjustment over the comparisons). Otherwise, and where runs are missing, it is *undecided*.
 """
 
@@ -59,27 +59,28 @@ class Claim:
 
 @dataclass(frozen=True)
 class Pairs:
-    """One network's differences: stage -> one a seed."""
+    """Differences that share runs, so that they count as one: what is compared -> seed -> points."""
 
-    network: str
-    stages: dict[int, list[float]]
+    name: str
+    differences: dict[str, dict[int, float]]
 
     def pooled(self) -> list[float]:
-        """The mean over the stages, one a seed."""
-        columns = list(self.stages.values())
-        return [sum(values) / len(values) for values in zip(*columns, strict=True)]
+        """Their mean, one a seed; seeds that one of them lacks are left out."""
+        columns = list(self.differences.values())
+        seeds = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
+        return [sum(column[seed] for column in columns) / len(columns) for seed in seeds]
 
     def comparisons(self) -> list[Difference]:
-        """One a stage."""
+        """One a comparison."""
         return [
-            Difference(f"{self.network}, stage {stage}", tuple(values))
-            for stage, values in self.stages.items()
+            Difference(f"{self.name}, {what}", tuple(values[seed] for seed in sorted(values)))
+            for what, values in self.differences.items()
         ]
 
 
 def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
     """Whether all differences lie below ``margin``, as the head of this file says."""
-    missing = tuple(pairs.network for pairs in groups if len(pairs.pooled()) < 2)
+    missing = tuple(pairs.name for pairs in groups if len(pairs.pooled()) < 2)
     comparisons = tuple(c for pairs in groups for c in pairs.comparisons())
     pool = [value for pairs in groups for value in pairs.pooled()]
     shift = f" against a margin of {margin:g} points" if margin else ""
@@ -128,11 +129,6 @@ def last_two(count: int) -> tuple[int, ...]:
 def last(count: int) -> tuple[int, ...]:
     """The number of its last stage."""
     return (count,)
-
-
-def first(count: int) -> tuple[int, ...]:
-    """The number of its first."""
-    return (1,)
 
 
 def all_but_last_two(count: int) -> tuple[int, ...]:

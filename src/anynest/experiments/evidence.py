@@ -51,9 +51,12 @@ class Evidence:
 
     def paired(
         self, design: str, variant: str, reference: str, stages: Sequence[int]
-    ) -> dict[int, list[float]]:
-        """For each stage (from 1), the error of ``variant`` less that of ``reference``, over the
-        seeds that both have."""
+    ) -> dict[str, dict[int, float]]:
+        """For each stage (from 1), seed by seed, the error of ``variant`` less that of
+        ``reference``."""
         ours, theirs = self.errors(design, variant), self.errors(design, reference)
         seeds = sorted(set(ours) & set(theirs))
-        return {s: [ours[seed][s - 1] - theirs[seed][s - 1] for seed in seeds] for s in stages}
+        return {
+            f"stage {s}": {seed: ours[seed][s - 1] - theirs[seed][s - 1] for seed in seeds}
+            for s in stages
+        }

@@ -1,0 +1,80 @@
+"""Figure 10's arithmetic: errors at deadlines, from per-input latencies and answers (section 5.4).
+
+Four schemes: an anytime network answers with its newest finished stage; Oracle_All picks the most
+accurate independent network that finishes in time for *all* inputs; Oracle_Each picks for each
+input the most accurate one that finishes in time for it. Where nothing is ready the answer is a
+random guess, which counts with its expected error, 1 - 1/K.
+
+N inputs, S stages, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+COUNT = 7
+SHARES = tuple(0.5 + 0.5 * i / (COUNT - 1) for i in range(COUNT))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One network on N inputs. seconds [N, S] until each stage's answer; wrong [N, S] whether the
+    answer is wrong. An independent network has S = 1."""
+
+    name: str
+    seconds: npt.NDArray[np.float64]
+    wrong: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.seconds.shape != self.wrong.shape or self.seconds.ndim != 2:
+            raise ValueError(
+                "seconds and wrong must both be [N, S], found "
+                f"{self.seconds.shape} and {self.wrong.shape}"
+            )
+
+    @property
+    def error(self) -> float:
+        """Of the last stage, a share of 1."""
+        return float(self.wrong[:, -1].mean())
+
+    @property
+    def mean_seconds(self) -> list[float]:
+        """Until each stage, over the inputs."""
+        return [float(value) for value in self.seconds.mean(0)]
+
+
+def deadlines_of(biggest: Timed) -> list[float | None]:
+    """Seven, from 0.5 to 1 times the biggest network's mean latency; then none."""
+    mean = biggest.mean_seconds[-1]
+    return [*(share * mean for share in SHARES), None]
+
+
+def anytime_error(network: Timed, deadline: float | None, classes: int) -> float:
+    """Answering each input with the newest stage that is finished in time."""
+    if deadline is None:
+        return network.error
+    finished = (network.seconds <= deadline).sum(1)  # stages end one after another
+    wrong = np.take_along_axis(network.wrong, np.maximum(finished - 1, 0)[:, None], 1)[:, 0]
+    return float(np.where(finished > 0, wrong, guess(classes)).mean())
+
+
+def oracle_all_error(members: Sequence[Timed], deadline: float | None, classes: int) -> float:
+    """The most accurate network that is in time for all inputs."""
+    ready = [m for m in members if deadline is None or bool((m.seconds[:, -1] <= deadline).all())]
+    return min((member.error for member in ready), default=guess(classes))
+
+
+def oracle_each_error(members: Sequence[Timed], deadline: float | None, classes: int) -> float:
+    """For each input the network that is the most accurate (over all inputs) of those in time."""
+    total = np.full(len(members[0].wrong), guess(classes))
+    for member in sorted(members, key=lambda m: m.error, reverse=True):  # better ones overwrite
+        ready = np.ones(len(total), bool) if deadline is None else member.seconds[:, -1] <= deadline
+        total = np.where(ready, member.wrong[:, -1], total)
+    return float(total.mean())
+
+
+def guess(classes: int) -> float:
+    """The expected error of a random guess."""
+    return 1 - 1 / classes
