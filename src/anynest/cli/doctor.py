@@ -23,7 +23,12 @@ from .console import Console
 from .flags import Commands
 
 REQUIRED = ("torch", "numpy", "safetensors", "rich", "pillow", "scikit-learn", "matplotlib")
-EXTRAS = {"parquet": "pyarrow", "hub": "huggingface_hub", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "parquet": "pyarrow",
+    "hub": "huggingface_hub",
+    "tensorboard": "tensorboard",
+    "onnx": "onnxruntime",
+}
 TOLERANCE = 1e-5  # relative, float32 against float64
 
 

@@ -8,28 +8,30 @@ quantised stages before it really hand on. State passes between stages in float3
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..nets.plan import IMAGE
 from . import extras
 from .folded_network import Array
 from .manifest import StageNames
+from .session import Session, stages
 
 BATCH = 32  # images at once; ranges do not depend on it
 
 
-def quantise(models: Sequence[Any], stages: Sequence[StageNames], images: Array) -> list[Any]:
+def quantise(models: Sequence[Any], names: Sequence[StageNames], images: Array) -> list[Any]:
     """The stages' models in 8 bits.
 
     Args:
         models: in float32, one a stage.
-        stages: their values' names.
+        names: of their values.
         images: ``[N, C, H, W]`` float32, normalised as in training: what the ranges are taken from.
 
     Raises:
@@ -44,7 +46,7 @@ def quantise(models: Sequence[Any], stages: Sequence[StageNames], images: Array)
     known: dict[str, Array] = {IMAGE: np.ascontiguousarray(images, dtype=np.float32)}
     results = []
     with TemporaryDirectory(prefix="anynest-") as folder, _quiet():
-        for number, (model, stage) in enumerate(zip(models, stages, strict=True), 1):
+        for number, (model, stage) in enumerate(zip(models, names, strict=True), 1):
             path = Path(folder) / f"stage{number}.onnx"
             feeds = _Reader(known, (*stage.inputs, *stage.reads))
             q.quantize_static(
@@ -110,3 +112,24 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def stage_errors(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, ...]:
+    """The share of images that each stage gets wrong; batches are (images, labels).
+
+    Raises:
+        ValueError: no images.
+    """
+    wrong = [0] * session.num_stages
+    count = 0
+    for images, labels in batches:
+        evaluation = session.begin(images)
+        try:
+            for stage, logits in stages(evaluation):
+                wrong[stage - 1] += int((logits.argmax(dim=1) != labels).sum())
+        finally:
+            evaluation.close()
+        count += len(labels)
+    if not count:
+        raise ValueError("errors are measured on images, got none")
+    return tuple(number / count for number in wrong)
