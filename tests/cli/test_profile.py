@@ -9,6 +9,7 @@ from PIL import Image
 from anynest import create_model
 from anynest.cli import main
 from anynest.profiling import Profile
+from anynest.runtime.export import export
 
 Out = pytest.CaptureFixture[str]
 QUICK = ["--rounds", "1", "--device", "cpu"]
@@ -61,11 +62,39 @@ def test_weights_alone_leave_their_folder_alone(
     assert "width_nested_resnet10, images 8x8" in capsys.readouterr().out
 
 
+def test_an_export_is_measured_as_it_is(finished: Path, tmp_path: Path, capsys: Out) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    folder = tmp_path / "onnx"
+    export(finished, folder)
+    assert main(["profile", str(folder), *QUICK]) == 0
+    profile = Profile.read(folder)
+    assert profile.ways == (("onnxruntime", "cpu", 1, 1),)
+    assert (profile.model, profile.image_size) == ("width_nested_resnet10", 8)
+    assert len(profile.rows) == len(profile.plain) == 2
+    assert not (folder / "profile.png").exists()  # an export knows no errors
+    capsys.readouterr()
+    assert main(["profile", str(folder), *QUICK, "--backend", "torch"]) == 2
+    assert "is an exported folder" in capsys.readouterr().err
+
+
+def test_both_backends(finished: Path, tmp_path: Path, capsys: Out) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    argv = ["profile", str(finished), *QUICK, "--backend", "torch, onnxruntime"]
+    assert main([*argv, "--no-plain", "--json", "--out", str(tmp_path / "p.json")]) == 0
+    profile = Profile.loads(capsys.readouterr().out)
+    assert [way[0] for way in profile.ways] == ["torch", "onnxruntime"]
+    for way in profile.ways:
+        first, second = profile.stages(*way)
+        assert 0 < first.p50 < second.p50
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("width_nested_resnet11", "near matches: width_nested_resnet"),
-        ("/no/such/run", "no run folder, weights file or network's name"),
+        ("/no/such/run", "no run folder, weights file, exported folder or network's name"),
         ("{run}/curves.png", "no whole safetensors file"),
         ("{run} --threads 0", "--threads must be whole numbers from 1"),
         ("{run} --threads 1;2", "--threads"),

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..nets import AnytimeNetwork, create_model, list_models
 from ..profiling import Profile
 from ..profiling.picture import draw_profile
 from ..profiling.profile import FILE, describe_way
+from ..runtime.manifest import FILE as MANIFEST
+from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.profiler import profile_network
 from ..store import RunFolderError, load, read_info
 from ..training import ConfigError
@@ -44,10 +47,14 @@ def add_to(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", metavar="RUN_OR_MODEL", help="a run's folder, a weights file or a network's name"
+        "source",
+        metavar="RUN_OR_MODEL",
+        help="a run's folder, a weights file, an exported folder or a network's name",
     )
     parser.add_argument(
-        "--backend", default="torch", metavar="NAMES", help="torch,onnxruntime (default: torch)"
+        "--backend",
+        metavar="NAMES",
+        help="torch,onnxruntime (default: torch; of an exported folder, onnxruntime)",
     )
     parser.add_argument("--threads", default="1", metavar="NUMBERS", help="default: 1")
     parser.add_argument("--batch-sizes", default="1", metavar="NUMBERS", help="default: 1")
@@ -69,27 +76,30 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, save, draw and print."""
     import_modules(arguments)
     console = Console(stderr=arguments.json, highlight=False)
-    network, size, folder = find_network(arguments.source)
-    out = Path(arguments.out) if arguments.out else folder / FILE if folder else None
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out} must lie in a folder that exists: make {out.parent} first")
     threads = numbers(arguments.threads, "--threads")
     batch_sizes = numbers(arguments.batch_sizes, "--batch-sizes")
     if arguments.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1, found {arguments.rounds}")
+    found = find_network(arguments.source)
+    out = Path(arguments.out) if arguments.out else found.folder and found.folder / FILE
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {out} must lie in a folder that exists: make {out.parent} first")
+    backend = arguments.backend or ("onnxruntime" if found.export else "torch")
+    quantised = found.export is not None and found.export.quantised is not None
     with Bar(console, "profiling") as bar:
         profile = profile_network(
-            network,
-            image_size=size if arguments.image_size is None else arguments.image_size,
-            backends=[name.strip() for name in arguments.backend.split(",")],
+            found.network,
+            image_size=found.size if arguments.image_size is None else arguments.image_size,
+            export=found.folder if found.export else None,
+            backends=[name.strip() for name in backend.split(",")],
             threads=threads,
             batch_sizes=batch_sizes,
             device=str(find_device(arguments.device)),
             rounds=arguments.rounds,
-            plain=not arguments.no_plain,
+            plain=not (arguments.no_plain or quantised),  # 8 bits beside 32 would compare nothing
             report=bar.report,
         )
-    written = save(profile, out, folder)
+    written = save(profile, out, found.folder)
     if arguments.json:
         sys.stdout.write(profile.dumps())
         return 0
@@ -99,16 +109,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_network(source: str) -> tuple[AnytimeNetwork, int, Path | None]:
-    """The network, its images' size, and the folder of its run where ``source`` is one."""
+@dataclass(frozen=True)
+class Found:
+    """What is to be profiled.
+
+    Attributes:
+        network: with weights or, of an export, as it is built.
+        size: side of its images in pixels.
+        folder: of the run or export, where there is one.
+        export: the manifest, where it is an export.
+    """
+
+    network: AnytimeNetwork
+    size: int
+    folder: Path | None = None
+    export: Manifest | None = None
+
+
+def find_network(source: str) -> Found:
+    """What ``source`` names: a run, weights, an export, or a network by its name."""
     path = Path(source)
+    if path.is_dir() and (path / MANIFEST).is_file():
+        manifest = read_manifest(path)
+        network = create_model(manifest.model, **manifest.arguments).eval()
+        return Found(network, manifest.image_size[0], path, manifest)
     if path.exists():
-        return load(path), read_info(path).image_size, path if path.is_dir() else None
+        return Found(load(path), read_info(path).image_size, path if path.is_dir() else None)
     if source in list_models():
         network = create_model(source).eval()
-        return network, SIZES[network.architecture.stem], None
+        return Found(network, SIZES[network.architecture.stem])
     raise RunFolderError(
-        f"{source} is no run folder, weights file or network's name"
+        f"{source} is no run folder, weights file, exported folder or network's name"
         f"{near_matches(source, list_models())}"
     )
 

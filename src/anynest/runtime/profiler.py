@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def profile_network(
     network: AnytimeNetwork,
     *,
     image_size: int,
+    export: Path | None = None,
     backends: Sequence[str] = ("torch",),
     threads: Sequence[int] = (1,),
     batch_sizes: Sequence[int] = (1,),
@@ -33,6 +35,7 @@ def profile_network(
     Args:
         network: with weights or without; times do not depend on them.
         image_size: pixels a side.
+        export: the folder of an export of the network, measured in place of it (``onnxruntime``).
         backends: of ``torch`` and ``onnxruntime`` (on the CPU).
         threads: of the kernels, in turn.
         batch_sizes: images at once.
@@ -53,7 +56,8 @@ def profile_network(
         for backend in backends:
             for net, stage in [(network, None), *((n, s) for s, n in enumerate(alone, 1))]:
                 for count in threads:
-                    session = open_session(net, backend=backend, threads=count, device=device)
+                    source = export if export is not None and stage is None else net
+                    session = open_session(source, backend=backend, threads=count, device=device)
                     stack.callback(session.close)
                     place = device if backend == "torch" else "cpu"
                     for size in batch_sizes:
