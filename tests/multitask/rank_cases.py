@@ -5,6 +5,7 @@ what ranks make of their parts of a batch with what one process makes of the who
 Prints the cases' ends as JSON: null, or the error. A rank that fails ends, and so do the others.
 """
 
+import copy
 import faulthandler
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from anynest.multitask import (
     make_combiner,
 )
 from anynest.multitask.wrappers import check_wrappers
+from anynest.nets import create_model, sync_batch_norm
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 CASES: dict[str, Callable[[int, int], None]] = {}
@@ -434,6 +437,65 @@ def nearly_parallel_gradients_take_their_second_look_together(rank: int, world: 
     # what is left beside the first gradient is 1e-7 of it
     check("remainders", relative(ours.grad - base, one.grad - base), 1e-6)
     same_everywhere(ours.grad)
+
+
+class Normed(nn.Module):
+    """Two exits behind batch norms of two kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6, momentum=None), nn.ReLU())
+        self.more = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8, affine=False))
+        self.heads = nn.ModuleList([nn.Linear(6, 3), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        a = self.body(x * 3 + 5).mean((2, 3))
+        return [self.heads[0](a), self.heads[1](self.more(a).relu())]
+
+
+def normed(name: str, dtype: torch.dtype, rank: int, world: int) -> None:
+    """Three whole steps with synchronised norms: gradients, running statistics, evaluation."""
+    torch.manual_seed(11)
+    made: nn.Module = (
+        Normed()
+        if name == "plain"
+        else create_model(name, num_classes=3, in_channels=1, base_width=4)
+    )
+    one = made.to(dtype)
+    ours = copy.deepcopy(sync_batch_norm(copy.deepcopy(one), dist.group.WORLD))
+    assert list(ours.state_dict()) == list(one.state_dict())
+    shared, alone = OSGD(group=dist.group.WORLD), OSGD()
+    # float32: what both paths round differently grows on the way through a deep network
+    limit = {torch.float64: 1e-11, torch.float32: 2e-4}[dtype]
+    for step, size in enumerate((11, 9, 5)):
+        x, y = batch(size, step, dtype)
+        x = torch.nn.functional.interpolate(x, size=(9, 9)) if name != "plain" else x
+        last = rank == world - 1 and step == 2  # a rank without samples takes part all the same
+        mine = part(size, rank, world if step < 2 else world - 1)
+        mine = slice(size, size) if last else mine
+        ours.zero_grad()
+        one.zero_grad()
+        losses = losses_of(ours, x[mine], y[mine])
+        shared.backward(losses, ours.parameters(), samples=len(y[mine]))
+        alone.backward(losses_of(one, x, y), one.parameters())
+        check(f"step {step}", relative(flat(ours), flat(one)), limit)
+        state, true = ours.state_dict(), one.state_dict()
+        for key in true:
+            check(f"step {step}, {key}", relative(state[key].double(), true[key].double()), limit)
+        with torch.no_grad():
+            for p, q in zip(ours.parameters(), one.parameters(), strict=True):
+                q -= 0.05 * q.grad
+                p.copy_(q)
+    ours.eval()
+    one.eval()
+    with torch.no_grad():
+        for a, b in zip(ours(x), one(x), strict=True):
+            check("evaluation", relative(a, b), limit)
+
+
+for _name in ("plain", "width_nested_resnet10", "alternating_nested_sparse_resnet14"):
+    CASES[f"sync-norm-{_name}"] = partial(normed, _name, torch.float64)
+CASES["sync-norm-float32"] = partial(normed, "width_nested_resnet10", torch.float32)
 
 
 @case

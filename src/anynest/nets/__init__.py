@@ -6,6 +6,7 @@ from .cost import StageCost
 from .growth import Growth, Stage, parse_growth
 from .network import AnytimeNetwork
 from .registry import create_model, describe, list_models, register
+from .sync import SyncBatchNorm, sync_batch_norm
 
 __all__ = [
     "cascade",
@@ -17,9 +18,11 @@ __all__ = [
     "Growth",
     "Stage",
     "StageCost",
+    "SyncBatchNorm",
     "create_model",
     "describe",
     "list_models",
     "parse_growth",
     "register",
+    "sync_batch_norm",
 ]

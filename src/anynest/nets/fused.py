@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import (
+    Norm,
     Shape,
     aten,
     convolve,
@@ -32,6 +33,7 @@ from .kernels import (
     scatter,
 )
 from .stripe import Stripe
+from .sync import SyncBatchNorm
 
 
 class FusedRun:
@@ -48,7 +50,7 @@ class FusedRun:
         self.units = range(1, stripes[0].depth + 1)
         self.shapes: dict[tuple[object, ...], Shape] = {}
 
-    def batch_norms(self) -> list[list[nn.BatchNorm2d]] | None:
+    def batch_norms(self) -> list[list[Norm]] | None:
         """Per unit the nodes' norms as they stand, or None where the dense kernels cannot stand in.
 
         They can with autograd on and plain batch norms in one mode; a user may have put others in place.
@@ -56,13 +58,14 @@ class FusedRun:
         if len(self.stripes) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
         first = self.stripes[0].norm(1)
-        rows: list[list[nn.BatchNorm2d]] = []
+        rows: list[list[Norm]] = []
         for u in self.units:
-            row: list[nn.BatchNorm2d] = []
+            row: list[Norm] = []
             for stripe in self.stripes:
                 norm = stripe.norm(u)
                 if not (
-                    type(norm) is nn.BatchNorm2d
+                    (type(norm) is nn.BatchNorm2d or type(norm) is SyncBatchNorm)
+                    and type(norm) is type(first)
                     and norm.track_running_stats
                     and norm.affine
                     and norm.momentum == first.momentum
@@ -76,7 +79,7 @@ class FusedRun:
 
     def __call__(
         self,
-        norms: list[list[nn.BatchNorm2d]],
+        norms: list[list[Norm]],
         parts: Sequence[Tensor],
         reads: Sequence[int],
         added: Sequence[Tensor],
@@ -129,7 +132,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any,
         shape: Shape,
-        norms: list[list[nn.BatchNorm2d]],
+        norms: list[list[Norm]],
         dtype: torch.dtype,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -141,11 +144,13 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(parts[0].device.type, enabled=False):
             x = a = joined(parts).to(dtype)
             saved: list[Tensor] = [x]
+            counts: list[Tensor | None] = []
             for u in range(units):
                 mine = slice(u * nodes, (u + 1) * nodes)
                 z, kernels = convolve(a, weights[mine], shape, u)
                 gamma, beta = torch.cat(gammas[mine]), torch.cat(betas[mine])
-                a, mean, spread = normalise(z, gamma, beta, norms[u])
+                a, mean, spread, values = normalise(z, gamma, beta, norms[u])
+                counts.append(values)
                 saved += [*kernels, z, gamma, mean, spread]
                 if u < units - 1:
                     a.relu_()
@@ -158,6 +163,7 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         ctx.shape = shape
         ctx.training, ctx.eps = norms[0][0].training, norms[0][0].eps
+        ctx.counts, ctx.group = counts, getattr(norms[0][0], "group", None)
         ctx.dtypes = parts[0].dtype, added[0].dtype if added else dtype, weights[0].dtype
         ctx.set_materialize_grads(False)
         return torch.split(a, shape.widths, dim=1)
@@ -186,7 +192,7 @@ class _Fused(torch.autograd.Function):
             del saved[-4 - len(shape.groups[u]) :]
             saved[-1] = leading(saved[-1], shape.reads(u, active - 1))  # the unit's input
             grad, gamma_grad, beta_grad = normalise_backward(
-                grad, z, gamma, mean, spread, ctx.training, ctx.eps
+                grad, z, gamma, mean, spread, ctx.training, ctx.eps, ctx.counts[u], ctx.group
             )
             needs = needs_x or u > 0
             grad, rows = convolve_backward(grad, saved[-1], kernels, shape, u, active, needs)

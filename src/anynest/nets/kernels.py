@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .sync import SyncBatchNorm, joined_backward, joined_statistics
+
+Norm = nn.BatchNorm2d | SyncBatchNorm
 
 aten = torch.ops.aten
 
@@ -165,13 +170,24 @@ def _add_leading(total: Tensor, part: Tensor) -> Tensor:
 
 
 def normalise(
-    z: Tensor, gamma: Tensor, beta: Tensor, norms: Sequence[nn.BatchNorm2d]
-) -> tuple[Tensor, Tensor, Tensor]:
+    z: Tensor, gamma: Tensor, beta: Tensor, norms: Sequence[Norm]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Batch norm over all nodes' channels; running statistics go back to each node's own buffers.
 
     Returns the result, and what its backward pass needs: the batch's mean and inverse deviation, or
-    outside training the running mean and variance.
+    outside training the running mean and variance; over ranks the mean, the variance, and how many
+    values a channel has.
     """
+    first = norms[0]
+    if first.training and isinstance(first, SyncBatchNorm):
+        mean, variance, count = joined_statistics(z, first.group)
+        sizes = [norm.num_features for norm in norms]
+        pieces = zip(norms, torch.split(mean, sizes), torch.split(variance, sizes), strict=True)
+        for norm, its_mean, its_variance in pieces:
+            assert isinstance(norm, SyncBatchNorm)
+            norm.remember(its_mean, its_variance, count)
+        a = torch.batch_norm(z, gamma, beta, mean, variance, False, 0.0, first.eps, False)
+        return a, mean, variance, count
     means = [norm.running_mean for norm in norms if norm.running_mean is not None]
     variances = [norm.running_var for norm in norms if norm.running_var is not None]
     mean, variance = torch.cat(means), torch.cat(variances)
@@ -180,21 +196,32 @@ def normalise(
         z, gamma, beta, mean, variance, training, norms[0].momentum or 0.0, norms[0].eps
     )
     if not training:
-        return a, mean, variance
+        return a, mean, variance, None
     sizes = [norm.num_features for norm in norms]
     updated = (*torch.split(mean, sizes), *torch.split(variance, sizes))
     torch._foreach_copy_(means + variances, updated)
     counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     torch._foreach_add_(counts, 1)
-    return a, batch_mean, batch_invstd
+    return a, batch_mean, batch_invstd, None
 
 
 def normalise_backward(
-    grad: Tensor, z: Tensor, gamma: Tensor, mean: Tensor, spread: Tensor, training: bool, eps: float
+    grad: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    training: bool,
+    eps: float,
+    count: Tensor | None,
+    group: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Back through ``normalise`` for the leading channels that ``grad`` has."""
     channels = grad.shape[1]
     mean, spread = mean[:channels], spread[:channels]
+    if count is not None:
+        grad, z, gamma = grad.to(z.dtype), leading(z, channels), gamma[:channels]
+        return joined_backward(grad, z, gamma, mean, spread, count, eps, group)
     running = (None, None) if training else (mean, spread)
     batch = (mean, spread) if training else (None, None)
     result: tuple[Tensor, Tensor, Tensor] = aten.native_batch_norm_backward(
