@@ -118,6 +118,7 @@ DAMAGE: list[tuple[str, Any, str]] = [
     ("rows.0.step_quantiles.3", "x", "step_quantiles must be 101 seconds"),
     ("rows.0.backend", None, "backend and device must be texts"),
     ("costs.0.parameters", -1, r"costs\[0\].parameters must be a whole number"),
+    ("costs.1.extra", 1, r"costs\[1\] has the unknown key"),
     ("plain.1.stage", 1, "plain must have each of the stages"),
     ("extra", 1, "has the unknown key 'extra'"),
     ("rows.0.extra", 1, r"rows\[0\] has the unknown key"),
@@ -161,6 +162,10 @@ def test_a_missing_key_and_a_missing_stage(profile: Profile) -> None:
     data = json.loads(profile.dumps())
     del data["rows"][0]["runs"]
     with pytest.raises(ProfileError, match=r"rows\[0\] lacks key 'runs'"):
+        Profile.loads(json.dumps(data))
+    data = json.loads(profile.dumps())
+    del data["plain_costs"][1]["parameters"]
+    with pytest.raises(ProfileError, match=r"plain_costs\[1\] lacks key 'parameters'"):
         Profile.loads(json.dumps(data))
     with pytest.raises(ProfileError, match="each of the stages"):
         replace(profile, rows=profile.rows[1:])
