@@ -145,6 +145,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Pi
         arguments.threads,
         device=str(find_device(arguments.device)),
         info=info,
+        isolated=False,  # a process of its own takes seconds to start
     ) as predictor:
         yield predictor, reader
 

@@ -1,7 +1,10 @@
-"""One prediction under way: what the caller waits for, and what the worker does step by step.
+"""One prediction under way: what the caller waits for, and what is done step by step.
 
-The two sides share a few attributes, each written by one side alone in one assignment, and a latch that the
-worker opens at the end. Neither ever waits for a lock that the other holds.
+Who does it: a worker thread, which steps through the evaluation itself; or, where the network runs in a
+process of its own, the caller, who takes in what comes from there (``apart``).
+
+Caller and worker share a few attributes, each written by one side alone in one assignment, and a latch that
+the worker opens at the end. Neither ever waits for a lock that the other holds.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..profiling import StageLatency
+from .isolated import IsolatedEvaluation, IsolatedSession
 from .monotone import Rule, softmax
 from .policy import Moment, Policy
 from .prediction import Answer, NetworkError
@@ -64,14 +68,25 @@ class Job:
         self._x: Tensor | None = x
         self._tell = tell
         self._evaluation: Evaluation | None = None
+        self._apart: IsolatedEvaluation | None = None
         self._rows: Tensor | None = None  # who is under way; None: all
         self._state: Tensor | None = None
         self._latch = threading.Lock()
         self._latch.acquire()
 
     # -- the caller's side ----------------------------------------------------------------------------
+    def start_apart(self, session: IsolatedSession) -> None:
+        """Begin in the other process."""
+        assert self._x is not None
+        self._apart = session.begin(self._x, self.terms.due, self.terms.wait)
+        self._evaluation, self._x = self._apart, None
+
     def wait(self, until: float) -> bool:
         """Sleep to the end of the job or to ``until``, whichever is sooner; whether it is the end."""
+        if self._apart is not None:
+            while self.take_in(until):
+                pass
+            return self.ended is not None
         left = until - time.monotonic()
         timeout = -1 if left > threading.TIMEOUT_MAX else max(0.0, left)
         ended = self._latch.acquire(timeout=timeout)
@@ -79,11 +94,44 @@ class Job:
             self._latch.release()
         return ended
 
-    def cancel(self) -> None:
+    def take_in(self, until: float) -> bool:
+        """Sleep to the next message of the other process, and deal with it; whether one came.
+
+        A stage that was finished in time counts, however late its message is read.
+        """
+        if self.ended is not None or self._apart is None:
+            return False
+        now, terms = time.monotonic(), self.terms
+        late = now > terms.due and (self.answer is not None or not terms.wait)
+        try:
+            if not self._apart.ready(now if late else until):
+                if late:
+                    self._end("deadline")
+                return False
+            ended = self._step(self._apart)
+        except BaseException as error:
+            self.fail(error)
+            return True
+        if ended is not None:
+            self._end(ended)
+        return True
+
+    def take_in_all(self) -> None:
+        """Deal with what has come, without waiting."""
+        while self.take_in(0.0):
+            pass
+
+    def fileno(self) -> int | None:
+        """What can be read when ``take_in`` has something to do; None where a worker does the work."""
+        return self._apart.fileno() if self._apart is not None else None
+
+    def leave(self) -> None:
         """Nobody wants it any more: at most the step that is running is still computed."""
         self.cancelled = True
         evaluation = self._evaluation
-        if evaluation is not None:
+        if self._apart is not None:
+            self._apart.close()
+        elif evaluation is not None:
             evaluation.cancel()
 
     # -- the worker's side ----------------------------------------------------------------------------
@@ -95,7 +143,13 @@ class Job:
     def advance(self, session: Session) -> bool:
         """Do one step; whether there is another to do."""
         try:
-            ended = self._over(time.monotonic()) or self._step(session)
+            ended = self._over(time.monotonic())
+            if ended is None:
+                if self._evaluation is None:
+                    assert self._x is not None
+                    self._evaluation = session.begin(self._x)
+                    self._x = None
+                ended = self._step(self._evaluation)
         except BaseException as error:  # whatever a network raises is its caller's to see
             self.fail(error)
             return False
@@ -104,7 +158,7 @@ class Job:
         return ended is None
 
     def fail(self, error: BaseException) -> None:
-        """End with an error, unless nobody listens."""
+        """End with an error."""
         self.error = error
         self._end("error")
 
@@ -115,19 +169,16 @@ class Job:
             return "deadline"
         return None
 
-    def _step(self, session: Session) -> str | None:
-        if self._evaluation is None:
-            assert self._x is not None
-            self._evaluation = session.begin(self._x)
-            self._x = None
-        stage = self._evaluation.stage + 1
+    def _step(self, evaluation: Evaluation) -> str | None:
+        """One step; why it was the last, or None."""
+        stage = evaluation.stage + 1
         try:
-            logits = self._evaluation.step()
+            logits = evaluation.step()
         except Exception as error:
             if self.cancelled:  # a backend that stops within a step says so by failing
                 return "cancelled"
             raise NetworkError(f"the network failed in stage {stage}: {_line(error)}") from error
-        return None if logits is None else self._finished(stage, logits, session.num_stages)
+        return None if logits is None else self._finished(stage, logits, evaluation.num_stages)
 
     def _finished(self, stage: int, logits: Tensor, num_stages: int) -> str | None:
         """Publish a stage's answer; why it was the last, or None."""
@@ -164,7 +215,8 @@ class Job:
                 stage if row in under_way else old for row, old in enumerate(before.stages)
             )
         confidence = float(probabilities.amax(dim=1).amin())
-        return Answer(stages, logits, probabilities, confidence, time.monotonic(), ended)
+        at = time.monotonic() if self._apart is None else self._apart.at
+        return Answer(stages, logits, probabilities, confidence, at, ended)
 
     def _done(self, stage: int, probabilities: Tensor) -> Tensor | None:
         """Which of the images under way need no further stage, by the policy."""
@@ -196,11 +248,11 @@ class Job:
         self.ended = ended
         evaluation, self._evaluation = self._evaluation, None
         self._x = self._state = self._rows = None
-        if evaluation is not None:
-            evaluation.close()
         self._latch.release()
         if self._tell is not None:
             self._tell(None)
+        if evaluation is not None and self._apart is None:
+            evaluation.close()  # last: nobody waits for it. Apart, the caller does when it leaves
 
 
 def _line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import threading
 import time
@@ -28,14 +29,15 @@ from ..nets import AnytimeNetwork, StageCost
 from ..profiling import Profile
 from ..store import WeightsInfo
 from .images import ImageReader, needs_decoding
+from .isolated import IsolatedSession
 from .job import Job, Terms
 from .monotone import find_rule
 from .policy import Policy, as_policy, check_fit
 from .prediction import Answer, DeadlineError, Prediction, uniform
 from .session import Session, open_session
 from .source import resolve
-from .stream import AsyncStream, Stream, Tell, threadsafe
-from .worker import Worker
+from .stream import AsyncStream, Stream, Tell, attach, threadsafe
+from .worker import CLOSED, Worker
 
 WHEN_NOTHING = ("raise", "wait", "guess")
 JOIN_TIMEOUT = 5.0  # seconds that close() waits for the step under way
@@ -56,6 +58,9 @@ class AnytimePredictor:
             multiply-adds where the source does not tell the costs.
         threads: of one kernel; None is the backend's own choice.
         device: where torch computes.
+        isolated: compute in a process of its own rather than in a thread, so that callers are served
+            in time on a busy machine as well; it takes seconds to start and a second copy of the
+            weights (runtime/isolated.py). None: for ``torch``, where the system can.
         monotone: ``"product"``, ``"support"`` or ``"caching"``: later answers grow surer
             (runtime/monotone.py); None takes every stage as it is.
         info: classes and preprocessing, where the source does not know them.
@@ -78,6 +83,7 @@ class AnytimePredictor:
         threads: int | None = None,
         *,
         device: str = "cpu",
+        isolated: bool | None = None,
         monotone: str | None = None,
         info: WeightsInfo | None = None,
         warm_up: bool = True,
@@ -91,9 +97,10 @@ class AnytimePredictor:
             network, info = found.network, info or found.info
             opened = found.network or found.export
             assert opened is not None
-            self.session: Session = open_session(
-                opened, backend=backend, threads=threads, device=device
-            )
+            if isolated is None:
+                isolated = backend == "torch" and os.name == "posix"
+            make = IsolatedSession if isolated else open_session
+            self.session: Session = make(opened, backend=backend, threads=threads, device=device)
         else:
             self.session = source
         self.info = info
@@ -105,7 +112,9 @@ class AnytimePredictor:
         self._images = ImageReader(self.session.in_channels, info)
         self._threads, self._device = threads, device
         self.profile = self._read_profile(profile)
-        self._worker = Worker(self.session)
+        self._closed = False
+        apart = isinstance(self.session, IsolatedSession)  # which needs nobody to drive it
+        self._worker = None if apart else Worker(self.session)
         self._finalizer = weakref.finalize(
             self, _shut, self._worker, self.session if owned else None
         )
@@ -169,7 +178,7 @@ class AnytimePredictor:
                 ended = job.wait(math.inf)
             return self._conclude(ask, job, ended)
         finally:
-            job.cancel()
+            job.leave()
 
     async def apredict(
         self,
@@ -188,6 +197,7 @@ class AnytimePredictor:
         over = asyncio.Event()
         tell = threadsafe(lambda answer: over.set() if answer is None else None)
         job = self._start(ask, await self._decoded(x), tell)
+        detach = attach(job)
         try:
             left = job.terms.due - time.monotonic()
             try:
@@ -196,9 +206,11 @@ class AnytimePredictor:
             except TimeoutError:
                 if job.terms.wait and job.answer is None:
                     await over.wait()
+            job.take_in_all()  # what was finished in time, and is not read yet
             return self._conclude(ask, job, over.is_set())
         finally:
-            job.cancel()
+            detach()
+            job.leave()
 
     def stream(self, x: Any, deadline: float | None = None, *, policy: Policies = None) -> Stream:
         """Each stage's prediction as it comes, until the last, the deadline or the policy.
@@ -235,8 +247,10 @@ class AnytimePredictor:
 
         Waits for the step under way. Predictions that others wait for raise RuntimeError.
         """
-        self._worker.stop()
-        self._worker.join(JOIN_TIMEOUT)
+        self._closed = True
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker.join(JOIN_TIMEOUT)
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -255,6 +269,8 @@ class AnytimePredictor:
     ) -> Ask:
         """What is wanted, checked. The deadline counts from here."""
         called = time.monotonic()
+        if self._closed:
+            raise RuntimeError(CLOSED)
         if deadline is not None and not deadline >= 0:
             raise ValueError(f"deadline must be seconds from 0, or None, got {deadline!r}")
         if when_nothing not in WHEN_NOTHING:
@@ -299,7 +315,11 @@ class AnytimePredictor:
             sureness=ask.save_work or 0.0,
         )
         job = Job(x, terms, tell)
-        self._worker.submit(job)
+        if isinstance(self.session, IsolatedSession):
+            job.start_apart(self.session)
+        else:
+            assert self._worker is not None
+            self._worker.submit(job)
         return job
 
     async def _decoded(self, x: Any) -> tuple[Tensor, bool]:
@@ -376,7 +396,8 @@ class Ask:
     save_work: float | None
 
 
-def _shut(worker: Worker, session: Session | None) -> None:
-    worker.stop()
+def _shut(worker: Worker | None, session: Session | None) -> None:
+    if worker is not None:
+        worker.stop()
     if session is not None:
         session.close()

@@ -33,8 +33,11 @@ class Stream(Iterator[Prediction]):
     def __next__(self) -> Prediction:
         if not self._open:
             raise StopIteration
+        due = self._job.terms.due
+        while self._answers.empty() and self._job.take_in(due):
+            pass
         try:
-            answer = self._answers.get(timeout=_left(self._job.terms.due))
+            answer = self._answers.get(timeout=_left(due))
         except Empty:
             answer = None
         if answer is None:
@@ -47,7 +50,7 @@ class Stream(Iterator[Prediction]):
     def close(self) -> None:
         """Want no more: at most the step that is running is still computed."""
         self._open = False
-        self._job.cancel()
+        self._job.leave()
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +60,7 @@ class Stream(Iterator[Prediction]):
 
     def __del__(self) -> None:
         if hasattr(self, "_job"):
-            self._job.cancel()
+            self._job.leave()
 
 
 class AsyncStream(AsyncIterator[Prediction]):
@@ -69,6 +72,7 @@ class AsyncStream(AsyncIterator[Prediction]):
         self._open = True
         self._job: Job | None = None
         self._answers: asyncio.Queue[Answer | None] = asyncio.Queue()
+        self._detach: Callable[[], object] = lambda: None
 
     async def __anext__(self) -> Prediction:
         if not self._open:
@@ -89,6 +93,7 @@ class AsyncStream(AsyncIterator[Prediction]):
     async def _next(self) -> Answer | None:
         if self._job is None:
             self._job = await self._start(threadsafe(self._answers.put_nowait))
+            self._detach = attach(self._job)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_left(self._job.terms.due)):
                 return await self._answers.get()
@@ -97,12 +102,14 @@ class AsyncStream(AsyncIterator[Prediction]):
     async def aclose(self) -> None:
         """Want no more: at most the step that is running is still computed."""
         self._open = False
+        self._detach()
         if self._job is not None:
-            self._job.cancel()
+            self._job.leave()
 
     def __del__(self) -> None:
+        self._detach()
         if self._job is not None:
-            self._job.cancel()
+            self._job.leave()
 
 
 def threadsafe(tell: Tell) -> Tell:
@@ -114,6 +121,24 @@ def threadsafe(tell: Tell) -> Tell:
             loop.call_soon_threadsafe(tell, answer)
 
     return pass_on
+
+
+def attach(job: Job) -> Callable[[], object]:
+    """Have the running event loop take in what comes for a job; what ends that, before the job is left."""
+    handle = job.fileno()
+    if handle is None:  # a worker does it
+        return lambda: None
+    loop = asyncio.get_running_loop()
+    loop.add_reader(handle, job.take_in_all)
+    attached = True
+
+    def detach() -> None:
+        nonlocal attached
+        if attached and not loop.is_closed():
+            loop.remove_reader(handle)
+        attached = False
+
+    return detach
 
 
 def _left(due: float) -> float | None:

@@ -1,0 +1,83 @@
+"""A long life of a predictor: whether threads, handles or memory grow."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anynest import AnytimePredictor, create_model
+
+LOOKS = 20
+
+
+def live(predictions: int, isolated: bool) -> dict[str, Any]:
+    """``predictions`` of a tiny network in all the ways that there are, and what was held meanwhile."""
+    torch.manual_seed(0)
+    network = create_model("width_nested_resnet10", in_channels=1, base_width=2).eval()
+    x = torch.randn(1, 8, 8)
+    looks = []
+    start = time.monotonic()
+    with AnytimePredictor(network, threads=1, isolated=isolated) as predictor:
+        for number in range(predictions):
+            if number % max(1, predictions // LOOKS) == 0:
+                looks.append(look(number))
+            one(predictor, x, number)
+        looks.append(look(predictions))
+    gc.collect()
+    after = look(predictions)
+    settled = looks[len(looks) // 4]  # allocators have what they need by then
+    result = {
+        "way": "process" if isolated else "thread",
+        "predictions": predictions,
+        "seconds": time.monotonic() - start,
+        "looks": looks,
+        "closed": after,
+        "growth": {key: looks[-1][key] - settled[key] for key in ("threads", "handles", "bytes")},
+    }
+    print(
+        f"{result['way']}: {predictions} predictions in {result['seconds']:.1f} s; from "
+        f"{settled['predictions']} on {result['growth']['threads']:+d} threads, "
+        f"{result['growth']['handles']:+d} handles, {result['growth']['bytes'] / 2**20:+.2f} MiB; "
+        f"closed: {after['threads']} threads, {after['handles']} handles "
+        f"(before the first: {looks[0]['threads']}, {looks[0]['handles']})",
+        flush=True,
+    )
+    return result
+
+
+def one(predictor: AnytimePredictor, x: torch.Tensor, number: int) -> None:
+    """A prediction: to the end, cut, late, a batch, a stream read or left, an error, in turn."""
+    kind = number % 8
+    if kind < 3:
+        predictor.predict(x, None)
+    elif kind == 3:
+        predictor.predict(x, 0.0002, when_nothing="guess")
+    elif kind == 4:
+        predictor.predict(x, 0.0, when_nothing="wait")
+    elif kind == 5:
+        predictor.predict(x.expand(3, 1, 8, 8), None)
+    elif kind == 6:
+        next(predictor.stream(x))
+    else:
+        try:
+            predictor.predict(torch.zeros(1, 0, 8), None)
+        except ValueError:
+            return
+        raise AssertionError("an empty image was taken")
+
+
+def look(number: int) -> dict[str, int]:
+    """What the process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "predictions": number,
+        "threads": threading.active_count(),
+        "handles": len(os.listdir("/proc/self/fd")),
+        "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+    }

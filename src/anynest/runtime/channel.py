@@ -1,0 +1,168 @@
+"""Between a caller and the compute process: one channel for each prediction under way.
+
+A channel is a pair of sockets for short messages, and a piece of shared memory for tensors. The caller writes
+the images there and says BEGIN; the compute process writes each stage's logits and says LOGITS, with the time
+at which they were finished. Messages of an earlier evaluation on the same channel are told by its number.
+
+Memory, in this order: images float32 ``[B, C, H, W]``, logits float32 ``[S, B, K]``, rows int64 ``[B]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import select
+import socket
+import struct
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+# to the compute process
+BEGIN, STEP, KEEP, CANCEL = b"B", b"S", b"K", b"X"
+# and back
+LOGITS, ERROR = b"L", b"E"
+
+_MESSAGE = struct.Struct("<cqqqqdd?")
+_PAGE = mmap.ALLOCATIONGRANULARITY
+_TEXT = 4000  # bytes of an error's text
+_LONGEST = 1e6  # seconds of one sleep
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message. ``number``: of the evaluation. BEGIN has the batch's size, height and width, the
+    deadline and whether stage 1 is wanted after it; KEEP the rows' count in ``size``; LOGITS the
+    stage, the rows' count and ``at``, when it was; ERROR a text."""
+
+    kind: bytes
+    number: int
+    size: int = 0
+    height: int = 0  # for LOGITS: the stage
+    width: int = 0
+    due: float = math.inf
+    at: float = 0.0
+    wait: bool = False
+    text: str = ""
+
+    def pack(self) -> bytes:
+        sizes = (self.size, self.height, self.width)
+        head = _MESSAGE.pack(self.kind, self.number, *sizes, self.due, self.at, self.wait)
+        return head + self.text.encode()[:_TEXT]
+
+    @staticmethod
+    def unpack(data: bytes) -> Message:
+        kind, number, size, height, width, due, at, wait = _MESSAGE.unpack_from(data)
+        text = data[_MESSAGE.size :].decode(errors="replace")
+        return Message(kind, number, size, height, width, due, at, wait, text)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tensors lie; a function of the shapes, so that both sides agree."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    stages: int
+    classes: int
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.channels * self.height * self.width
+
+    @property
+    def logits(self) -> int:
+        """Byte at which they begin."""
+        return -(-4 * self.pixels // 8) * 8
+
+    @property
+    def rows(self) -> int:
+        return self.logits + -(-4 * self.stages * self.batch * self.classes // 8) * 8
+
+    @property
+    def total(self) -> int:
+        return -(-(self.rows + 8 * self.batch) // _PAGE) * _PAGE
+
+
+def shared_file() -> BinaryIO:
+    """Memory with a handle: on Linux of no file system, elsewhere a nameless temporary file."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("anynest", os.MFD_CLOEXEC), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+class Channel:
+    """One end of a channel."""
+
+    def __init__(self, end: socket.socket, file: BinaryIO) -> None:
+        self.socket, self.file = end, file
+        self.memory: mmap.mmap | None = None
+        self.layout = Layout(0, 0, 0, 0, 0, 0)
+        end.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(end, select.POLLIN)
+
+    def arrange(self, layout: Layout) -> None:
+        """Have memory for these shapes; what was in it is lost."""
+        self.layout = layout
+        if self.memory is None or len(self.memory) < layout.total:
+            if os.fstat(self.file.fileno()).st_size < layout.total:
+                self.file.truncate(layout.total)
+            self.memory = mmap.mmap(self.file.fileno(), layout.total)
+
+    def images(self) -> Tensor:
+        """The batch, in the shared memory itself."""
+        shape = (self.layout.batch, self.layout.channels, self.layout.height, self.layout.width)
+        return self._view(0, self.layout.pixels, torch.float32).view(shape)
+
+    def logits(self, stage: int, size: int) -> Tensor:
+        """Those of a stage, ``[size, K]``, in the shared memory itself."""
+        layout = self.layout
+        start = layout.logits + 4 * (stage - 1) * layout.batch * layout.classes
+        return self._view(start, size * layout.classes, torch.float32).view(size, layout.classes)
+
+    def rows(self, size: int) -> Tensor:
+        """int64 ``[size]``, in the shared memory itself."""
+        return self._view(self.layout.rows, size, torch.int64)
+
+    def _view(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        assert self.memory is not None
+        return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
+
+    def send(self, message: Message) -> None:
+        """Send without waiting. OSError where the other side is gone, or takes nothing any more."""
+        self.socket.send(message.pack())
+
+    def receive(self) -> Message | None:
+        """The next message, None where there is none yet. EOFError where the other side is gone."""
+        try:
+            data = self.socket.recv(_MESSAGE.size + _TEXT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        return Message.unpack(data)
+
+    def wait(self, until: float) -> bool:
+        """Sleep until there is a message, or until that time; whether there is one."""
+        left = max(0.0, until - time.monotonic())
+        try:  # to the microsecond, but for the first 1024 handles of a process only
+            return bool(select.select([self.socket], [], [], min(left, _LONGEST))[0])
+        except ValueError:
+            return bool(self._poll.poll(math.ceil(1000 * min(left, _LONGEST))))
+
+    def close(self) -> None:
+        self.memory = None
+        with contextlib.suppress(OSError):
+            self.socket.close()
+        self.file.close()
