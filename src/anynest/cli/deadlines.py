@@ -201,9 +201,9 @@ def table(report: dict[str, Any], results: list[DeadlineResult]) -> Table:
         padding=(0, 1, 0, 0),
     )
     stages = len(results[0].stages) - 1
-    shares = [f"stage {stage}" for stage in range(1, stages + 1)]
-    for name in ("deadline", "accuracy", "s.e.", "guess", *shares, "p50 ms", "p99 ms"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shares = [f"stage\n{stage}" for stage in range(1, stages + 1)]
+    for name in ("deadline", "accuracy", "s.e.", "guess", *shares, "p50\nms", "p99\nms"):
+        shown.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for result in results:
         elapsed = result.to_json()["elapsed"]
         shown.add_row(
