@@ -38,6 +38,14 @@ class MethodConfig:
         default=None,
         metadata={"flag": "--norm-c", "help": "normalising methods: C of equation 2 or calibrated"},
     )
+    refresh: int | str | None = field(
+        default=None,
+        metadata={
+            "flag": "--refresh",
+            "help": "osgd: find the losses' weights at every k-th step and take one backward pass "
+            "between, or auto (default: at every step)",
+        },
+    )
     on_nonfinite: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -62,7 +70,7 @@ class MethodConfig:
                 f"{near_matches(self.name, known)}"
             )
         if self.name == GREEDY:
-            for key in ("priority", "weights", "C"):
+            for key in ("priority", "weights", "C", "refresh"):
                 if getattr(self, key) is not None:
                     raise ConfigError(
                         f"method.{key} has no meaning for greedy, which has one loss at a time: "
@@ -80,7 +88,12 @@ class MethodConfig:
         """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
         if self.name == GREEDY:
             return make_combiner("sgd-sum", on_nonfinite=self.on_nonfinite)
-        named = {"priority": self.priority, "weights": self.weights, "C": self.C}
+        named = {
+            "priority": self.priority,
+            "weights": self.weights,
+            "C": self.C,
+            "refresh": self.refresh,
+        }
         given = {key: value for key, value in named.items() if value is not None}
         return make_combiner(self.name, on_nonfinite=self.on_nonfinite, **given)
 
