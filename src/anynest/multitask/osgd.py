@@ -16,6 +16,7 @@ from torch import Tensor
 from .calibration import Constant, ConstantC
 from .checks import check_choice, check_priority, priority_of
 from .combiner import Combination, Combiner, OnePass, OnNonfinite
+from .raw import project_raw
 from .refresh import RefreshEvery, check_refresh
 from .rows import Rows
 from .rules import gram_matrix, normalize, orthogonalize, update_norm, weighted_sum
@@ -51,6 +52,7 @@ class OSGD(Combiner):
             weights kept until then would have made. Above it the interval halves, at half of it or
             below it doubles.
         longest: for "auto", the longest interval in steps.
+        projection: "orthogonal", or "raw" to project onto the gradients as they came (see ``raw``).
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 3.0])
@@ -74,6 +76,7 @@ class OSGD(Combiner):
         refresh: RefreshEvery = 1,
         tolerance: float = 0.3,
         longest: int = 64,
+        projection: Literal["orthogonal", "raw"] = "orthogonal",
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.priority = None if priority is None else priority_of(priority)
@@ -81,6 +84,9 @@ class OSGD(Combiner):
         self.reduction = check_choice("reduction", reduction, ("sum", "mean"))
         self.constant = Constant(C, calibration_steps)
         self.refresh = check_refresh(refresh, tolerance, longest)
+        self.projection = check_choice("projection", projection, ("orthogonal", "raw"))
+        if projection == "raw" and refresh != 1:
+            raise ValueError(f"refresh must be 1 with projection='raw', found {refresh!r}")
         if refresh == "auto" and on_nonfinite == "ignore":
             raise ValueError(
                 "refresh='auto' reads the drift from the device, which on_nonfinite='ignore' rules"
@@ -100,7 +106,8 @@ class OSGD(Combiner):
         ones = torch.ones_like(rows.new(rows.num_tasks))
         share = ones / rows.num_tasks if self.reduction == "mean" else ones
         unit = normalize(rows, C=1.0) if self.normalize else rows
-        components, coefficients = orthogonalize(unit, order)
+        project = project_raw if self.projection == "raw" else orthogonalize
+        components, coefficients = project(unit, order)
         if self.normalize:
             if self.constant.wants_norms:
                 sgd = update_norm(rows, share) / loss_scale
@@ -168,6 +175,8 @@ class OSGD(Combiner):
         }
         if self.normalize:
             shown["C"] = self.constant.C
+        if self.projection != "orthogonal":
+            shown["projection"] = self.projection
         if self.refresh is not None:
             shown["refresh"] = self.refresh.every
             if self.refresh.every == "auto":
