@@ -80,8 +80,12 @@ def packed_window(weight: Array, stride: int, source: Layout, result: Layout, wi
     step = stride * result.pack // source.pack
     reached = step * (result.positions(-(-width // stride)) - 1) + first + size
     shape = (result.pack * outputs, source.pack * inputs, kernel, size)
-    right = max(0, reached - source.positions(width))  # below 0: the last positions are not read
-    return Window(moved.reshape(shape), step, (-first, right))
+    right = reached - source.positions(width)
+    if -right >= step:  # a result would have positions that nobody asked for
+        raise ValueError(
+            f"a convolution of stride {stride} from {source} to {result} reads too little"
+        )
+    return Window(moved.reshape(shape), step, (-first, max(0, right)))
 
 
 def mask_row(channels: int, layout: Layout, width: int) -> Array:

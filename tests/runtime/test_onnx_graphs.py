@@ -1,0 +1,173 @@
+"""The graphs: every stage's logits are the network's, nothing is computed twice, any batch goes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from cases import CASES, Case
+
+from anynest.nets import create_model
+from anynest.runtime import stages
+from anynest.runtime.block_choice import block_size, choose_packs
+from anynest.runtime.folded_network import FoldedNetwork
+from anynest.runtime.onnx_graph import stage_models, stage_pieces
+from anynest.runtime.onnx_session import OnnxSession
+from anynest.runtime.onnx_single import join, split
+
+# of the large networks, one of each family: the others differ in size alone
+LARGE = ("width_nested_resnet42", "depth_nested_sparse_resnet98", "width_nested_resnet50")
+CHOSEN = [
+    case
+    for case in CASES
+    if case.name in LARGE or not any(size in case.name for size in ("42", "98", "50", "66"))
+]
+every = pytest.mark.parametrize("case", CHOSEN, ids=str)
+some = pytest.mark.parametrize("case", CHOSEN[::4], ids=str)
+
+
+def models_of(case: Case) -> tuple[FoldedNetwork, list[Any]]:
+    network = FoldedNetwork.of(case.network())
+    models, _ = stage_models(network, stage_pieces(network), (case.image_size,) * 2)
+    return network, models
+
+
+@torch.no_grad()
+def expected(case: Case, images: torch.Tensor) -> list[torch.Tensor]:
+    return [logits for _, logits in case.network().stages(images)]
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5 * max(scale, 1e-3))
+
+
+@every
+@pytest.mark.parametrize("layout", ["standard", "blocked"])
+def test_logits_are_the_networks(case: Case, layout: str) -> None:
+    if layout == "blocked" and block_size() == 1:
+        pytest.skip("this processor has no kernels in blocks")
+    images = case.images()
+    session = OnnxSession.open(case.network(), threads=1, layout=layout)
+    for batch in (images, images[1:2]):
+        found = list(stages(session.begin(batch.float())))
+        wanted = expected(case, batch)
+        assert [stage for stage, _ in found] == list(range(1, len(wanted) + 1))
+        for (_, ours), theirs in zip(found, wanted, strict=True):
+            close(ours, theirs)
+
+
+@some
+def test_every_convolution_stands_in_one_stage_alone(case: Case) -> None:
+    """N2, N4: a stage's graph has its own nodes' convolutions and no others, at their own cost."""
+    network, models = models_of(case)
+    outputs = iter(case.network().cost(case.image_size))
+    for model, cost in zip(models, outputs, strict=True):
+        assert multiply_adds(model) == cost.own_multiply_adds
+    names = Counter(t.name for model in models for t in model.graph.initializer)
+    assert set(names.values()) == {1}
+    units = sum(len(node.units) for layer in network.plan.layers for node in layer.nodes)
+    assert sum(".conv" in name for name in names) == 2 * units
+
+
+def multiply_adds(model: Any) -> int:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    weights = {t.name: list(t.dims) for t in model.graph.initializer}
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            pixels = shapes[node.output[0]][2:]
+            total += int(np.prod(weights[node.input[1]])) * int(np.prod(pixels))
+    return total
+
+
+@some
+def test_models_are_sound(case: Case) -> None:
+    _, models = models_of(case)
+    for model in models:
+        onnx.checker.check_model(model, full_check=True)
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+        for value in (*model.graph.input, *model.graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@some
+def test_single_file_gives_every_stage(case: Case) -> None:
+    _, models = models_of(case)
+    model = join(models)
+    onnx.checker.check_model(model, full_check=True)
+    session = run_options(model)
+    images = case.images()
+    for stages_wanted, logits in enumerate(expected(case, images), 1):
+        found, stage = ask(session, images, stages_wanted)
+        assert stage == stages_wanted
+        close(torch.from_numpy(found), logits)
+    # out of range: the nearest there is
+    assert ask(session, images, 0)[1] == 1
+    assert ask(session, images, 99)[1] == len(models)
+
+
+@some
+def test_split_takes_apart_what_join_joined(case: Case) -> None:
+    _, models = models_of(case)
+    for ours, theirs in zip(split(join(models)), models, strict=True):
+        assert list(ours.graph.node) == list(theirs.graph.node)
+        assert list(ours.graph.initializer) == list(theirs.graph.initializer)
+        for kind in ("input", "output"):
+            names = [{v.name for v in getattr(m.graph, kind)} for m in (ours, theirs)]
+            assert names[0] == names[1]
+        assert ours.graph.output[0].name == theirs.graph.output[0].name
+
+
+def test_branches_that_are_not_asked_for_are_skipped(tmp_path: Path) -> None:
+    """By ONNX Runtime's own account of the operations that it ran."""
+    case = next(case for case in CASES if case.name == "width_nested_resnet10")
+    _, models = models_of(case)
+    own = [{node.name for node in model.graph.node if node.op_type == "Conv"} for model in models]
+    for wanted in (1, 2, 3):
+        session = run_options(join(models), str(tmp_path / f"run{wanted}"))
+        ask(session, case.images(), wanted)
+        events = json.loads(Path(session.end_profiling()).read_text())
+        ran = {e["name"] for e in events if e.get("cat") == "Node"}
+        for stage, names in enumerate(own, 1):
+            done = {name for name in names if f"{name}_kernel_time" in ran}
+            assert done == (names if stage <= wanted else set())
+
+
+def run_options(model: Any, profile: str = "") -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    return ort.InferenceSession(model.SerializeToString(), options)
+
+
+def ask(session: Any, images: torch.Tensor, wanted: int) -> tuple[Any, int]:
+    feed = {"image": images.float().numpy(), "stages": np.array(wanted)}
+    logits, stage = session.run(["logits", "stage"], feed)
+    return logits, int(stage)
+
+
+def test_narrow_slices_are_packed_and_wide_ones_are_not() -> None:
+    def packs(name: str, block: int, width: int = 32) -> dict[int, int]:
+        return choose_packs(FoldedNetwork.of(create_model(name)).plan, width, block)
+
+    assert packs("width_nested_resnet42", 16) == {0: 2}  # slices of 8, 8, 16 channels
+    assert packs("width_nested_resnet42", 8) == {}
+    assert packs("depth_nested_sparse_resnet98", 16) == {}
+    assert packs("alternating_nested_sparse_resnet98", 16) == {0: 4}  # of 4, 4, 8
+    assert packs("width_nested_resnet42", 16, width=31) == {}  # pairs of pixels need an even row
+    assert packs("width_nested_resnet14", 16, width=64) == {}  # bottlenecks and pooling
