@@ -1,17 +1,29 @@
 """``anynest evaluate --deadlines``: accuracy under real deadlines, here of a tiny network."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from anynest.cli import main
-from anynest.cli.deadlines import parse_deadlines
+from anynest.cli.deadlines import parse_deadlines, sample
 from anynest.cli.deadlines_picture import deadlines_figure
+from anynest.data import load
+from anynest.runtime.predictor import AnytimePredictor
 
 Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own takes seconds to start: one test has it, as every user has."""
+    if "generous" not in request.node.name:
+        made = partial(AnytimePredictor, isolated=False)
+        monkeypatch.setattr("anynest.cli.deadlines.AnytimePredictor", made)
 
 
 def test_generous_and_impossible_deadlines(finished: Path, capsys: Out) -> None:
@@ -109,6 +121,8 @@ def test_the_picture() -> None:
     assert levels == pytest.approx([45, 60])
     heights = [[bar.get_height() for bar in bars] for bars in right.containers]
     assert heights == [[75, 0, 0], [25, 37.5, 0], [0, 62.5, 100]]
+    feet = [[bar.get_y() for bar in bars] for bars in right.containers]
+    assert feet == [[0, 0, 0], [75, 0, 0], [100, 37.5, 0]]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +147,16 @@ def test_mistakes_end_in_one_line(arguments: str, words: str, finished: Path, ca
     assert shown.err.count("\n") == 1
     assert words in shown.err
     assert not shown.out
+
+
+def test_a_sample_is_spread_over_the_split() -> None:
+    """Image folders are sorted by class: the first images would be of one."""
+    split = load("digits").test
+    assert sample(split, None) is split
+    assert sample(split, 360) is split
+    part = sample(split, 90)
+    assert torch.equal(part.labels, split.labels[::4])
+    assert part.name == split.name
 
 
 def test_the_list() -> None:

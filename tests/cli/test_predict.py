@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +137,25 @@ def test_as_a_process_that_answers_line_by_line(finished: Path, pictures: Path) 
         Path(odd.decode("utf-8", "surrogateescape")).write_bytes(b"")
     except OSError:
         odd = b"none.png"  # a file system of text alone
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-m", "anynest", "predict", str(finished), "-", "--json"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**environment, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    giving_up = threading.Timer(120, process.kill)
+    giving_up.start()
     for path in (bytes(pictures / "0" / "001.png"), odd, bytes(pictures / "0" / "002.png")):
         process.stdin.write(path + b"\n")
         process.stdin.flush()
         line = json.loads(process.stdout.readline())
         assert line["path"].encode("utf-8", "surrogateescape") == path
     _, told = process.communicate(timeout=60)
+    giving_up.cancel()
     assert process.returncode == 1
     assert told == b""
     Path(odd.decode("utf-8", "surrogateescape")).unlink(missing_ok=True)
