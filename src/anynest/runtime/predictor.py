@@ -292,7 +292,7 @@ class AnytimePredictor:
         x, single = images
         costs = None
         if ask.policy is not None:
-            costs = self._multiply_adds(int(x.shape[2]), int(x.shape[3]))
+            costs = self.multiply_adds(int(x.shape[2]), int(x.shape[3]))
             check_fit(ask.policy, self.num_stages, costs is not None)
         latencies = None
         if ask.save_work is not None:
@@ -362,7 +362,7 @@ class AnytimePredictor:
             classes=self.classes,
         )
 
-    def _multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
+    def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
         """Up to each stage, for images of this size; None where nobody knows."""
         size = (height, width)
         if size not in self._costs:
