@@ -18,6 +18,7 @@ from .program import Program
 
 BURIED = -1e30  # added to padding: the next rectification makes zeros of it
 TILE_BYTES = 3 << 18  # of shifted rows: they are written and read at once, from the cache
+WHOLE_BYTES = 7 << 16  # up to so many for one image, one product a kernel beats one a line
 MIN_COLUMNS = 256  # of a tile: below it, the products' fixed cost shows
 
 
@@ -39,7 +40,7 @@ class Buffers:
         self.results = {IMAGE: _zeros(program.in_channels, image)}
         self.inner: dict[tuple[str, int], Tensor] = {}
         self._scratch: dict[Hashable, Tensor] = {}
-        self._inputs: dict[tuple[Grid, int, int], int] = {}
+        self._inputs: dict[Hashable, int] = {}
         for layer in program.plan.layers:
             self._lay_out(layer)
         self.sums = {
@@ -54,9 +55,10 @@ class Buffers:
         for number, unit in enumerate(layer.nodes[0].units, 1):
             size = -(-grid.height // unit.stride), -(-grid.width // unit.stride)
             grid = self.grids[layer.name, number] = Grid(self.batch, *size)
-            inputs = max(node.units[number - 1].inputs for node in layer.nodes)
-            key = (grid, unit.kernel, unit.stride)
-            self._inputs[key] = max(inputs, self._inputs.get(key, 0))
+            for node in layer.nodes:
+                own = node.units[number - 1]
+                key = self._key(grid, own)
+                self._inputs[key] = max(own.inputs, self._inputs.get(key, 0))
             if number < units and len(layer.nodes) > 1:
                 channels = sum(node.units[number - 1].outputs for node in layer.nodes)
                 self.inner[layer.name, number] = _zeros(channels, grid)
@@ -84,22 +86,31 @@ class Buffers:
             known = self._scratch[purpose, grid] = _zeros(channels, grid)
         return known[:channels]
 
+    def whole(self, grid: Grid, unit: Unit) -> bool:
+        """Whether a unit's convolution is one product, or one for each line of its kernel."""
+        if unit.stride > 1 or unit.kernel == 1:
+            return True
+        return 4 * unit.kernel**2 * unit.inputs * grid.image <= WHOLE_BYTES
+
+    def _key(self, grid: Grid, unit: Unit) -> Hashable:
+        return grid, unit.kernel, unit.stride, self.whole(grid, unit)
+
     def cut(self, grid: Grid, unit: Unit) -> Cut:
         """How a unit's result is cut into tiles."""
-        rows = taps(unit) * self._inputs[grid, unit.kernel, unit.stride]
+        rows = taps(unit, self.whole(grid, unit)) * self._inputs[self._key(grid, unit)]
         return cut(grid, max(MIN_COLUMNS, TILE_BYTES // (4 * rows)))
 
     def shifted(self, grid: Grid, unit: Unit) -> Tensor:
         """Scratch for the shifted copies of what a unit reads, a tile's; the constants' rows in front.
 
         Returns:
-            ``[2 + taps i, columns]``: with stride 1, ``kernel // 2`` lines more on both sides.
+            ``[2 + taps i, columns]``: with a product a line, ``kernel // 2`` lines more on both sides.
         """
-        key = (grid, unit.kernel, unit.stride)
+        key, count = self._key(grid, unit), taps(unit, self.whole(grid, unit))
         if key not in self._scratch:
             shape = self.cut(grid, unit)
-            margin = unit.kernel // 2 * grid.pitch if unit.stride == 1 else 0
-            rows = CONSTANTS + taps(unit) * self._inputs[key]
+            margin = 0 if self.whole(grid, unit) else unit.kernel // 2 * grid.pitch
+            rows = CONSTANTS + count * self._inputs[key]
             made = torch.zeros(rows, aligned(shape.columns + 2 * margin))
             centre = made[:CONSTANTS, margin : margin + shape.columns]
             centre[0] = 1.0
@@ -110,7 +121,7 @@ class Buffers:
                 centre[1].storage_offset(),
             ).zero_()
             self._scratch[key] = made
-        return self._scratch[key][: CONSTANTS + taps(unit) * unit.inputs]
+        return self._scratch[key][: CONSTANTS + count * unit.inputs]
 
     def keep(self, rows: Tensor, images: int) -> None:
         """Move some of the first ``images`` to the front, in the order of ``rows``."""

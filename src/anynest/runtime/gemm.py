@@ -1,10 +1,10 @@
 """A network's nodes as matrix products into prepared memory: the fast way on a CPU.
 
-A convolution of stride 1 multiplies its weights with the k horizontally shifted copies of its input's rows,
-one product for each line of the kernel, read one line further on: an im2col with k rows a channel, not k
-squared. Rectifying the input and copying it are one operation. Two more rows carry the bias and a number so low
-that the next rectification makes zeros of the padding. A layer's nodes lie one below the other in one matrix of
-rows, so that what earlier nodes gave is a view, for any batch, and every product writes into its own rows.
+A convolution multiplies its weights with shifted copies of its input's rows: all k x k shifts, or, where
+those would not fit the cache, the k of one line, with one product for each line of the kernel, read one line
+further on. Rectifying the input and copying it are one operation. Two more rows carry the bias and a number
+so low that the next rectification makes zeros of the padding. A layer's nodes lie one below the other in one
+matrix of rows: what earlier nodes gave is a view, for any batch, and every product writes into its own rows.
 
 Results are kept as they are *before* rectification; whoever reads them rectifies.
 """
@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nets.plan import IMAGE, Layer, Node, Plan, Unit
+from ..nets.plan import IMAGE, Layer, Node, Plan
 from .buffers import Buffers
 from .grid import Grid, Tile
 from .matrices import CONSTANTS, Matrices, matrices
 from .program import Program
 from .schedule import Task
+from .shifts import shifts
 from .sums import Read
 
 Op = Callable[[], object]
@@ -37,36 +38,45 @@ def supports(plan: Plan) -> bool:
     So it is in every network that ``nets`` builds.
     """
     rectified = {layer.name: layer.relu for layer in plan.layers}
-    reads = {node.reads for layer in plan.layers for node in layer.nodes} | {
-        e.reads for e in plan.exits
-    }
-    for names in reads - {(IMAGE,)}:
+    nodes = [node for layer in plan.layers for node in layer.nodes]
+    for names in {node.reads for node in nodes} | {exit_.reads for exit_ in plan.exits}:
+        if names == (IMAGE,):
+            continue
         if IMAGE in names or not (plan.relu_reads or all(rectified[name] for name in names)):
             return False
         if len(names) > 1 and any(rectified[name] for name in names):
             return False
     return all(
         unit.kernel in (1, 3) or (unit.stride > 1 and node.reads == (IMAGE,) and unit.kernel % 2)
-        for layer in plan.layers
-        for node in layer.nodes
+        for node in nodes
         for unit in node.units
     )
 
 
 class GemmProgram:
-    """A program and its weights as matrices."""
+    """A program and its weights as matrices.
+
+    Attributes:
+        rectified: by layer, whether its result is to be rectified.
+        heads: by exit's stage, bias and weight of its head side by side, ``[K, 1 + features]``.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.rectified = {layer.name: layer.relu for layer in program.plan.layers}
-        self.matrices = {
-            key: [matrices(unit, weight, bias) for unit, weight, bias in units]
-            for key, units in program.convolutions.items()
-        }
         self.heads = {
-            stage: (weight.t().contiguous(), bias)
+            stage: torch.cat([bias[:, None], weight], 1)
             for stage, (weight, bias) in program.heads.items()
         }
+        self._matrices: dict[tuple[str, int, int, bool], Matrices] = {}
+
+    def matrices(self, name: str, birth: int, number: int, whole: bool) -> Matrices:
+        """A node's unit (from 1), laid out when it is first asked for: that takes the images' size."""
+        key = name, birth, number, whole
+        if key not in self._matrices:  # two threads may do the same work; either result will do
+            _, weight, bias = self.program.convolutions[name, birth][number - 1]
+            self._matrices[key] = matrices(weight, bias, whole)
+        return self._matrices[key]
 
     def workspace(self, batch: int, height: int, width: int) -> GemmWorkspace:
         """Memory for one evaluation."""
@@ -120,8 +130,7 @@ class GemmWorkspace:
         """A task's operations, to be run as they come; kept if it is worth the memory."""
         keep = self._images == self._buffers.batch and self._kept_ops < KEPT_OPS
         made: list[Op] = []
-        task, read = self._program.tasks[index], self._program.reads[index]
-        for op in self._task(task, read):
+        for op in self._task(self._program.tasks[index], self._program.reads[index]):
             if keep:
                 made.append(op)
             yield op
@@ -130,12 +139,11 @@ class GemmWorkspace:
             self._kept_ops += len(made)
 
     def _task(self, task: Task, read: Read) -> Iterator[Op]:
+        yield from self._sum(read)
         if task.layer is not None and task.node is not None:
-            yield from self._sum(read)
             yield from self._node(task.layer, task.node, self._source(read))
         else:
             assert task.exit is not None
-            yield from self._sum(read)
             yield from self._exit(task.exit.stage, read)
 
     def _source(self, read: Read) -> Tensor:
@@ -165,21 +173,26 @@ class GemmWorkspace:
     def _node(self, layer: Layer, node: Node, source: Tensor) -> Iterator[Op]:
         buffers = self._buffers
         grid, x = buffers.grids[node.reads[0], 0], source
-        for number, matrix in enumerate(self._compiled.matrices[layer.name, node.birth], 1):
+        for number, unit in enumerate(node.units, 1):
             out_grid = buffers.grids[layer.name, number]
             out, start = self._destination(layer, node, number)
-            own = out[start : start + matrix.unit.outputs]
+            own = out[start : start + unit.outputs]
+            whole = buffers.whole(out_grid, unit)
+            weights = self._compiled.matrices(layer.name, node.birth, number, whole)
             added = self._residual(layer, node, source) if number == len(node.units) else None
-            for tile in buffers.cut(out_grid, matrix.unit).tiles(self._images):
-                rectify = number > 1 or node.reads != (IMAGE,)
-                yield from self._convolve(matrix, x, grid, own, tile, rectify, added)
-            x, grid = out[: start + matrix.unit.outputs], out_grid
+            shifted = buffers.shifted(out_grid, unit)
+            for tile in buffers.cut(out_grid, unit).tiles(self._images):
+                taken, copies = shifts(unit, x, grid, shifted, tile, whole)
+                if number == 1 and node.reads == (IMAGE,):
+                    yield partial(copies.copy_, taken)
+                else:
+                    yield partial(torch.clamp_min, taken, 0, out=copies)
+                yield from _multiply(weights, shifted, tile, own, added)
+            x, grid = out[: start + unit.outputs], out_grid
         if layer.pool:
-            result = buffers.results[layer.name][node.start :][: matrix.unit.outputs]
-            out_grid = buffers.grids[layer.name, 0]
-            yield partial(
-                _pool, grid.pixels(own, self._images), out_grid.pixels(result, self._images)
-            )
+            result = buffers.results[layer.name][node.start :][: unit.outputs]
+            pixels = buffers.grids[layer.name, 0].pixels(result, self._images)
+            yield partial(_pool, grid.pixels(own, self._images), pixels)
 
     def _destination(self, layer: Layer, node: Node, number: int) -> tuple[Tensor, int]:
         """The rows that a unit's result belongs to, and the first of its own."""
@@ -202,106 +215,51 @@ class GemmWorkspace:
             return source[own], True
         return self._buffers.results[node.residual][own], self._compiled.rectified[node.residual]
 
-    def _convolve(
-        self,
-        matrix: Matrices,
-        x: Tensor,
-        grid: Grid,
-        out: Tensor,
-        tile: Tile,
-        rectify: bool,
-        added: tuple[Tensor, bool] | None,
-    ) -> Iterator[Op]:
-        """One convolution of one tile: copy shifted, then multiply into the result's rows."""
-        unit = matrix.unit
-        shifted = self._buffers.shifted(tile.grid, unit)
-        source, copies = (_lines if unit.stride == 1 else _patches)(unit, x, grid, shifted, tile)
-        yield (
-            partial(torch.clamp_min, source, 0, out=copies)
-            if rectify
-            else partial(copies.copy_, source)
-        )
-        target = tile.of(out)
-        offset = unit.kernel // 2 * grid.pitch if unit.stride == 1 else 0
-        centre = shifted[:, offset : offset + tile.columns]
-        if added is None:
-            yield partial(torch.mm, matrix.centre, centre, out=target)
-        else:
-            rows, relu = tile.of(added[0]), added[1]
-            yield (
-                partial(torch.clamp_min, rows, 0, out=target)
-                if relu
-                else partial(target.copy_, rows)
-            )
-            yield partial(target.addmm_, matrix.centre, centre)
-        for number, weight in matrix.others:
-            line = number * grid.pitch
-            yield partial(target.addmm_, weight, shifted[CONSTANTS:, line : line + tile.columns])
-        gaps = tile.gaps(out)
-        if gaps is not None:  # else one image's overflow would reach the next
-            yield gaps.zero_
-
     def _exit(self, stage: int, read: Read) -> Iterator[Op]:
         grid, images = self._grid(read), self._images
         rectified = self._buffers.scratch("rectified", grid, read.channels)
         end = grid.end(images)
         yield partial(torch.clamp_min, self._source(read)[:, :end], 0, out=rectified[:, :end])
-        pooled = torch.zeros(read.channels, images)
+        means = torch.ones(1 + read.channels, images)  # the first row is the bias's
         area = grid.height * grid.width
         if images == 1:  # padding is zero: the mean is a product with one column
-            ones = torch.full((grid.image, 1), 1 / area)
-            yield partial(torch.mm, grid.images(rectified, 1)[:, 0], ones, out=pooled)
+            column = torch.full((grid.image, 1), 1 / area)
+            yield partial(torch.mm, grid.images(rectified, 1)[:, 0], column, out=means[1:])
         else:
-            yield partial(torch.sum, grid.images(rectified, images), 2, out=pooled)
-            yield partial(pooled.mul_, 1 / area)
-        weight, bias = self._compiled.heads[stage]
-        logits = torch.empty(images, len(bias))
-        yield partial(torch.addmm, bias, pooled.t(), weight, out=logits)
-        yield partial(_hand_out, logits, self._answers)
+            yield partial(torch.sum, grid.images(rectified, images), 2, out=means[1:])
+            yield partial(means[1:].mul_, 1 / area)
+        yield partial(_answer, self._compiled.heads[stage], means, self._answers)
+
+
+def _multiply(
+    weights: Matrices, shifted: Tensor, tile: Tile, out: Tensor, added: tuple[Tensor, bool] | None
+) -> Iterator[Op]:
+    """A tile's products, and what is added to them."""
+    target = tile.of(out)
+    pitch, middle = tile.grid.pitch, len(weights.others) // 2
+    centre = shifted[:, middle * pitch :][:, : tile.columns]
+    if added is None:
+        yield partial(torch.mm, weights.centre, centre, out=target)
+    else:
+        rows = tile.of(added[0])
+        yield (
+            partial(torch.clamp_min, rows, 0, out=target)
+            if added[1]
+            else partial(target.copy_, rows)
+        )
+        yield partial(target.addmm_, weights.centre, centre)
+    for number, line in weights.others:
+        moved = shifted[CONSTANTS:, number * pitch :][:, : tile.columns]
+        yield partial(target.addmm_, line, moved)
+    gaps = tile.gaps(out)
+    if gaps is not None:  # else one image's overflow would reach the next
+        yield gaps.zero_
 
 
 def _pool(x: Tensor, out: Tensor) -> None:
     out.copy_(F.max_pool2d(x, 3, 2, 1))
 
 
-def _hand_out(logits: Tensor, answers: list[Tensor]) -> None:
-    answers.append(logits.clone())  # the caller's own
-
-
-def _lines(unit: Unit, x: Tensor, grid: Grid, shifted: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
-    """Stride 1: rows shifted by -k/2 ... k/2 columns, and their place, ``[k, i, columns]`` each."""
-    middle = unit.kernel // 2
-    width = tile.columns + 2 * middle * grid.pitch
-    start = grid.lead + tile.start - middle * grid.pitch - middle
-    source = x.as_strided(
-        (unit.kernel, unit.inputs, width), (1, x.stride(0), 1), x.storage_offset() + start
-    )
-    row = shifted.stride(0)
-    copies = shifted.as_strided(
-        (unit.kernel, unit.inputs, width),
-        (unit.inputs * row, row, 1),
-        shifted.storage_offset() + CONSTANTS * row,
-    )
-    return source, copies
-
-
-def _patches(
-    unit: Unit, x: Tensor, grid: Grid, shifted: Tensor, tile: Tile
-) -> tuple[Tensor, Tensor]:
-    """Larger strides: all k x k shifts of the pixels, and their place, ``[k, k, i, images, lines, W]``."""
-    k, middle, out = unit.kernel, unit.kernel // 2, tile.grid
-    start = grid.lead + tile.image * grid.image
-    start += (unit.stride * tile.line - middle) * grid.pitch - middle
-    shape = (k, k, unit.inputs, tile.images, tile.lines, out.width)
-    source = x.as_strided(
-        shape,
-        (grid.pitch, 1, x.stride(0), grid.image, unit.stride * grid.pitch, unit.stride),
-        x.storage_offset() + start,
-    )
-    row = shifted.stride(0)
-    copies = shifted.as_strided(
-        shape,
-        (k * unit.inputs * row, unit.inputs * row, row, out.image, out.pitch, 1),
-        shifted.storage_offset() + CONSTANTS * row,
-    )
-    return source, copies
+def _answer(head: Tensor, means: Tensor, answers: list[Tensor]) -> None:
+    logits = torch.empty(len(head), means.shape[1])  # with out=, no caller's autocast applies
+    answers.append(torch.mm(head, means, out=logits).t().contiguous())

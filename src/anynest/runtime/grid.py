@@ -2,8 +2,8 @@
 
 A channel of B images is one row of numbers. Each line of an image is followed by ``pad`` zeros and each image
 by ``pad`` lines of zeros, which are the right padding of one line (or the bottom of one image) and the left
-(top) of the next. A shift of an image by (dy, dx) is then a shift of the row by ``dy * pitch + dx`` numbers, and
-the channels of the earlier nodes are the first rows of a matrix: a view, for any batch.
+(top) of the next. A shift of an image by (dy, dx) is then a shift of the row by ``dy * pitch + dx`` numbers,
+and the channels of the earlier nodes are the first rows of a matrix: a view, for any batch.
 """
 
 from __future__ import annotations

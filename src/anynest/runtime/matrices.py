@@ -16,34 +16,31 @@ from ..nets.plan import Unit
 CONSTANTS = 2
 
 
-def taps(unit: Unit) -> int:
-    """How many shifted copies of each channel a product reads: one line of the kernel, or all of it."""
-    return unit.kernel if unit.stride == 1 else unit.kernel * unit.kernel
-
-
 @dataclass(frozen=True)
 class Matrices:
-    """One convolution as matrix products.
+    """One convolution as one matrix product, or as one a line of its kernel.
 
     Attributes:
-        unit: its sizes.
-        centre: ``[o, 2 + taps i]``: the constants' columns, then the kernel's middle line (stride 1) or all
-            of its lines.
-        others: number and matrix ``[o, k i]`` of each other line of the kernel (stride 1 alone).
+        centre: ``[o, 2 + taps i]``: the constants' columns, then the whole kernel or its middle line.
+        others: number and matrix ``[o, k i]`` of each other line; none for a whole kernel.
     """
 
-    unit: Unit
     centre: Tensor
     others: tuple[tuple[int, Tensor], ...]
 
 
-def matrices(unit: Unit, weight: Tensor, bias: Tensor) -> Matrices:
-    """Lay out a folded convolution ``[o, i, k, k]`` and its bias ``[o]``, in float32."""
+def matrices(weight: Tensor, bias: Tensor, whole: bool) -> Matrices:
+    """Lay out a folded convolution ``[o, i, k, k]`` and its bias ``[o]``."""
     constants = torch.stack([bias, torch.ones_like(bias)], dim=1)
     lines = [line.permute(0, 2, 1).flatten(1) for line in weight.unbind(2)]  # [o, column and i]
-    if unit.stride > 1:
-        return Matrices(unit, torch.cat([constants, *lines], 1).float().contiguous(), ())
-    middle = unit.kernel // 2
-    centre = torch.cat([constants, lines[middle]], 1).float().contiguous()
-    others = [(n, line.float().contiguous()) for n, line in enumerate(lines) if n != middle]
-    return Matrices(unit, centre, tuple(others))
+    if whole:
+        return Matrices(torch.cat([constants, *lines], 1), ())
+    middle = len(lines) // 2
+    centre = torch.cat([constants, lines[middle]], 1)
+    others = [(n, line.contiguous()) for n, line in enumerate(lines) if n != middle]
+    return Matrices(centre, tuple(others))
+
+
+def taps(unit: Unit, whole: bool) -> int:
+    """How many shifted copies of each channel a product reads."""
+    return unit.kernel * unit.kernel if whole else unit.kernel
