@@ -1,7 +1,7 @@
 """How the stages' losses become one update: section 4 of the paper, by name."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -46,6 +46,14 @@ class MethodConfig:
             "between, or auto (default: at every step)",
         },
     )
+    projection: Literal["orthogonal", "raw"] | None = field(
+        default=None,
+        metadata={
+            "flag": "--projection",
+            "help": "osgd: onto what is left of earlier gradients (orthogonal, the default), or "
+            "onto these as they came (raw)",
+        },
+    )
     on_nonfinite: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -70,7 +78,7 @@ class MethodConfig:
                 f"{near_matches(self.name, known)}"
             )
         if self.name == GREEDY:
-            for key in ("priority", "weights", "C", "refresh"):
+            for key in ("priority", "weights", "C", "refresh", "projection"):
                 if getattr(self, key) is not None:
                     raise ConfigError(
                         f"method.{key} has no meaning for greedy, which has one loss at a time: "
@@ -84,18 +92,19 @@ class MethodConfig:
                     "normalize: leave it out, or take osgd-norm or normsgd"
                 )
 
-    def build(self) -> Combiner:
+    def build(self, group: Any = None) -> Combiner:
         """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
         if self.name == GREEDY:
-            return make_combiner("sgd-sum", on_nonfinite=self.on_nonfinite)
+            return make_combiner("sgd-sum", on_nonfinite=self.on_nonfinite, group=group)
         named = {
             "priority": self.priority,
             "weights": self.weights,
             "C": self.C,
             "refresh": self.refresh,
+            "projection": self.projection,
         }
         given = {key: value for key, value in named.items() if value is not None}
-        return make_combiner(self.name, on_nonfinite=self.on_nonfinite, **given)
+        return make_combiner(self.name, on_nonfinite=self.on_nonfinite, group=group, **given)
 
     def criterion(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
         """Cross entropy of one stage in float32, whatever precision made the logits."""
