@@ -20,7 +20,6 @@ from .onnx_programs import Graphs
 from .onnx_single import split
 
 DOMAINS = {"", "ai.onnx", "com.microsoft"}
-MAX_DEPTH = 10_000  # of layers that an architecture may speak of
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ def read_export(folder: str | Path) -> Export:
         network = None if manifest.quantised else _network(manifest, models)
     except RunFolderError:
         raise
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # onnx's own helpers raise what they like on hostile bytes
+        lacking = isinstance(error, KeyError)
+        reason = f"it lacks {error}" if lacking else " ".join(str(error).split())[:300]
         raise RunFolderError(f"{folder} is no sound export: {reason}; export again") from error
     return Export(manifest, Graphs(tuple(contents), manifest.stages), network)
 
