@@ -1,7 +1,7 @@
 """The answer at the deadline, on a session whose steps the tests control.
 
-A kernel that is "still running" here is a step that waits for the test: a prediction that waited for it in turn
-would never come back.
+A kernel that is "still running" here is a step that waits for the test: a prediction that waited for it in
+turn would never come back.
 """
 
 from __future__ import annotations
@@ -273,9 +273,8 @@ def test_what_a_session_refuses(make_session: Any) -> None:
 def test_wishes_that_make_no_sense(
     make_session: Any, make_image: Image, arguments: dict[str, Any], message: str
 ) -> None:
-    with AnytimePredictor(make_session()) as predictor:
-        with pytest.raises(ValueError, match=message):
-            predictor.predict(make_image(1.0), **arguments)
+    with AnytimePredictor(make_session()) as predictor, pytest.raises(ValueError, match=message):
+        predictor.predict(make_image(1.0), **arguments)
 
 
 def test_many_threads_at_once(make_session: Any, make_image: Image) -> None:
