@@ -58,14 +58,14 @@ class GemmProgram:
 
     Attributes:
         rectified: by layer, whether its result is to be rectified.
-        heads: by exit's stage, bias and weight of its head side by side, ``[K, 1 + features]``.
+        heads: by exit's stage, bias above weight of its head, ``[1 + features, K]``.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.rectified = {layer.name: layer.relu for layer in program.plan.layers}
         self.heads = {
-            stage: torch.cat([bias[:, None], weight], 1)
+            stage: torch.cat([bias[None], weight.t()])
             for stage, (weight, bias) in program.heads.items()
         }
         self._matrices: dict[tuple[str, int, int, bool], Matrices] = {}
@@ -220,14 +220,14 @@ class GemmWorkspace:
         rectified = self._buffers.scratch("rectified", grid, read.channels)
         end = grid.end(images)
         yield partial(torch.clamp_min, self._source(read)[:, :end], 0, out=rectified[:, :end])
-        means = torch.ones(1 + read.channels, images)  # the first row is the bias's
+        means = torch.ones(images, 1 + read.channels)  # the first column is the bias's
         area = grid.height * grid.width
-        if images == 1:  # padding is zero: the mean is a product with one column
-            column = torch.full((grid.image, 1), 1 / area)
-            yield partial(torch.mm, grid.images(rectified, 1)[:, 0], column, out=means[1:])
+        if images == 1:  # padding is zero: the mean is a product with one row
+            row = torch.full((1, grid.image), 1 / area)
+            yield partial(torch.mm, row, grid.images(rectified, 1)[:, 0].t(), out=means[:, 1:])
         else:
-            yield partial(torch.sum, grid.images(rectified, images), 2, out=means[1:])
-            yield partial(means[1:].mul_, 1 / area)
+            yield partial(torch.sum, grid.images(rectified, images), 2, out=means[:, 1:].t())
+            yield partial(means[:, 1:].mul_, 1 / area)
         yield partial(_answer, self._compiled.heads[stage], means, self._answers)
 
 
@@ -261,5 +261,5 @@ def _pool(x: Tensor, out: Tensor) -> None:
 
 
 def _answer(head: Tensor, means: Tensor, answers: list[Tensor]) -> None:
-    logits = torch.empty(len(head), means.shape[1])  # with out=, no caller's autocast applies
-    answers.append(torch.mm(head, means, out=logits).t().contiguous())
+    logits = torch.empty(means.shape[0], head.shape[1])  # with out=, no caller's autocast applies
+    answers.append(torch.mm(means, head, out=logits))
