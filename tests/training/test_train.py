@@ -258,8 +258,8 @@ def test_where_the_loss_went_wrong(
     """A NaN in stage 2 alone, in the second epoch's third batch, is placed exactly."""
     real = Loop.save_if_due
 
-    def poison(self: Loop, now: float) -> None:
-        real(self, now)
+    def poison(self: Loop) -> None:
+        real(self)
         if self.position.step == 7:
             with torch.no_grad():
                 self.model.head(2).bias.fill_(float("nan"))
@@ -276,11 +276,11 @@ def test_weights_that_are_not_finite_are_never_saved(
     """The last batch before a checkpoint may ruin the weights with no loss having shown it."""
     real = Loop.save_if_due
 
-    def poison(self: Loop, now: float) -> None:
+    def poison(self: Loop) -> None:
         if self.position.step == 7:
             with torch.no_grad():
                 self.model.head(2).bias.fill_(float("inf"))
-        real(self, now)
+        real(self)
 
     monkeypatch.setattr(Loop, "save_if_due", poison)
     with pytest.raises(RunError, match=r"weights are not finite at epoch 2, batch 3 of 5"):

@@ -27,6 +27,10 @@ class Loader(Protocol):
     def skipped(self) -> int:
         """Different files met so far that could not be decoded."""
 
+    @property
+    def skipped_images(self) -> frozenset[int]:
+        """Their numbers in the split."""
+
     def __len__(self) -> int:
         """Batches an epoch."""
 

@@ -15,6 +15,7 @@ class ResidentLoader:
     """Batches of a set in memory; built by `make_loader`, which documents the arguments."""
 
     skipped = 0
+    skipped_images: frozenset[int] = frozenset()
 
     def __init__(
         self,

@@ -107,6 +107,11 @@ class StreamLoader:
         """Different files met so far that could not be decoded."""
         return len(self._bad)
 
+    @property
+    def skipped_images(self) -> frozenset[int]:
+        """Their numbers in the split."""
+        return frozenset(self._bad)
+
     def __len__(self) -> int:
         return self._plan.num_batches
 

@@ -93,10 +93,10 @@ class Link:
     def _exchange(self, mine: Tensor) -> Tensor:
         whole = mine.new_empty((self.size, *mine.shape))
         self._count(whole, 1)
-        _all_gather(whole.view(-1), mine, group=self._host_group())
+        _all_gather(whole.view(-1), mine, group=self.host_group())
         return whole
 
-    def _host_group(self) -> Any:
+    def host_group(self) -> Any:
         """The same ranks over a backend for CPU tensors, so that no word waits for a device."""
         if self._host is None:
             self._host = self.group

@@ -36,4 +36,5 @@ def check_wrappers(leaves: Sequence[Tensor]) -> None:
 
 
 def _with_subclasses(kind: type) -> list[type]:
-    return [kind, *(below for child in kind.__subclasses__() for below in _with_subclasses(child))]
+    children: list[type] = kind.__subclasses__()
+    return [kind, *(below for child in children for below in _with_subclasses(child))]

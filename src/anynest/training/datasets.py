@@ -81,9 +81,16 @@ class DataConfig:
         )
 
     def train_loader(
-        self, data: Dataset, seed: int, device: torch.device, channels_last: bool
+        self,
+        data: Dataset,
+        seed: int,
+        device: torch.device,
+        channels_last: bool,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> Loader:
-        """Batches of the training split, a pure function of (seed, epoch, batch)."""
+        """Batches of the training split, a pure function of (seed, epoch, batch), or one rank's
+        part of each."""
         return make_loader(
             data.train,
             self.batch_size,
@@ -95,12 +102,21 @@ class DataConfig:
             std=data.std,
             channels_last=channels_last,
             workers=self.workers,
+            rank=rank,
+            world=ranks,
         )
 
     def evaluation_loader(
-        self, split: AnySplit, data: Dataset, device: torch.device, channels_last: bool = False
+        self,
+        split: AnySplit,
+        data: Dataset,
+        device: torch.device,
+        channels_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> Loader:
-        """Every image of ``split`` once, in order, not augmented."""
+        """Every image of ``split`` once, in order, not augmented, or one rank's part of each
+        batch."""
         return make_loader(
             split,
             self.evaluation_batch_size,
@@ -112,4 +128,6 @@ class DataConfig:
             std=data.std,
             channels_last=channels_last,
             workers=self.workers,
+            rank=rank,
+            world=ranks,
         )

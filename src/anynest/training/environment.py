@@ -65,6 +65,14 @@ class RunConfig:
             "help": "most batches between checkpoints; 0: no limit",
         },
     )
+    sync_batch_norm: bool = field(
+        default=True,
+        metadata={
+            "flag": "--sync-batch-norm",
+            "help": "under torchrun: batch norms see the whole batch, as in one process; without, "
+            "each rank's part (and running statistics are averaged)",
+        },
+    )
     gradient_stats: bool = field(
         default=True,
         metadata={
@@ -86,8 +94,13 @@ class RunConfig:
             raise ConfigError(f"run.seed must not be negative, found {self.seed}")
 
 
-def find_device(name: str) -> torch.device:
-    """``auto`` is the first of cuda, mps, cpu; ConfigError where the device is not there."""
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto`` is the first of cuda, mps, cpu; ConfigError where the device is not there.
+
+    ``local_rank``: this process's number on its machine, which has a GPU of its own.
+    """
+    if local_rank is not None:
+        return _find_own(name, local_rank)
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -108,6 +121,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def _find_own(name: str, local_rank: int) -> torch.device:
+    """One rank's device: there is no choosing a GPU by number, and no collectives on mps."""
+    kind = name
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(kind)
+    if device.type == "mps" or device.index is not None:
+        raise ConfigError(
+            f"run.device must be auto, cpu or cuda under torchrun, found {name!r}: each process "
+            "takes the GPU of its local rank"
+        )
+    if device.type == "cuda":
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return device
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's (where imported) and torch's global generators."""
     random.seed(seed)
@@ -117,9 +146,9 @@ def seed_everything(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def computing(config: RunConfig) -> Iterator[torch.device]:
+def computing(config: RunConfig, local_rank: int | None = None) -> Iterator[torch.device]:
     """The device, with threads and determinism set; torch's settings are put back afterwards."""
-    device = find_device(config.device)
+    device = find_device(config.device, local_rank)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark

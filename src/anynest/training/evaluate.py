@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..data import Loader
+from .distributed import World
 from .metrics import Sums
 
 
@@ -56,17 +57,20 @@ def evaluate(
     split: str = "",
     autocast: torch.autocast | None = None,
     check: Callable[[], None] = lambda: None,
+    world: World | None = None,
 ) -> Evaluation:
     """Run ``model``, whose output is a list of logits, over ``loader`` once in eval mode.
 
     ``check`` is called before every batch and may raise, to stop between batches.
-    Loss is the plain cross entropy, without label smoothing.
+    Loss is the plain cross entropy, without label smoothing. In a ``world`` of several ranks each
+    has its own part of every batch, and the result is that of all of them.
     """
     sums = None
-    images = 0
     with eval_mode(model):
         for inputs, labels in loader.batches(0):
             check()
+            if sums is not None and not len(labels):
+                continue  # the other ranks have the rest
             with autocast or nullcontext():
                 logits = model(inputs)
             logits = [out.float() for out in logits]
@@ -74,8 +78,10 @@ def evaluate(
                 sums = Sums(len(logits), inputs.device, top5=logits[0].shape[1] > 10)
             losses = torch.stack([nn.functional.cross_entropy(out, labels) for out in logits])
             sums.add(losses, logits, labels)
-            images += len(labels)
-    if sums is None:
+    if sums is not None and world is not None:
+        sums = sums.over(world)
+    images = 0 if sums is None else int(sums.tensors["seen"][0])
+    if sums is None or not images:
         raise ValueError(f"the {split or 'given'} split has no images: nothing to evaluate")
     means = sums.means()
     top5 = means.get("top5_error")

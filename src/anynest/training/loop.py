@@ -16,7 +16,9 @@ import torch
 
 from ..data import Dataset
 from ..nets import AnytimeNetwork
+from .checkpoint import pack, unpack
 from .config import TrainConfig
+from .distributed import Poll, World
 from .errors import Interrupted, RunError, RunFolderError
 from .evaluate import Evaluation, evaluate
 from .metrics import Sums
@@ -53,13 +55,18 @@ class Loop:
         device: torch.device,
         reporter: Reporter,
         stop: StopRequest,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
+        self.poll = Poll(self.world)
+        self.is_due = False
         self.config, self.folder, self.data = config, folder, data
         self.model, self.device, self.reporter, self.stop = model, device, reporter, stop
         layout = config.run.channels_last
-        self.train_loader = config.data.train_loader(data, config.run.seed, device, layout)
+        place = self.world.rank, self.world.size
+        self.train_loader = config.data.train_loader(data, config.run.seed, device, layout, *place)
         self.validation_loader = config.data.evaluation_loader(
-            data.validation, data, device, layout
+            data.validation, data, device, layout, *place
         )
         self.batches = len(self.train_loader)
         self.epochs = config.schedule.epochs
@@ -73,21 +80,20 @@ class Loop:
 
     def run(self) -> None:
         """Train what is left, from the newest whole checkpoint on."""
-        state = self.folder.checkpoints.load_newest(self.reporter.say)
+        state = self.newest()
         if state is not None:
             self.require_format(state)
             self.position = Position(**state["position"])
             self.history = json.loads(state["history"])
-        self.folder.write_history(self.history)
-        events = Events(
-            self.folder.events, self.config.run.tensorboard, first_epoch=len(self.history) + 1
-        )
+        self.write_history()
+        wanted = self.config.run.tensorboard and self.world.leads
+        events = Events(self.folder.events, wanted, first_epoch=len(self.history) + 1)
         total = self.phases * self.epochs * self.batches
         self.reporter.say(str(self.data))
         self.reporter.say(
             f"{self.model.name}, {self.config.method.name}, {self.data.label}: "
             f"{counted(self.phases * self.epochs, 'epoch')} of {self.batches} batches "
-            f"on {self.device}"
+            f"on {self.device}" + (f", {self.world.size} ranks" if self.world.size > 1 else "")
         )
         if state is not None:
             self.reporter.say(f"going on {self.where()}")
@@ -104,6 +110,24 @@ class Loop:
             self.reporter.end()
             events.close()
 
+    def newest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, as rank 0 reads it."""
+
+        def read() -> bytes | None:
+            state = self.folder.checkpoints.load_newest(self.reporter.say)
+            found.append(state)
+            return None if state is None or self.world.size == 1 else pack(state)
+
+        found: list[dict[str, Any] | None] = []
+        told = self.world.first(read)
+        if found:
+            return found[0]
+        return None if told is None else unpack(told)
+
+    def write_history(self) -> None:
+        """``metrics.jsonl`` as it stands."""
+        self.world.first(lambda: self.folder.write_history(self.history))
+
     def require_format(self, state: dict[str, Any]) -> None:
         """RunFolderError for the checkpoint of another version."""
         if state.get("format") != FORMAT:
@@ -117,7 +141,7 @@ class Loop:
         if index != self.position.phase:
             self.position.phase, self.position.epoch = index, 0
         phase = make_phase(self.config, self.model, index)
-        self.stepper = Stepper(self.config, phase, self.device)
+        self.stepper = Stepper(self.config, phase, self.device, self.world)
         self.sums = Sums(len(phase.stages), self.device)
 
     def run_epoch(self, events: Events) -> None:
@@ -133,7 +157,7 @@ class Loop:
         self.sums = Sums(len(self.stepper.phase.stages), self.device)
         self.seconds = 0.0
         self.save()
-        self.folder.write_history(self.history)
+        self.write_history()
         self.reporter.epoch(line)
         events.epoch(line)
 
@@ -156,8 +180,8 @@ class Loop:
             position.step += 1
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
-            self.reporter.batch(label, len(labels))
-            self.save_if_due(now)
+            self.reporter.batch(label, self.config.data.batch_size)
+            self.save_if_due()
 
     def set_rate(self) -> None:
         """The learning rate of the batch that comes next."""
@@ -165,9 +189,14 @@ class Loop:
         self.config.schedule.set_rate(self.stepper.optimizer, batch, self.batches)
 
     def check_in(self) -> None:
-        """Between batches: where a signal asked for it, save and stop."""
-        number = self.stop.signal_number
-        if number is not None:
+        """Between batches: where a signal asked for it, save and stop, all ranks together."""
+        number = self.stop.signal_number or 0
+        if self.world.size > 1:
+            said = number
+            number, due = self.poll.heard() or (0, 0)
+            self.is_due = bool(due)
+            self.poll.say(said, not due and self.world.leads and self.minutes_are_up())
+        if number:
             where = self.where()
             self.save()
             raise Interrupted(
@@ -182,6 +211,7 @@ class Loop:
             split=self.data.validation.name,
             autocast=self.stepper.autocast(),
             check=self.check_in,
+            world=self.world,
         )
 
     def line(self, validation: Evaluation) -> dict[str, Any]:
@@ -190,18 +220,19 @@ class Loop:
         held = validation.to_json()
         left_out = {"skipped": self.skipped()} if self.config.data.on_corrupt == "skip" else {}
         images = self.train_loader.num_images
+        sums = self.sums.over(self.world)
         return {
             "epoch": len(self.history) + 1,
             "epochs": self.phases * self.epochs,
             "stage": phase.stages[0] if self.config.greedy else None,
             "step": self.position.step,
             "lr": self.stepper.optimizer.param_groups[0]["lr"],  # of the last batch
-            "train": {name: self.spread(values) for name, values in self.sums.means().items()},
+            "train": {name: self.spread(values) for name, values in sums.means().items()},
             "validation": {
                 name: self.spread(value) if isinstance(value, list) else value
                 for name, value in held.items()
             },
-            "cosines": self.sums.cosines(),
+            "cosines": sums.cosines(),
             "images_per_second": images / self.seconds if self.seconds else 0.0,
             "seconds": self.seconds,
             **left_out,
@@ -210,7 +241,9 @@ class Loop:
     def skipped(self) -> int:
         """Different training images left out as undecodable so far, also before a resume."""
         before = self.history[-1].get("skipped", 0) if self.history else self.data.skipped
-        return max(before, self.data.skipped + self.train_loader.skipped)
+        mine = json.dumps(sorted(self.train_loader.skipped_images)).encode()
+        met = {image for told in self.world.gather(mine) for image in json.loads(told)}
+        return int(max(before, self.data.skipped + len(met)))
 
     def spread(self, values: list[Any]) -> list[Any]:
         """Values of the phase's stages at their places among all stages."""
@@ -243,13 +276,18 @@ class Loop:
         kept = f"the last good checkpoint stands ({newest[0]})" if newest else "nothing was saved"
         return f"{kept}; try a lower --lr, --warmup-epochs or --clip in a new run"
 
-    def save_if_due(self, now: float) -> None:
+    def save_if_due(self) -> None:
         """A checkpoint within the epoch."""
-        run, position = self.config.run, self.position
-        batches_due = run.save_batches and position.step % run.save_batches == 0
-        minutes_due = run.save_minutes and now - self.saved_at >= 60 * run.save_minutes
+        every = self.config.run.save_batches
+        batches_due = every and self.position.step % every == 0
+        minutes_due = self.minutes_are_up() if self.world.size == 1 else self.is_due
         if batches_due or minutes_due:
             self.save()
+
+    def minutes_are_up(self) -> bool:
+        """Whether the last checkpoint is older than a run is to lose."""
+        minutes = self.config.run.save_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
     def save(self) -> None:
         """A checkpoint of this moment; RunError where the weights are no longer finite."""
@@ -266,13 +304,29 @@ class Loop:
             "seconds": self.seconds,
             "history": json.dumps(self.history, allow_nan=False),
         }
-        self.folder.checkpoints.save(state, self.position.step)
+        if self.world.size > 1:  # what else is each rank's own
+            mine = pack({"random": state["random"], "sums": state["sums"]})
+            state["others"] = [unpack(told) for told in self.world.gather(mine)[1:]]
+        self.world.first(lambda: self.write(state))
         self.saved_at = time.monotonic()
 
+    def write(self, state: dict[str, Any]) -> None:
+        """One checkpoint file."""
+        self.folder.checkpoints.save(state, self.position.step)
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Everything of a checkpoint but the position and the history, which ``run`` took."""
+        """Everything of a checkpoint but the position and the history, which ``run`` took.
+
+        A rank takes up its own random state and sums. Where there are more ranks than before, the
+        new ones keep what they began with; the sums of ranks that are no more go to rank 0.
+        """
         self.model.load_state_dict(state["model"])
         self.stepper.load_state_dict(state["stepper"])
-        self.sums.load(state["sums"])
         self.seconds = state["seconds"]
-        restore_random_state(state["random"])
+        ranks = [{"random": state["random"], "sums": state["sums"]}, *state.get("others", [])]
+        if self.world.rank < len(ranks):
+            self.sums.load(ranks[self.world.rank]["sums"])
+            restore_random_state(ranks[self.world.rank]["random"])
+        if self.world.leads:
+            for gone in ranks[self.world.size :]:
+                self.sums.add_sums(gone["sums"])

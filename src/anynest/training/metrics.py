@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distributed import World
+
 
 @dataclass
 class Sums:
@@ -51,6 +53,19 @@ class Sums:
         cosines_SS = cosines_SS.to(self.tensors["cosines"])
         self.tensors["cosines"] += torch.where(known, cosines_SS, 0.0)
         self.tensors["cosine_batches"] += known
+
+    def over(self, world: World) -> "Sums":
+        """The sums over all ranks."""
+        whole = Sums(self.stages, self.device, self.top5)
+        whole.tensors = dict(
+            zip(self.tensors, world.total(list(self.tensors.values())), strict=True)
+        )
+        return whole
+
+    def add_sums(self, tensors: dict[str, Tensor]) -> None:
+        """Add the sums of a checkpoint."""
+        for name, tensor in self.tensors.items():
+            tensor += tensors[name].to(tensor.device)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take the sums of a checkpoint."""

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..multitask import Stats, gradient_stats
+from ..multitask import NonFiniteLossError, Stats, gradient_stats
 from .config import TrainConfig
+from .distributed import World
 from .errors import RunError
 from .metrics import Sums
 from .phases import Phase
@@ -15,10 +16,13 @@ from .phases import Phase
 class Stepper:
     """What one phase updates with; ``state_dict`` holds all that a resumed phase needs."""
 
-    def __init__(self, config: TrainConfig, phase: Phase, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, phase: Phase, device: torch.device, world: World | None = None
+    ) -> None:
         self.config, self.phase, self.device = config, phase, device
+        self.world = world or World()
         self.forward = compiled(phase.network) if config.run.compile else phase.network
-        self.combiner = config.method.build()
+        self.combiner = config.method.build(self.world.group)
         self.optimizer = config.optimizer.build(phase.parameters)
         # not every torch that we run on has the scaler's kernels for mps
         scales = config.run.precision == "float16" and device.type != "mps"
@@ -39,19 +43,24 @@ class Stepper:
         ``measure`` asks for the gradients' cosines where the method does not know them anyway.
 
         Errors: RunError where a loss is not finite (the caller knows where) and
-        ``method.on_nonfinite`` says to raise.
+        ``method.on_nonfinite`` says to raise; on every rank, where it is so on one.
         """
         with self.autocast():
             logits = self.forward(images)
         losses = [self.config.method.criterion(out, labels) for out in logits]
         losses_S = torch.stack([loss.detach() for loss in losses])
-        if self.config.method.on_nonfinite == "raise":
+        alone = self.world.size == 1
+        if alone and self.config.method.on_nonfinite == "raise":
             self.require_finite(losses_S)
         self.optimizer.zero_grad(set_to_none=True)
+        samples = None if alone else len(labels)
         cosines = None
-        if measure and len(losses) > 1 and bool(torch.isfinite(losses_S).all()):
-            cosines = gradient_stats(losses, self.phase.parameters).cosines
-        stats = self.backward(losses)
+        if measure and len(losses) > 1:
+            cosines = self.cosines(losses, samples)
+        try:
+            stats = self.backward(losses, samples)
+        except NonFiniteLossError as error:
+            raise RunError(str(error).partition(":")[0]) from error
         if len(stats.skipped) < len(losses):
             self.update()
         sums.add(losses_S, [out.detach() for out in logits], labels)
@@ -59,13 +68,24 @@ class Stepper:
         if cosines is not None:
             sums.add_cosines(cosines)
 
-    def backward(self, losses: list[Tensor]) -> Stats:
+    def cosines(self, losses: list[Tensor], samples: int | None) -> Tensor | None:
+        """[S, S] of the joined batch's gradients; None where a loss is not finite."""
+        try:
+            return gradient_stats(
+                losses, self.phase.parameters, group=self.world.group, samples=samples
+            ).cosines
+        except NonFiniteLossError:
+            return None
+
+    def backward(self, losses: list[Tensor], samples: int | None = None) -> Stats:
         """The combined gradient into ``.grad``, times the loss scale under float16."""
         if not self.scaler.is_enabled():
-            return self.combiner.backward(losses, self.phase.parameters)
+            return self.combiner.backward(losses, self.phase.parameters, samples=samples)
         scaled = [self.scaler.scale(loss) for loss in losses]
         scale = self.scaler.get_scale()
-        return self.combiner.backward(scaled, self.phase.parameters, loss_scale=scale)
+        return self.combiner.backward(
+            scaled, self.phase.parameters, loss_scale=scale, samples=samples
+        )
 
     def update(self) -> None:
         """The base optimizer's step along ``.grad``, which float16 may have to leave out."""
@@ -74,6 +94,16 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.phase.parameters, self.config.optimizer.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.world.size > 1 and not self.config.run.sync_batch_norm:
+            self.world.average(
+                [
+                    buffer
+                    for module in self.phase.network.modules()
+                    if module.training
+                    for buffer in module.buffers(recurse=False)
+                    if buffer.is_floating_point()
+                ]
+            )
 
     def require_finite(self, losses_S: Tensor) -> None:
         """RunError names the stages whose loss is not finite."""

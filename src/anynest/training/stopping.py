@@ -10,10 +10,13 @@ class StopRequest:
     """While entered, turns the first SIGINT or SIGTERM into ``signal_number``.
 
     A second one ends the process as it would have without (the checkpoints are whole anyway).
-    Signals reach the main thread only; elsewhere this does nothing.
+    Signals reach the main thread only; elsewhere this does nothing. A ``patient`` one waits for
+    the run to stop however often it is told, as ranks do that must stop together: torchrun ends
+    those that take too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.signal_number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -28,7 +31,8 @@ class StopRequest:
 
     def _catch(self, number: int, _: FrameType | None) -> None:
         self.signal_number = number
-        self._restore()
+        if not self.patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -15,6 +15,7 @@ from ..data import AnySplit, Dataset, FolderSplit
 from ..nets import AnytimeNetwork
 from ..store import WeightsInfo, save_weights, write_whole
 from .config import TrainConfig, read_object
+from .distributed import World
 from .environment import describe_environment
 from .evaluate import Evaluation, evaluate
 from .plot import plot_run
@@ -58,27 +59,27 @@ def finish(
     device: torch.device,
     history: list[dict[str, Any]],
     check: Callable[[], None] = lambda: None,
+    world: World | None = None,
 ) -> TrainResult:
     """Measure every stage on the validation and test splits and write the run's last files.
 
     The summary is written last: a run with a summary is finished. ``check`` is called between
-    batches and may raise.
+    batches and may raise. Of several ranks each measures its part, and rank 0 writes.
     """
-
+    world = world or World()
     skipped = history[-1].get("skipped", 0)  # of the training split; all that was held in memory
 
     def measure(split: AnySplit) -> Evaluation:
         nonlocal skipped
-        loader = config.data.evaluation_loader(split, data, device)
-        result = evaluate(model, loader, split=split.name, check=check)
-        skipped += loader.skipped
+        loader = config.data.evaluation_loader(
+            split, data, device, rank=world.rank, ranks=world.size
+        )
+        result = evaluate(model, loader, split=split.name, check=check, world=world)
+        skipped += sum(map(int, world.gather(str(loader.skipped).encode())))
         return result
 
     test = measure(data.test)
     validation = test if data.validation_is_test else measure(data.validation)
-    save_weights(folder.weights, model, weights_info(model, data))
-    title = f"{model.name}, {config.method.name}, {data.label}, seed {config.run.seed}"
-    plot_run(history, title, folder.curves)
     summary = {
         "model": model.name,
         "arguments": model.arguments,
@@ -91,12 +92,23 @@ def finish(
         "validation": validation.to_json(),
         "test": test.to_json(),
         "skipped": skipped,  # images left out as undecodable, over all splits
+        "ranks": world.size,
         "training_seconds": sum(line["seconds"] for line in history),
         "anynest": __version__,
         "environment": describe_environment(device),
     }
-    write_whole(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
-    return TrainResult(folder.path, summary)
+
+    def write() -> bytes:
+        save_weights(folder.weights, model, weights_info(model, data))
+        title = f"{model.name}, {config.method.name}, {data.label}, seed {config.run.seed}"
+        plot_run(history, title, folder.curves)
+        text = (json.dumps(summary, indent=2) + "\n").encode()
+        write_whole(folder.summary, text)
+        return text
+
+    told = world.first(write)
+    assert told is not None
+    return TrainResult(folder.path, json.loads(told))
 
 
 def _last_values(history: list[dict[str, Any]], part: str) -> dict[str, list[Any]]:

@@ -1,20 +1,25 @@
 """A run from its config to its results."""
 
+import contextlib
+import json
 from pathlib import Path
 
 import torch
 
 from ..data import Dataset
-from ..nets import AnytimeNetwork
+from ..nets import AnytimeNetwork, sync_batch_norm
 from .config import TrainConfig
+from .distributed import World, is_lost, joined, restarted
 from .environment import computing, seed_everything
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .loop import Loop
 from .progress import Reporter, Silent
 from .run_folder import RunFolder
 from .stopping import StopRequest
 from .summary import TrainResult, finish, read_result
 from .tensorboard import writer_class
+
+RANK_SEEDS = 1_000_003  # from one rank's seed to the next one's
 
 
 def train(
@@ -32,6 +37,9 @@ def train(
     ``data`` and ``model`` take the place of what the config would load and build; a resumed run
     must be given the same ones.
 
+    Under torchrun, or within a process group, the ranks share the work (see ``distributed``); the
+    folder, the config and the reporter are rank 0's, the result is told to all.
+
     Errors:
         ConfigError, RunFolderError: nothing was trained. RunError: the run failed, its last
         checkpoint stands; Interrupted where a signal stopped it.
@@ -45,36 +53,94 @@ def train(
         ...     len(train(config, folder).test_error)  # one error a stage
         3
     """
-    reporter = reporter or Silent()
-    run_folder = RunFolder(folder)
-    if resume:
-        config = run_folder.reopen(config)
-        if run_folder.finished:
+    with joined() as world, contextlib.ExitStack() as stack:
+        if reporter is None or not world.leads:
+            reporter = Silent()
+        run_folder = RunFolder(folder)
+        told = world.first(lambda: opened(run_folder, config, resume))
+        assert told is not None
+        found = json.loads(told)
+        config, resume = TrainConfig.from_json(found["config"]), found["resume"]
+        if found["summary"] is not None:
             reporter.say(f"{folder} is finished: nothing is left to train")
-            return read_result(run_folder)
-    elif config is None:
-        raise ConfigError("a new run needs a config: give one, or resume=True")
-    else:
-        run_folder.require_unused()
-    if config.run.tensorboard:
-        writer_class()  # whether it is installed is found before anything is written
-    with computing(config.run) as device:
+            return TrainResult(run_folder.path, found["summary"])
+        if config.run.tensorboard:
+            writer_class()  # whether it is installed is found before anything is written
+        device = stack.enter_context(computing(config.run, world.local_rank))
         if model is None:
             with torch.device("meta"):  # a wrong name or option is found before any data is read
                 config.model.build(num_classes=2, in_channels=1)
         data = config.data.load() if data is None else data
+        require_same(data, world)
         seed_everything(config.run.seed)
         model = prepare(config, data, model, device)
-        stop = StopRequest()
-        loop = Loop(config, run_folder, data, model, device, reporter, stop)
-        with run_folder.locked(), stop:
+        spread(config, model, world)
+        stop = StopRequest(patient=world.size > 1)
+        loop = Loop(config, run_folder, data, model, device, reporter, stop, world)
+
+        def begin() -> None:
+            stack.enter_context(run_folder.locked())
             if resume:
                 run_folder.prepare()
             else:
                 run_folder.start(config)
+
+        world.first(begin)
+        stack.enter_context(stop)
+        try:
             loop.run()
             model.requires_grad_(True)
-            return finish(config, run_folder, data, model, device, loop.history, loop.check_in)
+            history = loop.history
+            result = finish(config, run_folder, data, model, device, history, loop.check_in, world)
+            loop.poll.heard()
+        except RuntimeError as error:
+            if world.size == 1 or not is_lost(error):
+                raise
+            raise RunError(
+                f"rank {world.rank} has lost the others {loop.where()}: one of them failed or was "
+                f"ended; go on with: {run_folder.resume_command()}"
+            ) from error
+        return result
+
+
+def opened(folder: RunFolder, config: TrainConfig | None, resume: bool) -> bytes:
+    """How the run begins, as JSON: its config, whether it is resumed, the summary of a finished one.
+
+    A process that torchrun has started again goes on with the run that it finds.
+    """
+    resume = resume or (restarted() and folder.started)
+    if resume:
+        config = folder.reopen(config)
+    elif config is None:
+        raise ConfigError("a new run needs a config: give one, or resume=True")
+    else:
+        folder.require_unused()
+    summary = read_result(folder).summary if resume and folder.finished else None
+    begun = {"config": config.to_json(), "resume": resume, "summary": summary}
+    return json.dumps(begun).encode()
+
+
+def require_same(data: Dataset, world: World) -> None:
+    """ConfigError, on every rank, where ranks have read other data."""
+    sizes = [len(split) for split in (data.train, data.validation, data.test)]
+    found = world.gather(f"{data.label}, {sizes} images".encode())
+    if len(set(found)) > 1:
+        other = next(rank for rank, told in enumerate(found) if told != found[0])
+        raise ConfigError(
+            f"all ranks must read the same data, found {found[0].decode()} on rank 0 and "
+            f"{found[other].decode()} on rank {other}: put the same files on every machine"
+        )
+
+
+def spread(config: TrainConfig, model: AnytimeNetwork, world: World) -> None:
+    """Rank 0's network on every rank, its norms joined where they are to be."""
+    if world.size == 1:
+        return
+    world.equalize(model)
+    if config.run.sync_batch_norm:
+        sync_batch_norm(model, world.group)
+    # what a network draws itself, such as dropout, is not to be the same on all ranks
+    seed_everything(config.run.seed + RANK_SEEDS * world.rank)
 
 
 def prepare(
