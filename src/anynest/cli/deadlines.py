@@ -84,6 +84,7 @@ def run(
     whole: AnySplit = getattr(data, arguments.split)
     split = sample(whole, arguments.samples)
     console = Console(stderr=arguments.json, highlight=False)
+    console.print(f"every stage on {len(split)} images, without a clock; then each under deadlines")
     stages = evaluate(model, config.evaluation_loader(split, data, device), split=split.name)
     one = replace(config, evaluation_batch_size=1)  # at a time, and prepared before the clock runs
     loader = one.evaluation_loader(split, data, torch.device("cpu"))
