@@ -85,6 +85,37 @@ def check_group(group: Any) -> Any:
     return group
 
 
+Parameters = Iterable[Tensor] | Iterable[Mapping[str, Any]] | Tensor
+
+
+def split_groups(parameters: Parameters) -> tuple[list[Tensor], dict[int, int] | None]:
+    """Tensors alone, and where groups (dicts with "params") were given, each one's group number.
+
+    A tensor counts for the first group that has it, and what is no tensor is left for
+    ``check_parameters`` to name.
+    """
+    if isinstance(parameters, Tensor):
+        return [parameters], None
+    if isinstance(parameters, torch.nn.Module):
+        raise TypeError("parameters must be tensors, found a module: pass model.parameters()")
+    given: list[Any] = list(parameters)
+    if not any(isinstance(item, Mapping) for item in given):
+        return given, None
+    tensors: list[Tensor] = []
+    groups: dict[int, int] = {}
+    for number, group in enumerate(given):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(
+                f"parameter groups must be dicts with 'params', found {type(group).__name__} at"
+                f" position {number}: pass optimizer.param_groups"
+            )
+        inside = group["params"]
+        for tensor in [inside] if isinstance(inside, Tensor) else inside:
+            tensors.append(tensor)
+            groups.setdefault(id(tensor), number)
+    return tensors, groups
+
+
 def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     """The parameters that require a gradient, each once, in order."""
     remedy = "pass model.parameters()"

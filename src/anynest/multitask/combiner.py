@@ -1,7 +1,7 @@
 """The thin shell round the rules: losses in, ``.grad`` out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    Parameters,
     check_choice,
     check_gradients,
     check_group,
@@ -19,6 +20,7 @@ from .checks import (
     check_touched,
     finite_losses,
     loss_values,
+    split_groups,
 )
 from .distributed import Ranks, SharedFilling
 from .filling import Filling, Pattern
@@ -101,7 +103,7 @@ class Combiner(ABC):
     def backward(
         self,
         losses: Sequence[Tensor],
-        parameters: Iterable[Tensor] | Tensor,
+        parameters: Parameters,
         *,
         retain_graph: bool = False,
         loss_scale: float | Tensor = 1.0,
@@ -111,9 +113,10 @@ class Combiner(ABC):
 
         Args:
             losses: scalar tensors, one per task, sharing a graph or not.
-            parameters: the leaf tensors to give gradients to; a generator will do, duplicates count
-                once, frozen ones are passed over, and those that no loss touches keep ``.grad`` as
-                it was; at least one must be touched.
+            parameters: the leaf tensors to give gradients to, or parameter groups as an optimizer
+                takes them (dicts with "params"); a generator will do, duplicates count once, frozen
+                ones are passed over, and those that no loss touches keep ``.grad`` as it was; at
+                least one must be touched.
             retain_graph: keep the graph for a further pass; by default the last loss frees it.
             loss_scale: the factor that the losses carry, ``scaler.get_scale()`` under a GradScaler.
                 Only methods that normalize need it: they would divide it out, and the scaler would
@@ -148,7 +151,7 @@ class Combiner(ABC):
     def accumulate(
         self,
         losses: Sequence[Tensor],
-        parameters: Iterable[Tensor] | Tensor,
+        parameters: Parameters,
         *,
         loss_scale: float | Tensor = 1.0,
         samples: float | None = None,
@@ -198,7 +201,7 @@ class Combiner(ABC):
     def look(
         self,
         losses: Sequence[Tensor],
-        parameters: Iterable[Tensor] | Tensor,
+        parameters: Parameters,
         *,
         samples: float | None = None,
     ) -> Stats:
@@ -236,24 +239,26 @@ class Combiner(ABC):
     def _take(
         self,
         losses: Sequence[Tensor],
-        parameters: Iterable[Tensor] | Tensor,
+        parameters: Parameters,
         retain_graph: bool,
         loss_scale: float | Tensor,
         samples: float | None,
         into_grad: bool,
     ) -> None:
         """One micro-batch: check, differentiate, add. ``into_grad``: it is the only one."""
-        given = self._given(losses, parameters, samples)
+        tensors, groups = split_groups(parameters)
+        given = self._given(losses, tensors, samples)
         leaves, values, tasks = given.leaves, given.values, given.tasks
         step = self._pending
         if step is None:
             zeros = torch.zeros_like(values)
-            step = Pending(leaves, Filling(leaves, tasks, self._pattern), loss_scale, zeros, zeros)
+            filling = Filling(leaves, tasks, self._pattern, self.scopes_of(leaves, groups))
+            step = Pending(leaves, filling, loss_scale, zeros, zeros)
         kept = [given.losses[i] for i in tasks]
         if tasks and not step.tasks:
             step.single = self.is_single(tasks)
             if self.ranks is not None and into_grad:
-                step.filling = SharedFilling(self.ranks, tasks, step.single)
+                step.filling = SharedFilling(self.ranks, tasks, step.single, step.filling.scopes)
         self._pending = None  # an error in a pass leaves nothing half done
         if tasks and step.single:
             self._pass(step, given, self.single(kept, tasks), retain_graph, into_grad)
@@ -272,7 +277,7 @@ class Combiner(ABC):
     def _given(
         self,
         losses: Sequence[Tensor],
-        parameters: Iterable[Tensor] | Tensor,
+        parameters: Sequence[Tensor],
         samples: float | None,
     ) -> Given:
         """One micro-batch, checked."""
@@ -323,6 +328,12 @@ class Combiner(ABC):
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
         """One gradient from rows. ``tasks`` are the loss indices of the rows (None: all)."""
+
+    def scopes_of(
+        self, leaves: Sequence[Tensor], groups: dict[int, int] | None
+    ) -> tuple[int, ...] | None:
+        """The scope of each leaf for ``Rows``; ``groups`` are the parameter groups by tensor id."""
+        return None
 
     def is_single(self, tasks: Sequence[int]) -> bool:
         """Whether the step that begins with these losses is one ordinary backward pass."""
@@ -379,14 +390,14 @@ def stats_of(values_S: Tensor, tasks: list[int], result: Combination, sent_bytes
         if part is None or whole:
             return part
         index = torch.tensor(tasks, device=part.device)
-        out = torch.full((count, count), torch.nan, dtype=part.dtype, device=part.device)
-        out[index[:, None], index] = part
+        out = part.new_full((*part.shape[:-2], count, count), torch.nan)
+        out[..., index[:, None], index] = part
         return out
 
     weights = result.weights
     if not whole:
-        weights = weights.new_zeros(count)
-        weights[torch.tensor(tasks, device=weights.device)] = result.weights
+        weights = weights.new_zeros(*weights.shape[:-1], count)
+        weights[..., torch.tensor(tasks, device=weights.device)] = result.weights
     return Stats(
         values_S,
         weights,

@@ -151,7 +151,7 @@ class Ranks:
         if isinstance(filling, SharedFilling):
             return filling
         rows, tasks = filling.settle().tensors(), filling.tasks
-        shared = SharedFilling(self, tasks, single)
+        shared = SharedFilling(self, tasks, single, filling.scopes)
         for task, grads in zip(tasks, rows, strict=True):
             shared.add(task, grads)
         return shared
@@ -173,10 +173,15 @@ class SharedFilling:
     One task's gradient is on its way while the next one's is computed, and no more than one.
     """
 
-    def __init__(self, ranks: Ranks, tasks: Sequence[int], single: bool) -> None:
-        self.ranks = ranks
-        self.single = single
-        self._inner = Filling(ranks.pieces.like, tasks, ranks.patterns.get(single))
+    def __init__(
+        self,
+        ranks: Ranks,
+        tasks: Sequence[int],
+        single: bool,
+        scopes: tuple[int, ...] | None = None,
+    ) -> None:
+        self.ranks, self.single, self.scopes = ranks, single, scopes
+        self._inner = Filling(ranks.pieces.like, tasks, ranks.patterns.get(single), scopes)
         self._touched: dict[int, bytes] = {}
         self._beyond: dict[int, dict[int, Tensor]] = {}
         self._flying: tuple[int, list[tuple[list[int], Receive]]] | None = None
@@ -247,7 +252,7 @@ class SharedFilling:
                 for p in range(width)
             ]
             ranks.plans[self._key(task)] = _union([plan, union])
-        return Rows.stack(stacked, like=ranks.pieces.like)
+        return Rows.stack(stacked, like=ranks.pieces.like, scopes=self.scopes)
 
 
 def differentiate(

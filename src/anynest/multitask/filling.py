@@ -32,11 +32,14 @@ class Pattern:
         sizes = tuple(block.values.shape[1] for block in rows.blocks)
         return cls(tuple(tasks), rows.with_blocks(hollow), sizes)
 
-    def fits(self, like: Sequence[Tensor], tasks: Sequence[int]) -> bool:
+    def fits(
+        self, like: Sequence[Tensor], tasks: Sequence[int], scopes: tuple[int, ...] | None
+    ) -> bool:
         """Whether rows of ``tasks`` over tensors like these may look so again."""
         old = self.rows.layouts
         return (
             self.tasks == tuple(tasks)
+            and self.rows.scopes == scopes
             and len(old) == len(like)
             and all(a is None or a == Layout.of(b) for a, b in zip(old, like, strict=True))
         )
@@ -54,7 +57,7 @@ class Filling:
     """Rows to which gradients are added task by task, micro-batch by micro-batch.
 
     ``like`` are the tensors that the gradients belong to, ``tasks`` the tasks of the first
-    micro-batch, ``expected`` what the rows will probably look like.
+    micro-batch, ``expected`` what the rows will probably look like, ``scopes`` those of ``Rows``.
     """
 
     def __init__(
@@ -62,12 +65,13 @@ class Filling:
         like: Sequence[Tensor],
         tasks: Iterable[int] = (),
         expected: Pattern | None = None,
+        scopes: tuple[int, ...] | None = None,
     ) -> None:
-        self.like = like
+        self.like, self.scopes = like, scopes
         self._places: tuple[int, ...] = tuple(tasks)
         self._pattern: Pattern | None = None
         self._rows: Rows | None = None
-        if expected is not None and expected.fits(like, self._places):
+        if expected is not None and expected.fits(like, self._places, scopes):
             self._pattern, self._rows = expected, expected.empty()
         self._filled: set[int] = set()
         self._loose: dict[int, list[Tensor | None]] = {}
@@ -133,7 +137,9 @@ class Filling:
             self._loosen(self._rows)
         if self._rows is None:
             self._places = tuple(sorted(self._loose))
-            self._rows = Rows.stack([self._loose[i] for i in self._places], like=self.like)
+            self._rows = Rows.stack(
+                [self._loose[i] for i in self._places], like=self.like, scopes=self.scopes
+            )
             self._filled, self._loose = set(self._places), {}
         return self._rows
 

@@ -19,7 +19,8 @@ from .combiner import Combination, Combiner, OnePass, OnNonfinite
 from .raw import project_raw
 from .refresh import RefreshEvery, check_refresh
 from .rows import Rows
-from .rules import gram_matrix, normalize, orthogonalize, update_norm, weighted_sum
+from .rules import gram_matrix, normalize, orthogonalize, update_norm
+from .scopes import Scope, project_within
 
 
 class OSGD(Combiner):
@@ -52,6 +53,9 @@ class OSGD(Combiner):
             weights kept until then would have made. Above it the interval halves, at half of it or
             below it doubles.
         longest: for "auto", the longest interval in steps.
+        scope: "all" projects over all parameters at once, as the paper does; "group" within each
+            parameter group (``parameters`` must then be groups, as ``optimizer.param_groups`` are)
+            and "tensor" within each tensor. Normalizing is of whole gradients in any case.
         projection: "orthogonal", or "raw" to project onto the gradients as they came (see ``raw``).
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -77,6 +81,7 @@ class OSGD(Combiner):
         tolerance: float = 0.3,
         longest: int = 64,
         projection: Literal["orthogonal", "raw"] = "orthogonal",
+        scope: Scope = "all",
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.priority = None if priority is None else priority_of(priority)
@@ -84,6 +89,12 @@ class OSGD(Combiner):
         self.reduction = check_choice("reduction", reduction, ("sum", "mean"))
         self.constant = Constant(C, calibration_steps)
         self.refresh = check_refresh(refresh, tolerance, longest)
+        self.scope = check_choice("scope", scope, ("all", "group", "tensor"))
+        if scope != "all" and refresh != 1:
+            raise ValueError(
+                f"refresh must be 1 with scope={scope!r}, found {refresh!r}: weights of a scope's own"
+                " are no weights of the losses"
+            )
         self.projection = check_choice("projection", projection, ("orthogonal", "raw"))
         if projection == "raw" and refresh != 1:
             raise ValueError(f"refresh must be 1 with projection='raw', found {refresh!r}")
@@ -107,22 +118,37 @@ class OSGD(Combiner):
         share = ones / rows.num_tasks if self.reduction == "mean" else ones
         unit = normalize(rows, C=1.0) if self.normalize else rows
         project = project_raw if self.projection == "raw" else orthogonalize
-        components, coefficients = project(unit, order)
+        projected = project_within(unit, order, project)
+        coefficients = projected.coefficients
         if self.normalize:
             if self.constant.wants_norms:
                 sgd = update_norm(rows, share) / loss_scale
-                self.constant.observe(sgd, update_norm(components, share))
+                self.constant.observe(sgd, projected.norm(share))
             share = share * self.constant.value() * loss_scale
             scales = unit.in_terms_of_stored(ones)
             safe = torch.where(scales == 0, ones, scales)
             # L of the gradients as they came: projecting does not depend on their scale
             coefficients = coefficients / safe[:, None] * safe
         return Combination(
-            weighted_sum(components, share),
-            components.in_terms_of_stored(share),
+            projected.sum(share),
+            projected.in_terms_of_stored(share),
             coefficients,
             gram_matrix(rows),
         )
+
+    def scopes_of(
+        self, leaves: Sequence[Tensor], groups: dict[int, int] | None
+    ) -> tuple[int, ...] | None:
+        if self.scope == "all":
+            return None
+        if self.scope == "tensor":
+            return tuple(range(len(leaves)))
+        if groups is None:
+            raise ValueError(
+                "scope='group' needs parameter groups, found tensors alone: pass"
+                " optimizer.param_groups"
+            )
+        return tuple(groups[id(leaf)] for leaf in leaves)
 
     def _order(self, tasks: Sequence[int]) -> list[int]:
         """The positions of ``tasks`` in order of priority."""
@@ -175,6 +201,8 @@ class OSGD(Combiner):
         }
         if self.normalize:
             shown["C"] = self.constant.C
+        if self.scope != "all":
+            shown["scope"] = self.scope
         if self.projection != "orthogonal":
             shown["projection"] = self.projection
         if self.refresh is not None:

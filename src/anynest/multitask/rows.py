@@ -132,7 +132,8 @@ class Rows:
 
     Represents ``mixing @ stored`` (stored where ``mixing`` is None). ``reads[i]`` names the stored
     rows from which row i may draw: ``(i,)`` for all means a diagonal mixing. ``across`` sums the
-    blocks' Gram matrices over ranks where each holds pieces of the rows.
+    blocks' Gram matrices over ranks where each holds pieces of the rows. ``scopes`` numbers each
+    tensor's scope where the rows are projected scope by scope: no block is of two.
     """
 
     num_tasks: int
@@ -141,13 +142,20 @@ class Rows:
     reads: tuple[tuple[int, ...], ...]
     mixing: Tensor | None = None
     across: Callable[[list[Tensor]], list[Tensor]] | None = None
+    scopes: tuple[int, ...] | None = None
 
     @classmethod
-    def stack(cls, grads: Sequence[Grads], like: Sequence[Tensor] | None = None) -> "Rows":
+    def stack(
+        cls,
+        grads: Sequence[Grads],
+        like: Sequence[Tensor] | None = None,
+        scopes: tuple[int, ...] | None = None,
+    ) -> "Rows":
         """Rows from ``grads[i][p]``: the gradient of task i in tensor p, or None if it has none.
 
         The entries are copied. ``like`` gives the memory layout of each tensor (a parameter's, so
-        that the sum comes back in it); without it the first gradient found does.
+        that the sum comes back in it); without it the first gradient found does. ``scopes`` as in
+        the class.
 
         Raises ValueError if there is no row or the rows differ in length.
         """
@@ -160,7 +168,7 @@ class Rows:
                     f"every row must cover the same tensors: row 0 has {width}, row {i} has"
                     f" {len(row)}; put None where a task has no gradient"
                 )
-        groups: dict[tuple[tuple[int, ...], torch.device, torch.dtype], list[int]] = {}
+        groups: dict[tuple[tuple[int, ...], torch.device, torch.dtype, int], list[int]] = {}
         layouts: list[Layout | None] = [None] * width
         for p in range(width):
             tasks = tuple(i for i, row in enumerate(grads) if row[p] is not None)
@@ -169,12 +177,13 @@ class Rows:
             first = grads[tasks[0]][p]
             assert first is not None
             layouts[p] = Layout.of(first if like is None else like[p])
-            groups.setdefault((tasks, first.device, first.dtype), []).append(p)
+            scope = 0 if scopes is None else scopes[p]
+            groups.setdefault((tasks, first.device, first.dtype, scope), []).append(p)
         blocks = tuple(
-            cls._block(grads, layouts, tasks, members) for (tasks, _, _), members in groups.items()
+            cls._block(grads, layouts, tasks, members) for (tasks, *_), members in groups.items()
         )
-        count = len(grads)
-        return cls(count, blocks, tuple(layouts), tuple((i,) for i in range(count)))
+        reads = tuple((i,) for i in range(len(grads)))
+        return cls(len(grads), blocks, tuple(layouts), reads, scopes=scopes)
 
     @staticmethod
     def _block(
@@ -199,6 +208,15 @@ class Rows:
     def with_blocks(self, blocks: tuple[Block, ...]) -> "Rows":
         """The same rows over other blocks: some of them, or others of the same members."""
         return replace(self, blocks=blocks)
+
+    def parts(self) -> list["Rows"]:
+        """The rows within each scope, in the scopes' order; all of them where there are none."""
+        if self.scopes is None:
+            return [self]
+        inside: list[list[Block]] = [[] for _ in range(max(self.scopes) + 1)]
+        for block in self.blocks:
+            inside[self.scopes[block.members[0]]].append(block)
+        return [self.with_blocks(tuple(blocks)) for blocks in inside]
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,9 @@ from torch import Tensor
 class Stats:
     """Measurements of one ``backward``, as tensors on the device: reading one waits for it.
 
+    With scopes (``OSGD(scope="group")``, of G parameter groups, or "tensor", of G tensors) weights
+    are [G, S] and coefficients [G, S, S], one for each in order; the rest is of whole gradients.
+
     losses [S]: the losses' values.
     weights [S]: the equivalent loss weights w. The gradient just accumulated is that of
         ``sum_i w_i L_i``; where a method averages over participants, this holds on the entries that
