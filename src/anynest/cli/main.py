@@ -56,5 +56,7 @@ def _fail(error: BaseException, status: int, text: str | None = None) -> int:
     if os.environ.get("ANYNEST_TRACEBACK"):
         raise error
     message = text or " ".join(str(error).split()) or type(error).__name__
-    print(f"anynest: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK")
+    several = rank is not None and os.environ.get("WORLD_SIZE", "1") != "1"
+    print(f"anynest: {f'rank {rank}: ' if several else ''}{message}", file=sys.stderr)
     return status

@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   anynest train --model width_nested_resnet10 --data digits --method osgd --epochs 3 --out runs/a
   anynest train --resume runs/a
   anynest train --recipe paper-cifar --model width_nested_resnet42 --data DIR --out runs/b
+  torchrun --nproc-per-node 2 --max-restarts 3 -m anynest train --data digits --out runs/c
 
 Settings are taken from the flags, then --config, then --recipe, then the defaults. Ctrl-C saves."""
 
@@ -54,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print the summary."""
     import_modules(arguments)
     console = Console(stderr=arguments.json)
-    reporter: Reporter = Silent() if arguments.quiet else Shown(console)
+    leads = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
+    reporter: Reporter = Silent() if arguments.quiet or not leads else Shown(console)
     folder = RunFolder(find_folder(arguments))
     settings = given_settings(arguments)
     resume = bool(arguments.resume)
@@ -65,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = TrainConfig.from_json(overlay(base, settings))
     require_steps(typed_settings(arguments), config)
     result = train(config, folder.path, resume=resume, reporter=reporter)
+    if not leads:
+        return 0
     if arguments.json:
         print(json.dumps({"folder": str(result.folder), **result.summary}, indent=2))
         return 0
