@@ -126,7 +126,8 @@ def _shared(exits: Exits) -> list[float]:
     points = torch.linspace(0, 1, SHARED, dtype=torch.float64)
     some = exits.confidence[:-1].flatten()
     some = some[:: max(1, len(some) // 100_000)]  # more than quantile() takes would tell no more
-    values = torch.quantile(some, points).tolist() if len(some) else []
+    # in float32, as they will be compared
+    values = torch.quantile(some, points).float().tolist() if len(some) else []
     return [ALWAYS, *dict.fromkeys(values), NEVER]
 
 
