@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..runtime.predictor import AnytimePredictor
 from ..store import WeightsInfo, write_whole
 from ..store.hardware import describe_environment
 from ..training import ConfigError, DataConfig, Interrupted
-from ..training.evaluate import evaluate
+from ..training.evaluate import Evaluation, evaluate
 from .bar import Bar
 from .console import Console
 from .deadlines_picture import draw_deadlines
@@ -84,8 +85,7 @@ def run(
     whole: AnySplit = getattr(data, arguments.split)
     split = sample(whole, arguments.samples)
     console = Console(stderr=arguments.json, highlight=False)
-    console.print(f"every stage on {len(split)} images, without a clock; then each under deadlines")
-    stages = evaluate(model, config.evaluation_loader(split, data, device), split=split.name)
+    stages = evaluate_stages(console, model, config.evaluation_loader(split, data, device))
     one = replace(config, evaluation_batch_size=1)  # at a time, and prepared before the clock runs
     loader = one.evaluation_loader(split, data, torch.device("cpu"))
     with AnytimePredictor(
@@ -125,15 +125,22 @@ def run(
     return 0
 
 
-def sample(split: AnySplit, count: int | None) -> AnySplit:
-    """``count`` images spread evenly over the split; all for None."""
-    if count is None or count == len(split):
+def evaluate_stages(console: Console, model: AnytimeNetwork, loader: Loader) -> Evaluation:
+    """Every stage's error, without a clock."""
+    batches = count()
+    with Bar(console, "every stage, without a clock") as bar:
+        return evaluate(model, loader, check=lambda: bar.report(next(batches), len(loader)))
+
+
+def sample(split: AnySplit, wanted: int | None) -> AnySplit:
+    """So many images spread evenly over the split; all for None."""
+    if wanted is None or wanted == len(split):
         return split
-    if count > len(split):
+    if wanted > len(split):
         raise ConfigError(
-            f"--samples must be at most the split's {len(split)} images, found {count}"
+            f"--samples must be at most the split's {len(split)} images, found {wanted}"
         )
-    return split.take(torch.arange(count) * len(split) // count, split.name)
+    return split.take(torch.arange(wanted) * len(split) // wanted, split.name)
 
 
 def pairs(loader: Loader) -> Iterator[tuple[Tensor, int]]:
@@ -143,9 +150,9 @@ def pairs(loader: Loader) -> Iterator[tuple[Tensor, int]]:
             yield images, int(labels)
 
 
-def first(loader: Loader, count: int) -> list[tuple[Tensor, int]]:
+def first(loader: Loader, wanted: int) -> list[tuple[Tensor, int]]:
     """The first images."""
-    return [pair for pair, _ in zip(pairs(loader), range(count), strict=False)]
+    return list(islice(pairs(loader), wanted))
 
 
 def save(arguments: argparse.Namespace, report: dict[str, Any]) -> list[Path]:
