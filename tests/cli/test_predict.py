@@ -17,6 +17,7 @@ from anynest.cli import main
 from anynest.cli.predict import Asked
 from anynest.data import load as load_data
 from anynest.data import make_loader
+from anynest.runtime.export import export
 from anynest.runtime.prediction import NetworkError
 from anynest.training import load
 
@@ -40,16 +41,23 @@ def lines(capsys: Out) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("way", ["run", "weights", "run on onnxruntime", "export"])
 def test_the_same_answers_as_an_evaluation(
-    backend: str, finished: Path, pictures: Path, capsys: Out
+    way: str, finished: Path, pictures: Path, tmp_path: Path, capsys: Out
 ) -> None:
     """Pictures from files, one by one, against the data set's batches through the network itself."""
-    if backend == "onnxruntime":
+    source, backend = finished, list[str]()
+    if way == "weights":
+        source = finished / "weights.safetensors"
+    elif way != "run":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnx")
+        backend = ["--backend", "onnxruntime"]
+        if way == "export":  # it says itself what runs it
+            source, backend = tmp_path / "onnx", []
+            export(finished, source)
     capsys.readouterr()
-    argv = ["predict", str(finished), str(pictures), "--json", "--top", "10", "--backend", backend]
+    argv = ["predict", str(source), str(pictures), "--json", "--top", "10", *backend]
     assert main(argv) == 0
     found = lines(capsys)
     data = load_data("digits")

@@ -220,7 +220,10 @@ def latency_table(profile: Profile, way: tuple[str, str, int, int]) -> Table:
     rows = [row for row in profile.rows if row.way == way]
     plain: Sequence[Any] = [row for row in profile.plain if row.way == way]
     table = Table(
-        title=f"latency in ms: {describe_way(way)}", title_justify="left", box=SIMPLE_HEAD
+        title=f"latency in ms: {describe_way(way)}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        min_width=60,
     )
     names = ["stage", "p50", "p95", "p99", "mean"]
     names += ["plain: p50", "p95", "p99", "ratio"] if plain else []
