@@ -199,6 +199,7 @@ def cost_table(profile: Profile) -> Table:
         title=f"{profile.model}, images {size}x{size}: millions",
         title_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     names = ["stage", "parameters:\nown", "up to it", "multiply-\nadds: own", "up to it"]
     names += ["plain:\nparameters", "multiply-\nadds"] if profile.plain_costs else []
