@@ -46,7 +46,7 @@ def profile_network(
 
     Raises:
         ProfileError: a number below 1, an unknown backend, nothing to measure.
-        RuntimeError: the network was registered without a name, so its plain ones cannot be built.
+        ValueError: the network has no registered name, so that its plain ones cannot be built.
     """
     _check(backends, threads, batch_sizes, image_size)
     costs = _numbered(network.cost(image_size))
