@@ -185,6 +185,7 @@ def _methods(dtype: torch.dtype) -> None:
     )
     add("refresh-2", lambda group: OSGD(refresh=2, group=group), sizes=(11, 8, 13))
     add("refresh-auto", lambda group: OSGD(refresh="auto", group=group), sizes=(11, 8, 13, 9))
+    add("scope-tensor", lambda group: OSGD([1, 2, 0], scope="tensor", group=group))
     add("unsaid-samples", lambda group: OSGD(group=group), sizes=(8, 12), said=False)
 
 
