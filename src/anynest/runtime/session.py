@@ -15,7 +15,6 @@ Legend: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +115,7 @@ def open_session(
 
     Args:
         source: a network, the folder of a finished run, a weights file, or an exported folder.
-        backend: ``"torch"`` (a network, run or weights) or ``"onnxruntime"`` (an exported folder).
+        backend: ``"torch"`` (a network, run or weights) or ``"onnxruntime"`` (those, or an exported folder).
         threads: threads within one step; None leaves the backend's own choice.
         device: where torch computes.
 
@@ -128,9 +127,9 @@ def open_session(
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
     if backend == "onnxruntime":
-        onnx = import_module(".onnx_session", __package__)  # it needs extras: imported when used
-        session: Session = onnx.OnnxSession.open(source, threads=threads)
-        return session
+        from .onnx_session import OnnxSession
+
+        return OnnxSession.open(source, threads=threads)
     from .source import resolve
     from .torch_session import TorchSession
 
