@@ -10,6 +10,7 @@ For any list of scalar losses and any parameters, nested network or not::
 
 from .checks import NonFiniteLossError
 from .combiner import Combination, Combiner
+from .compiling import compile_for_tasks
 from .gradients import accumulate, task_rows
 from .measure import gradient_stats
 from .normsgd import NormSGD
@@ -30,6 +31,7 @@ __all__ = [
     "Stats",
     "WeightedSGD",
     "accumulate",
+    "compile_for_tasks",
     "gradient_stats",
     "gram_matrix",
     "list_methods",

@@ -66,9 +66,17 @@ def gradient(
     retain_graph: bool,
 ) -> tuple[Tensor | None, ...]:
     """The gradient of ``sum_i seeds[i] * outputs[i]`` (None: 1), None where it touches nothing."""
-    return torch.autograd.grad(
-        outputs, parameters, grad_outputs=seeds, retain_graph=retain_graph, allow_unused=True
-    )
+    try:
+        return torch.autograd.grad(
+            outputs, parameters, grad_outputs=seeds, retain_graph=retain_graph, allow_unused=True
+        )
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise ValueError(
+            "a compiled network must keep its graph for one backward pass per loss, found one whose"
+            " first pass gives its memory away: compile it by anynest.multitask.compile_for_tasks(network)"
+        ) from error
 
 
 def _checked(task: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
