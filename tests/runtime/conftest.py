@@ -1,14 +1,22 @@
-"""A session whose every step does what a test says: sleeps, blocks, raises, counts."""
+"""A session whose every step does what a test says: blocks, raises, counts; and both ways to drive it."""
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from anynest.runtime import AnytimePredictor
+from anynest.runtime.child import serve
+from anynest.runtime.isolated import IsolatedSession
+
+PATIENCE = 20.0  # seconds; a test that needs them has failed
 Hook = Callable[[int, int], None]
 
 
@@ -75,6 +83,84 @@ class FakeEvaluation:
 
     def close(self) -> None:
         self.session.open.discard(self)
+
+
+class Thread:
+    """Stands in for a compute process: the same loop over the same sockets, in a thread."""
+
+    pid = 0
+
+    def __init__(self, session: Any, control: socket.socket) -> None:
+        self.thread = threading.Thread(target=self.run, args=(session, control), name="apart")
+        self.thread.start()
+
+    @staticmethod
+    def run(session: Any, control: socket.socket) -> None:
+        with control:
+            serve(session, control)
+
+    def kill(self) -> None:
+        """It ends as its control socket is closed."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.thread.join(timeout)
+        assert not self.thread.is_alive()
+        return 0
+
+
+def open_apart(session: Any, **options: Any) -> AnytimePredictor:
+    """A predictor of a session that runs behind sockets, as in a process of its own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    apart = IsolatedSession(Thread(session, theirs), ours)
+    predictor = AnytimePredictor(apart, **options)
+    _apart.append(apart)
+    return predictor
+
+
+_apart: list[IsolatedSession] = []
+
+
+@pytest.fixture(params=["thread", "apart"])
+def open_predictor(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnytimePredictor]]:
+    """Opens a predictor on a fake session: driven by a worker thread, or behind sockets."""
+    yield AnytimePredictor if request.param == "thread" else open_apart
+    while _apart:
+        _apart.pop().close()
+
+
+class Gate:
+    """Lets steps before (stage, node) pass, and holds that one until it is opened."""
+
+    def __init__(self, stage: int, node: int = 1) -> None:
+        self.place = (stage, node)
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, stage: int, node: int) -> None:
+        if (stage, node) == self.place and not self.opened.is_set():
+            self.reached.set()
+            assert self.opened.wait(PATIENCE)
+
+
+@pytest.fixture
+def gates() -> Iterator[Callable[..., Gate]]:
+    """Makes gates, and opens them all at the end."""
+    made: list[Gate] = []
+
+    def make(stage: int, node: int = 1) -> Gate:
+        made.append(Gate(stage, node))
+        return made[-1]
+
+    yield make
+    for gate in made:
+        gate.opened.set()
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.001)
 
 
 @pytest.fixture

@@ -37,9 +37,14 @@ def main(control_handle: int, source_handle: int) -> None:
     except Exception as error:  # the parent tells its caller
         control.send(json.dumps([type(error).__name__, str(error)[: ABOUT // 2]]).encode())
         return
+    serve(session, control)
+
+
+def serve(session: Session, control: socket.socket) -> None:
+    """Say what the session is, and compute what is asked until the control socket closes."""
     about = ["", session.backend, session.num_stages, session.num_classes, session.in_channels]
     control.send(json.dumps(about).encode())
-    Server(session, control, os.getppid()).run()
+    _Server(session, control, os.getppid()).run()
 
 
 def _open(payload: bytes) -> Session:
@@ -82,7 +87,7 @@ class _Line:
             self.evaluation = None
 
 
-class Server:
+class _Server:
     """The loop of the compute process."""
 
     def __init__(self, session: Session, control: socket.socket, parent: int) -> None:
@@ -93,19 +98,31 @@ class Server:
         self.poll.register(control, select.POLLIN)
 
     def run(self) -> None:
-        while True:
-            running = [line for line in self.lines.values() if line.running]
-            ready = self.poll.poll(0 if running else ORPHAN_CHECK)
-            if not ready and not running and os.getppid() != self.parent:
-                return
+        try:
+            while self._turn():
+                pass
+        finally:
+            for line in self.lines.values():
+                line.drop()
+                line.channel.close()
+
+    def _turn(self) -> bool:
+        """Listen, then do one step; False at the end."""
+        running = [line for line in self.lines.values() if line.running]
+        ready = self.poll.poll(0 if running else ORPHAN_CHECK)
+        if not ready and not running and os.getppid() != self.parent:
+            return False
+        while ready:
             for handle, _ in ready:
                 if handle != self.control.fileno():
                     self._listen(self.lines[handle])
                 elif not self._accept():
-                    return
-            running = [line for line in self.lines.values() if line.running]
-            if running:
-                self._advance(min(running, key=lambda line: line.urgency))
+                    return False
+            ready = self.poll.poll(0)  # a new channel's first message comes right behind it
+        running = [line for line in self.lines.values() if line.running]
+        if running:
+            self._advance(min(running, key=lambda line: line.urgency))
+        return True
 
     def _accept(self) -> bool:
         """A new channel; False where the parent has closed."""

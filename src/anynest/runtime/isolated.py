@@ -22,7 +22,7 @@ import threading
 import weakref
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -51,49 +51,39 @@ START = (
 END_TIMEOUT = 5.0  # seconds: for a killed process to be gone
 
 
+class Process(Protocol):
+    """What is asked of the process at the other end; a ``subprocess.Popen`` has it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 class IsolatedSession:
-    """A session whose evaluations run in a child process, one stage a step.
+    """A session whose evaluations run in another process, one stage a step; ``open`` starts one.
 
     Args:
-        source: a network, or a path.
-        backend, threads, device: as for ``open_session``.
+        process: to end with the session.
+        control: the socket on which it says what its session is, and takes channels.
 
     Raises:
-        RunError: the process does not start, or cannot open the source.
-        ValueError: not a POSIX system.
+        RunError: the process has ended, or could not open its source.
     """
 
-    def __init__(
-        self,
-        source: AnytimeNetwork | str | Path,
-        *,
-        backend: str = "torch",
-        threads: int | None = None,
-        device: str = "cpu",
-    ) -> None:
-        if os.name != "posix":
-            raise ValueError("a process of its own needs a POSIX system: leave isolated=False")
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, shared_file() as file:
-            file.write(_describe(source, backend, threads, device))
-            handles = theirs.fileno(), file.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START, json.dumps(sys.path), *map(str, handles)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=handles,
-                start_new_session=True,  # Ctrl-C is ours; and a scheduling group apart
-            )
+    def __init__(self, process: Process, control: socket.socket) -> None:
+        self.process, self._control = process, control
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[Channel] = []
         self._all: list[Channel] = []
         self._number = 0
-        self._end = weakref.finalize(
-            self, _end, self.process, self._control, self._all, self._owner
-        )
+        self._end = weakref.finalize(self, _end, process, control, self._all, self._owner)
         try:
-            told = json.loads(self._control.recv(ABOUT) or json.dumps([self._obituary(), ""]))
+            data = control.recv(ABOUT)
+            told: list[Any] = json.loads(data) if data else [self._obituary()]
         except BaseException:
             self.close()
             raise
@@ -104,6 +94,36 @@ class IsolatedSession:
         self.num_stages: int = told[2]
         self.num_classes: int = told[3]
         self.in_channels: int = told[4]
+
+    @classmethod
+    def open(
+        cls,
+        source: AnytimeNetwork | str | Path,
+        *,
+        backend: str = "torch",
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> IsolatedSession:
+        """Start a process for a network or a path; the rest is as for ``open_session``.
+
+        Raises:
+            RunError: the process does not start, or cannot open the source.
+            ValueError: not a POSIX system.
+        """
+        if os.name != "posix":
+            raise ValueError("a process of its own needs a POSIX system: leave isolated=False")
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, shared_file() as file:
+            file.write(_describe(source, backend, threads, device))
+            handles = theirs.fileno(), file.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-c", START, json.dumps(sys.path), *map(str, handles)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=handles,
+                start_new_session=True,  # Ctrl-C is ours; and a scheduling group apart
+            )
+        return cls(process, control)
 
     def begin(self, x: Tensor, due: float = math.inf, wait: bool = False) -> IsolatedEvaluation:
         """As every session's; computing begins at once.
@@ -273,9 +293,7 @@ def _describe(
     return json.dumps(wanted).encode() + b"\n" + weights
 
 
-def _end(
-    process: subprocess.Popen[bytes], control: socket.socket, channels: list[Channel], owner: int
-) -> None:
+def _end(process: Process, control: socket.socket, channels: list[Channel], owner: int) -> None:
     """End the process, and leave neither handles nor a zombie."""
     control.close()
     if os.getpid() == owner:  # and not a fork of it: the owner still needs the process

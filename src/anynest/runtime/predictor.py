@@ -99,7 +99,7 @@ class AnytimePredictor:
             assert opened is not None
             if isolated is None:
                 isolated = backend == "torch" and os.name == "posix"
-            make = IsolatedSession if isolated else open_session
+            make = IsolatedSession.open if isolated else open_session
             self.session: Session = make(opened, backend=backend, threads=threads, device=device)
         else:
             self.session = source
