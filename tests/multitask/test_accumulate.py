@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, Combiner, NonFiniteLossError, list_methods, make_combiner
+from anynest.multitask import (
+    OSGD,
+    Combiner,
+    NonFiniteLossError,
+    compile_for_tasks,
+    list_methods,
+    make_combiner,
+)
 from anynest.multitask.filling import Filling
 from anynest.multitask.gradients import fill, gradient
 
@@ -309,3 +316,59 @@ def test_gradients_are_let_go_before_the_next_pass_begins(known: bool) -> None:
             assert a is not None
             assert b is not None
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["osgd", "osgd-norm", "sgd-sum"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_a_grad_scaler_over_micro_batches(
+    method: str, dtype: torch.dtype, three_exits: Make, digit_losses: Losses
+) -> None:
+    """Steps with clipping and groups; the same as without a scaler, and a loss that falls."""
+    plain, scaled = three_exits(channels=2), three_exits(channels=2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    combiners = make_combiner(method), make_combiner(method)
+    steppers = [
+        torch.optim.SGD([{"params": net.parameters(), "momentum": 0.5}], lr=0.05)
+        for net in (plain, scaled)
+    ]
+    for step in range(2):
+        for net, combiner, stepper, scales in zip(
+            (plain, scaled), combiners, steppers, (False, True), strict=True
+        ):
+            stepper.zero_grad()
+            for part in (0, 1):
+                with torch.autocast("cpu", dtype=dtype):
+                    losses = [loss / 2 for loss in digit_losses(net, 2 * step + part)]
+                if scales:
+                    losses = [scaler.scale(loss) for loss in losses]
+                scale = scaler.get_scale() if scales else 1.0
+                combiner.accumulate(losses, stepper.param_groups, loss_scale=scale)
+            combiner.combine()
+            if scales:
+                scaler.unscale_(stepper)
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            if scales:
+                scaler.step(stepper)
+                scaler.update()
+            else:
+                stepper.step()
+    for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0.02, atol=2e-3)
+
+
+def test_a_compiled_network_with_micro_batches_and_steps_in_between(
+    three_exits: Make, digit_losses: Losses
+) -> None:
+    plain, ours = three_exits(channels=2), three_exits(channels=2)
+    torch.compiler.reset()
+    compiled = compile_for_tasks(ours, backend="aot_eager")
+    for combiner in (lambda: OSGD(), lambda: OSGD(refresh=2)):
+        pair = combiner(), combiner()
+        for step in range(3):
+            for net, each in zip((plain, compiled), pair, strict=True):
+                net.zero_grad()
+                for part in (0, 1):
+                    each.accumulate(digit_losses(net, 2 * step + part), net.parameters())
+                each.combine()
+            for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
