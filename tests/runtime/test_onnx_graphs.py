@@ -168,6 +168,6 @@ def test_narrow_slices_are_packed_and_wide_ones_are_not() -> None:
     assert packs("width_nested_resnet42", 16) == {0: 2}  # slices of 8, 8, 16 channels
     assert packs("width_nested_resnet42", 8) == {}
     assert packs("depth_nested_sparse_resnet98", 16) == {}
-    assert packs("alternating_nested_sparse_resnet98", 16) == {0: 4}  # of 4, 4, 8
+    assert packs("alternating_nested_sparse_resnet98", 16) == {0: 4, 1: 2}  # of 4, 4, 8; 8, 8, 16
     assert packs("width_nested_resnet42", 16, width=31) == {}  # pairs of pixels need an even row
     assert packs("width_nested_resnet14", 16, width=64) == {}  # bottlenecks and pooling

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -302,14 +303,15 @@ def test_the_room_is_imported_without_the_extra() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_arrays_are_bound_as_they_lie(session: OnnxSession) -> None:
-    """State is handed on in place: what a stage gives is the memory that the next one reads."""
+def test_state_is_handed_on_where_it_lies(session: OnnxSession) -> None:
+    """What a stage gives is the memory that the next one reads."""
     evaluation = session.begin(images(1))
     evaluation.step()
     slot = evaluation._slot
     assert slot is not None
     state = sorted(slot.program.live(1))
     assert state
+    assert not any(slot._apart)  # one image: joining is no work
     wanted = evaluation.step()
     evaluation.close()
     evaluation = session.begin(images(1))
@@ -318,3 +320,27 @@ def test_arrays_are_bound_as_they_lie(session: OnnxSession) -> None:
     for name in state:
         slot.arrays[name] *= np.float32(1.5)
     assert not torch.allclose(evaluation.step(), wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_joined_values_adjoin_or_are_copied(batch: int) -> None:
+    """Also where one value stands in several joins that no one order of places serves."""
+    sizes = {"a": 1, "b": 2, "c": 1, "a|b": 3, "a|b|c": 4, "b|c": 3, "a|c": 2}
+    joins: dict[str, tuple[str, ...]] = {n: tuple(n.split("|")) for n in sizes if "|" in n}
+    nothing = SimpleNamespace(bind_ortvalue_input=print, bind_ortvalue_output=print)
+    program = SimpleNamespace(
+        sessions=[SimpleNamespace(io_binding=lambda: nothing)],
+        stages=[SimpleNamespace(inputs=(), reads=(), gives=(), logits="a")],
+        joins=[joins],
+        masks=lambda b, h, w: {},
+        sizes=lambda h, w: {name: (n, 2, 2) for name, n in sizes.items()},
+    )
+    slot = Slot(program, batch, 2, 2)  # type: ignore[arg-type]
+    for name in "abc":
+        slot.arrays[name][...] = np.random.default_rng(ord(name)).random(slot.arrays[name].shape)
+    slot.gather(0)
+    for name, parts in joins.items():
+        together = np.concatenate([slot.arrays[part] for part in parts], axis=1)
+        np.testing.assert_array_equal(slot.arrays[name], together)
+    copied = {n for n in joins if any(whole is slot.arrays[n] for whole, _ in slot._apart[0])}
+    assert copied == ({"b|c", "a|c"} if batch == 1 else set(joins))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from ..nets.plan import IMAGE, Plan, Unit
 from . import extras
 
 PACKS = (1, 2, 4)
+WORTH = 1.05  # what packing a level must gain to be worth its masks
 NARROW = 1.4  # how much longer a multiply-add takes where a convolution gives one block alone
 
 
@@ -48,11 +50,13 @@ def block_size() -> int:
 def choose_packs(plan: Plan, width: int, block: int) -> dict[int, int]:
     """Per level (how often the image is halved), the pixels that stand side by side; 1 is left out.
 
-    The lanes that the 3x3 convolutions of a level take are counted for each choice, padding included.
+    The lanes that the 3x3 convolutions take are counted for each choice, padding included. Every
+    stage counts alike: the choice is best for the mean of their work relative to that without packing.
     """
-    work: dict[int, dict[int, float]] = {}
     levels = _levels(plan)
     pooled = {levels[layer.name] + 1 for layer in plan.layers if layer.pool}  # one pixel a position
+    stages = sorted({node.birth for layer in plan.layers for node in layer.nodes})
+    work: dict[tuple[int, int], list[float]] = {}  # level, pack -> what each stage adds
     for layer in plan.layers:
         level = levels[layer.name]
         known: list[int] = []
@@ -61,19 +65,34 @@ def choose_packs(plan: Plan, width: int, block: int) -> dict[int, int]:
             known.append(last.outputs)
             if last.kernel == 3 and last.stride == 1:
                 for pack in PACKS:
-                    costs = work.setdefault(level, {})
-                    costs[pack] = costs.get(pack, 0.0) + _work(known, pack, block)
-    packs: dict[int, int] = {}
-    for level in sorted(work, reverse=True):
-        row = width
-        for _ in range(level):
-            row = -(-row // 2)
-        below = packs.get(level + 1, 1)
-        allowed = [p for p in PACKS if row % p == 0 and 2 * below % p == 0]
-        best = min(allowed, key=lambda pack: work[level][pack])
-        if best > 1 and level not in pooled and work[level][best] < 0.9 * work[level][1]:
-            packs[level] = best
-    return packs
+                    added = work.setdefault((level, pack), [0.0] * len(stages))
+                    added[stages.index(node.birth)] += _work(known, pack, block)
+    order = sorted({level for level, _ in work})
+
+    def cost(packs: Mapping[int, int]) -> float:
+        own = [sum(work[item][s] for item in packs.items()) for s, _ in enumerate(stages)]
+        without = [sum(work[level, 1][s] for level in packs) for s, _ in enumerate(stages)]
+        pairs = zip(itertools.accumulate(own), itertools.accumulate(without), strict=True)
+        gain = sum(ours / theirs for ours, theirs in pairs if theirs)
+        return gain * WORTH ** sum(pack > 1 for pack in packs.values())
+
+    choices = [
+        dict(zip(order, c, strict=True)) for c in itertools.product(PACKS, repeat=len(order))
+    ]
+    allowed = [c for c in choices if all(_allowed(level, c, width, pooled) for level in order)]
+    best = min(allowed, key=cost)
+    return {level: pack for level, pack in best.items() if pack > 1}
+
+
+def _allowed(level: int, packs: Mapping[int, int], width: int, pooled: set[int]) -> bool:
+    """Whether rows are whole positions, and a convolution of stride 2 can lead to the next level."""
+    row = width
+    for _ in range(level):
+        row = -(-row // 2)
+    pack = packs[level]
+    if pack == 1:
+        return True
+    return row % pack == 0 and 2 * packs.get(level + 1, 1) % pack == 0 and level not in pooled
 
 
 def _work(slices: list[int], pack: int, block: int) -> float:

@@ -112,26 +112,34 @@ class BlockedEmitter(Emitter):
         """A convolution over adjoining slices, one after the other; ``weight`` covers all of them."""
         value = added
         kernel = weight.shape[2]
-        for number, part in enumerate(inputs):
-            last = number == len(inputs) - 1
+        groups = self._groups(inputs)
+        for number, parts in enumerate(groups):
+            last = number == len(groups) - 1
             own = name if last else f"{name}.part{number + 1}"
-            source = self._layouts[part.name]
-            columns = slice(part.start - inputs[0].start, part.stop - inputs[0].start)
-            window = packed_window(
-                weight[:, columns], stride, source, layout, self.row(self._levels[part.name])
-            )
+            source = self._layouts[parts[0].name]
+            blocks = []
+            for part in parts:
+                columns = slice(part.start - inputs[0].start, part.stop - inputs[0].start)
+                window = packed_window(
+                    weight[:, columns], stride, source, layout, self.row(self._levels[part.name])
+                )
+                wide = 0 if part.name == IMAGE else self.lanes(part.stop - part.start, source)
+                blocks.append(self._blocks(window.weight, wide))
             plain = source.pack == layout.pack == 1
             sides = (kernel // 2,) * 2 if plain else window.pads
-            wide = 0 if part.name == IMAGE else self.lanes(part.stop - part.start, source)
-            weights = [
-                self.graph.constant(f"{own}.weight", self._blocks(window.weight, wide)),
+            names = [part.name for part in parts]
+            operands = [
+                names[0] if len(names) == 1 else self.graph.join(names),
+                self.graph.constant(f"{own}.weight", self._ordered(blocks)),
                 self.graph.constant(f"{own}.bias", self._lane_bias(bias, layout)) if last else "",
+                value,
             ]
-            operands = [part.name, *weights, *([value] if value else [])]
+            while not operands[-1]:
+                operands.pop()
             rectified = {"activation": "Relu"} if relu and last else {}
             value = self.graph.add(
                 "Conv",
-                operands[:2] if operands[2:] == [""] else operands,
+                operands,
                 own,
                 domain=DOMAIN,
                 kernel_shape=window.weight.shape[2:],
@@ -144,10 +152,22 @@ class BlockedEmitter(Emitter):
             self._layouts[value], self._levels[value] = layout, level
         return value
 
-    def _blocks(self, weight: Array, lanes: int) -> Array:
-        """A weight in the kernels' order: blocks of outputs, blocks of inputs, window, inputs, outputs.
+    def _groups(self, inputs: Sequence[Slice]) -> list[list[Slice]]:
+        """Slices that one convolution reads: adjoining state of one layout; what is made here, alone."""
+        groups: list[list[Slice]] = []
+        for part in inputs:
+            before = groups[-1][-1].name if groups else part.name
+            joined = self.graph.is_state(part.name) and self.graph.is_state(before)
+            if groups and joined and self._layouts[before] == self._layouts[part.name]:
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+        return groups
 
-        ``lanes``: of the input; 0 for an image, which has none and is read channel by channel.
+    def _blocks(self, weight: Array, lanes: int) -> Array:
+        """A weight in whole blocks: ``[O/Q, I/Q, h, w, Q, Q]``, blocks of outputs and of inputs.
+
+        ``lanes``: of the input; 0 for an image, which is read channel by channel: ``[O/Q, I, h, w, Q]``.
         """
         block = self.block
         outputs, inputs, high, wide = weight.shape
@@ -155,28 +175,31 @@ class BlockedEmitter(Emitter):
         padded = np.zeros((all_outputs, lanes or inputs, high, wide), dtype=np.float32)
         padded[:outputs, :inputs] = weight
         if not lanes:
-            moved = padded.reshape(-1, block, inputs, high, wide).transpose(0, 2, 3, 4, 1)
-        else:
-            cut = padded.reshape(-1, block, lanes // block, block, high, wide)
-            moved = cut.transpose(0, 2, 4, 5, 3, 1)
-        return np.ascontiguousarray(moved).reshape(padded.shape)
+            return padded.reshape(-1, block, inputs, high, wide).transpose(0, 2, 3, 4, 1)
+        cut = padded.reshape(-1, block, lanes // block, block, high, wide)
+        return cut.transpose(0, 2, 4, 5, 3, 1)
+
+    def _ordered(self, blocks: Sequence[Array]) -> Array:
+        """Adjoining slices' weights as one, in the order in which the kernels read them."""
+        whole = np.ascontiguousarray(np.concatenate(blocks, axis=1))
+        inputs = whole.shape[1] * (whole.shape[4] if whole.ndim == 6 else 1)
+        return whole.reshape(whole.shape[0] * self.block, inputs, *whole.shape[2:4])
 
     def _lane_bias(self, bias: Array, layout: Layout) -> Array:
         lanes = np.zeros(self.lanes(len(bias), layout), dtype=np.float32)
         lanes[: layout.pack * len(bias)] = np.tile(bias, layout.pack)
         return lanes
 
-    def total(self, parts: Sequence[Slice], relu: bool, name: str) -> str:
-        value = parts[0].name
-        layout, level = self._layouts[value], self._levels[value]
-        if len(parts) > 1:
-            kind = "Add" if len(parts) == 2 else "Sum"
-            value = self.graph.add(
-                kind, [part.name for part in parts], f"{name}.sum" if relu else name
-            )
-        if relu:
-            value = self.graph.add("Relu", [value], name)
-        self._layouts[value], self._levels[value] = layout, level
+    def add(self, values: Sequence[str], name: str) -> str:
+        return self._like(
+            values[0], self.graph.add("Add" if len(values) == 2 else "Sum", values, name)
+        )
+
+    def rectify(self, value: str, name: str) -> str:
+        return self._like(value, self.graph.add("Relu", [value], name))
+
+    def _like(self, source: str, value: str) -> str:
+        self._layouts[value], self._levels[value] = self._layouts[source], self._levels[source]
         return value
 
     def regroup(self, parts: Sequence[Slice], start: int, stop: int, name: str) -> str:
@@ -202,20 +225,23 @@ class BlockedEmitter(Emitter):
         return pooled
 
     def head(self, exit_: Exit, inputs: Sequence[Slice], name: str) -> str:
+        """Logits in whole blocks, ``[B, lanes, 1, 1]``: the head is a convolution of one pixel."""
         weight, bias = self.network.heads[exit_.stage]
-        head = f"head{exit_.stage}"
-        value = self.graph.constant(f"{head}.bias", bias)
-        for number, part in enumerate(inputs):
-            own = name if number == len(inputs) - 1 else f"{name}.part{number + 1}"
+        pooled: list[Slice] = []
+        shares: list[Array] = []
+        for part in inputs:
             layout = self._layouts[part.name]
-            channels = part.stop - part.start
-            lanes = np.zeros((len(bias), self.lanes(channels, layout)), dtype=np.float32)
-            share = weight[:, part.start : part.stop] / layout.pack  # a mean of the pixels' means
-            lanes[:, : channels * layout.pack] = np.tile(share, layout.pack)
             mean = self.graph.add(
                 "GlobalAveragePool", [part.name], f"{part.name}.mean", domain=DOMAIN
             )
-            features = self.graph.add("Flatten", [mean], f"{part.name}.features", axis=1)
-            moved = self.graph.constant(f"{own}.weight", lanes)
-            value = self.graph.add("Gemm", [features, moved, value], own, transB=1)
-        return value
+            lanes = self.lanes(part.stop - part.start, layout)
+            start = pooled[-1].stop if pooled else 0
+            pooled.append(Slice(mean, start, start + lanes, part.birth))
+            share = np.zeros((len(bias), lanes), dtype=np.float32)
+            columns = np.tile(weight[:, part.start : part.stop], layout.pack)
+            share[:, : columns.shape[1]] = columns / layout.pack  # a mean of the pixels' means
+            shares.append(share)
+            self._layouts[mean], self._levels[mean] = Layout(), self._levels[part.name]
+        kernel = np.concatenate(shares, axis=1)[:, :, None, None]
+        level = self._levels[inputs[0].name]
+        return self._chain(pooled, kernel, bias, 1, level, Layout(), "", False, name)

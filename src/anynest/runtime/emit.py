@@ -51,6 +51,8 @@ class Piece:
         reads: values of earlier stages.
         gives: values that later stages read.
         logits: the value that is the stage's answer.
+        joins: values that are several earlier ones one after the other along the channels; these are
+            not among ``reads``.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Piece:
     reads: list[str] = field(default_factory=list)
     gives: list[str] = field(default_factory=list)
     logits: str = ""
+    joins: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> StageNames:
@@ -99,15 +102,32 @@ class Recorder:
         self.pieces[-1].constants[name] = array
         return name
 
+    def is_state(self, value: str) -> bool:
+        """Whether an earlier stage made it."""
+        return self._maker.get(value, self.pieces[-1]) is not self.pieces[-1]
+
+    def join(self, values: Sequence[str]) -> str:
+        """Earlier stages' values as one; whoever runs the graphs sees to it that they adjoin."""
+        piece, name = self.pieces[-1], "|".join(values)
+        piece.joins[name] = tuple(values)
+        for value in values:
+            self._give(value)
+        return name
+
     def _read(self, piece: Piece, source: str) -> None:
         maker = self._maker.get(source)
-        if source in piece.constants or maker is piece or not source:
+        if maker is piece or not source or source in piece.constants or source in piece.joins:
             return
         names = piece.inputs if maker is None else piece.reads
         if source not in names:
             names.append(source)
-        if maker is not None and source not in maker.gives:
-            maker.gives.append(source)
+        if maker is not None:
+            self._give(source)
+
+    def _give(self, value: str) -> None:
+        gives = self._maker[value].gives
+        if value not in gives:
+            gives.append(value)
 
 
 class Emitter(ABC):
@@ -118,6 +138,7 @@ class Emitter(ABC):
         self.graph = Recorder()
         self._slices: dict[tuple[str, int], list[Slice]] = {}
         self._logits: dict[int, str] = {}
+        self._sums: dict[frozenset[str], str] = {}
 
     def emit(self) -> list[Piece]:
         """One piece for each output."""
@@ -150,8 +171,12 @@ class Emitter(ABC):
         """Unit number ``unit`` (from 0) of a node, plus ``added``, rectified where ``relu``."""
 
     @abstractmethod
-    def total(self, parts: Sequence[Slice], relu: bool, name: str) -> str:
-        """The sum of equal slices of several layers, rectified where ``relu``."""
+    def add(self, values: Sequence[str], name: str) -> str:
+        """The sum of equally large values."""
+
+    @abstractmethod
+    def rectify(self, value: str, name: str) -> str:
+        """What is above zero."""
 
     @abstractmethod
     def regroup(self, parts: Sequence[Slice], start: int, stop: int, name: str) -> str:
@@ -213,12 +238,25 @@ class Emitter(ABC):
                 self._part(column, start, stop, f"{name}.{source}.from{start}")
                 for column, source in zip(columns, names, strict=True)
             ]
-            value = parts[0].name
-            if len(parts) > 1 or relu:
-                value = self.total(parts, relu, name if start == 0 else f"{name}.from{start}")
+            own = name if start == 0 else f"{name}.from{start}"
+            value = self._sum([part.name for part in parts], f"{own}.sum" if relu else own)
+            if relu:
+                value = self.rectify(value, own)
             result.append(Slice(value, start, stop, max(part.birth for part in parts)))
             start = stop
         return result
+
+    def _sum(self, values: Sequence[str], name: str) -> str:
+        """A sum; the largest part of it that was added up before is not added up again."""
+        wanted = frozenset(values)
+        if len(wanted) == 1:
+            return values[0]
+        if wanted not in self._sums:
+            known = max((key for key in self._sums if key < wanted), key=len, default=frozenset())
+            rest = [value for value in values if value not in known]
+            before = [self._sums[known]] if known else []
+            self._sums[wanted] = self.add([*before, *rest], name)
+        return self._sums[wanted]
 
     def _part(self, slices: Sequence[Slice], start: int, stop: int, name: str) -> Slice:
         within = [s for s in slices if s.start < stop and start < s.stop]

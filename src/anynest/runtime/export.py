@@ -83,12 +83,12 @@ def export(
     pieces = stage_pieces(folded)
     stages = tuple(piece.names for piece in pieces)
     models, shapes = stage_models(folded, pieces, size)
-    checked = check(network, of_stages(models, stages, network.in_channels), size)
+    checked = check(network, of_stages(models, stages, network), size)
     quantised = None
     if calibration is not None:
         models = quantise(models, stages, _calibration(calibration, network, size))
         quantised = {"bits": 8, "images": len(calibration)}
-        of_stages(models, stages, network.in_channels)
+        of_stages(models, stages, network)
     if single_file:
         models = [join(models)]
         if quantised is None:

@@ -65,9 +65,12 @@ def _error(ours: Array, theirs: Array) -> float:
     return float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max())))
 
 
-def of_stages(models: Sequence[Any], stages: Sequence[StageNames], in_channels: int) -> Answers:
+def of_stages(
+    models: Sequence[Any], stages: Sequence[StageNames], network: AnytimeNetwork
+) -> Answers:
     """Graphs of one stage each, one after the other."""
-    program = Program([model.SerializeToString() for model in models], stages, in_channels)
+    serialised = [model.SerializeToString() for model in models]
+    program = Program(serialised, stages, network.in_channels, network.num_classes)
 
     def answers(images: Array) -> list[Array]:
         slot = Slot(program, len(images), *images.shape[2:])

@@ -92,13 +92,11 @@ class StandardEmitter(Emitter):
                 value = self.graph.add(kind, [value], own)
         return value
 
-    def total(self, parts: Sequence[Slice], relu: bool, name: str) -> str:
-        value = parts[0].name
-        if len(parts) > 1:
-            value = self.graph.add(
-                "Sum", [part.name for part in parts], f"{name}.sum" if relu else name
-            )
-        return self.graph.add("Relu", [value], name) if relu else value
+    def add(self, values: Sequence[str], name: str) -> str:
+        return self.graph.add("Sum", values, name)
+
+    def rectify(self, value: str, name: str) -> str:
+        return self.graph.add("Relu", [value], name)
 
     def regroup(self, parts: Sequence[Slice], start: int, stop: int, name: str) -> str:
         value = self._joined(parts, name)

@@ -37,7 +37,7 @@ def model_of(piece: Piece, name: str, shapes: Mapping[str, Shape], domains: Sequ
     graph = helper.make_graph(
         nodes,
         name,
-        [described(value) for value in (*piece.inputs, *piece.reads)],
+        [described(value) for value in (*piece.inputs, *piece.reads, *piece.joins)],
         [described(value) for value in (piece.logits, *piece.gives)],
         [array.from_array(value, key) for key, value in piece.constants.items()],
     )

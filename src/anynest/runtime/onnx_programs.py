@@ -42,7 +42,7 @@ class Programs:
     Args:
         network: None where the graphs are all there is (quantised ones).
         graphs: an export's; None makes them of the network.
-        in_channels: of the images.
+        in_channels, num_classes: C and K.
         threads: within one operation; None is ONNX Runtime's choice.
         layout: one of ``LAYOUTS``.
         providers: ONNX Runtime's execution providers.
@@ -53,11 +53,13 @@ class Programs:
         network: FoldedNetwork | None,
         graphs: Graphs | None,
         in_channels: int,
+        num_classes: int,
         threads: int | None,
         layout: str,
         providers: Sequence[str],
     ) -> None:
-        self.network, self.graphs, self.in_channels = network, graphs, in_channels
+        self.network, self.graphs = network, graphs
+        self.in_channels, self.num_classes = in_channels, num_classes
         self.threads, self.providers = threads, tuple(providers)
         self.layout = layout
         self._lock = threading.Lock()
@@ -122,6 +124,7 @@ class Programs:
             self.graphs.models,
             self.graphs.stages,
             self.in_channels,
+            self.num_classes,
             threads=self.threads,
             optimise=optimise,
             providers=self.providers,
@@ -139,7 +142,14 @@ def _blocked(network: FoldedNetwork, width: int, threads: int | None) -> Program
     stages = [piece.names for piece in pieces]
     masks = functools.partial(_masks, tuple(emitter.masks.values()), block)
     return Program(
-        models, stages, network.in_channels, threads=threads, masks=masks, optimise=False
+        models,
+        stages,
+        network.in_channels,
+        network.num_classes,
+        threads=threads,
+        masks=masks,
+        joins=[piece.joins for piece in pieces],
+        optimise=False,
     )
 
 

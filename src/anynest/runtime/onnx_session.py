@@ -65,7 +65,7 @@ class OnnxSession:
         self.in_channels, self.num_classes = in_channels, num_classes
         self.image_size = image_size
         self._programs = Programs(
-            network, graphs, in_channels, threads, layout, tuple(providers or CPU)
+            network, graphs, in_channels, num_classes, threads, layout, tuple(providers or CPU)
         )
         self._lock = threading.Lock()
         self._free: list[Slot] = []
@@ -136,7 +136,7 @@ class OnnxSession:
         with self._lock:
             self._closed = True
             self._free.clear()
-            self._programs = Programs(None, None, self.in_channels, None, "standard", CPU)
+            self._programs = Programs(None, None, 0, 0, None, "standard", CPU)
 
     # -- memory ---------------------------------------------------------------------------------------
     def _take(self, program: Program, batch: int, height: int, width: int) -> Slot:
