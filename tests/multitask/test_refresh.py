@@ -156,7 +156,7 @@ def quadratic(w: Tensor, directions: Tensor) -> list[Tensor]:
 
 
 def steps_of(combiner: OSGD, all_directions: list[Tensor]) -> list[Stats]:
-    w = nn.Parameter(torch.zeros(all_directions[0].shape[1]))
+    w = nn.Parameter(torch.zeros(2))
     return [combiner.backward(quadratic(w, each), [w]) for each in all_directions]
 
 
@@ -361,13 +361,16 @@ def test_under_a_grad_scaler_steps_are_the_unscaled_ones(
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("refresh", [8, "auto"])
-def test_weights_of_a_refresh_that_overflowed_are_not_kept(refresh: Any) -> None:
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("refresh", [2, "auto"])
+def test_weights_of_a_refresh_that_overflowed_are_not_kept(refresh: Any, before: int) -> None:
     """Its gradient goes to the GradScaler as it is; the next step finds w anew."""
     a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
     for bad in (torch.inf, NAN):
         w = nn.Parameter(torch.zeros(2))
         combiner = OSGD(refresh=refresh)
+        steps = 2 if refresh == 2 else 1  # up to the next refresh
+        steps_of(combiner, [a] * before * steps)
         losses = quadratic(w, a)
         losses[1].register_hook(lambda grad, bad=bad: grad * bad)
         stats = combiner.backward(losses, [w])
@@ -399,6 +402,17 @@ def test_where_nothing_may_be_read_older_weights_or_even_ones_stand_in(reduction
     assert step(False).weights.tolist() == [0.5 * share, share]
     step(True)
     assert step(False).weights.tolist() == [0.5 * share, share]
+
+
+def test_where_nothing_may_be_read_the_weights_stay_where_a_captured_graph_reads_them() -> None:
+    a, b = torch.tensor([[1.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    combiner = OSGD(refresh=2, on_nonfinite="ignore")
+    steps_of(combiner, [a, a])
+    assert combiner.refresh is not None
+    place = combiner.refresh.weights.data_ptr()
+    steps_of(combiner, [b, b])
+    assert combiner.refresh.weights.tolist() == [1.5, 1.0]
+    assert combiner.refresh.weights.data_ptr() == place
 
 
 def test_stats_of_a_step_in_between_are_not_overwritten_by_a_later_refresh() -> None:

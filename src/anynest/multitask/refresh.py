@@ -144,8 +144,8 @@ class Refresh:
     ) -> Tensor | None:
         """Take what a refresh found; its drift, where older weights of the same losses are there.
 
-        Weights that are not finite (a gradient overflowed) are not kept, and the next step
-        refreshes again. With a ``fallback`` that is not asked, since it would wait for the device:
+        Weights that are not finite (a gradient overflowed) are not kept, and what was due stays
+        due: the next step refreshes again. With a ``fallback`` that is not asked, since it would wait for the device:
         the older weights stay, or all are ``fallback`` if there are none.
         """
         known = self.tasks == tuple(tasks)
@@ -157,7 +157,6 @@ class Refresh:
             readings = [good.to(new.dtype)] if moved is None else [good.to(new.dtype), moved]
             finite, *rest = torch.stack(readings).tolist()
             if not finite:
-                self.tasks = ()
                 return moved
             if rest:
                 self._adapt(rest[0])
