@@ -87,7 +87,8 @@ def test_no_channel_of_a_sum_is_added_up_twice(case: Case) -> None:
     tasks = schedule(plan, tuple(exit_.stage for exit_ in plan.exits))
     known: dict[tuple[str, ...], int] = {}
     kept: set[tuple[str, ...]] = set()
-    for task, read in zip(tasks, plan_reads(tasks), strict=True):
+    reads = plan_reads(tasks)
+    for number, (task, read) in enumerate(zip(tasks, reads, strict=True)):
         node = task.node or task.exit
         assert node is not None
         assert read.reads == node.reads
@@ -104,8 +105,10 @@ def test_no_channel_of_a_sum_is_added_up_twice(case: Case) -> None:
                 assert read.base in kept
                 assert known[read.base] >= read.channels
         known[read.reads] = read.channels
+        later = {names for other in reads[number + 1 :] for names in (other.reads, other.base)}
         if read.kept:
             kept.add(read.reads)
+            assert read.start or read.reads in later, "kept for nothing"
 
 
 def test_deeper_sums_start_from_earlier_ones() -> None:
