@@ -100,7 +100,8 @@ def test_parts_and_plain_networks(case: Case, kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", ["gemm", "plain"])
 def test_samples_leave_between_stages(kernels: str) -> None:
-    for case in CASES[1::5]:
+    averaged = Case("average", lambda: create_model("ensemble_resnet10", average=True), 8)
+    for case in [*CASES[1::5], averaged]:
         network = case.network()
         x = images(6, case.image_size, case.image_size)
         session = TorchSession(network, kernels=kernels)
