@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anynest.runtime import AnytimePredictor, DeadlineError, NetworkError, Prediction
 from anynest.runtime.isolated import IsolatedSession
+from anynest.runtime.job import Job
 
 from .conftest import PATIENCE, settle
 
@@ -284,3 +285,44 @@ def test_many_threads_at_once(open_predictor: Any, make_session: Any, make_image
             assert prediction.logits.tolist() == [3.0 * number, 0, 0, 0]
     assert not session.open
     assert len(session.log) == 400 * 6
+
+
+def test_preparing_the_image_counts(
+    open_predictor: Any, make_session: Any, make_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    with open_predictor(session) as predictor:
+        read = predictor._images
+        monkeypatch.setattr(predictor, "_images", lambda x: (time.sleep(0.05), read(x))[1])
+        with pytest.raises(DeadlineError):
+            predictor.predict(make_image(1.0), 0.03)
+        prediction = predictor.predict(make_image(1.0), 10.0)
+        assert prediction.elapsed > 0.05
+        assert next(predictor.stream(make_image(1.0))).elapsed > 0.05
+
+
+def test_in_time_is_in_time_however_late_the_caller_wakes(
+    open_predictor: Any,
+    make_session: Any,
+    make_image: Image,
+    gates: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what was late is late, although the caller sees both at once."""
+    gate = gates(3)
+    session = make_session(on_step=gate)
+    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+
+        def oversleep(job: Job, until: float) -> bool:
+            assert gate.reached.wait(PATIENCE)
+            time.sleep(max(0.0, until - time.monotonic()) + 0.02)
+            gate.opened.set()
+            settle(lambda: len(session.log) >= 5)
+            time.sleep(0.02)
+            return wait(job, until)
+
+        wait = Job.wait
+        monkeypatch.setattr(Job, "wait", oversleep)
+        prediction = pool.submit(predictor.predict, make_image(1.0), 0.5).result(PATIENCE)
+        assert (prediction.stage, prediction.deadline_met) == (2, True)
+        assert prediction.overshoot > 0.02

@@ -1,0 +1,308 @@
+"""From opening to the end: closing, being forgotten, forks, the interpreter's exit, and a long life."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anynest import create_model
+from anynest.runtime import AnytimePredictor, NetworkError
+from anynest.runtime.isolated import IsolatedSession
+from anynest.store import RunError
+
+from .conftest import PATIENCE, settle
+
+Image = Callable[[float], Tensor]
+
+
+def threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "anynest-predictor"]
+
+
+def handles() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def tiny() -> Any:
+    torch.manual_seed(0)
+    return create_model("width_nested_resnet10", in_channels=1, base_width=2).eval()
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[AnytimePredictor]:
+    """A predictor whose network is in a real process of its own."""
+    with AnytimePredictor(tiny(), threads=1) as predictor:
+        yield predictor
+
+
+# -- closing ------------------------------------------------------------------------------------------
+def test_closed_is_closed(open_predictor: Any, make_session: Any, make_image: Image) -> None:
+    predictor = open_predictor(make_session())
+    predictor.close()
+    predictor.close()
+    for ask in (predictor.predict, predictor.stream):
+        with pytest.raises(RuntimeError, match="the predictor is closed; open another"):
+            ask(make_image(1.0))
+    assert not threads()
+
+
+def test_closing_ends_what_others_wait_for(
+    make_session: Any, make_image: Image, gates: Any
+) -> None:
+    gate = gates(2)
+    session = make_session(on_step=gate)
+    predictor = AnytimePredictor(session)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(predictor.predict, make_image(1.0), None) for _ in range(2)]
+        assert gate.reached.wait(PATIENCE)
+        threading.Timer(0.02, gate.opened.set).start()
+        predictor.close()
+        for future in waiting:
+            with pytest.raises(RuntimeError, match="the predictor is closed"):
+                future.result(PATIENCE)
+    assert not session.open
+    assert not threads()
+    assert not session.closed  # it is the caller's
+
+
+def test_opened_sessions_are_closed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = AnytimePredictor(tiny(), isolated=False)
+    predictor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        predictor.session.begin(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_forgotten_predictor_ends_its_thread(make_session: Any, make_image: Image) -> None:
+    predictor = AnytimePredictor(make_session())
+    predictor.predict(make_image(1.0), None)
+    (thread,) = threads()
+    gone = weakref.ref(predictor)
+    stream = predictor.stream(make_image(1.0))
+    del predictor
+    gc.collect()
+    assert gone() is not None  # a stream keeps it
+    assert len(list(stream)) == 3
+    del stream
+    gc.collect()
+    assert gone() is None
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+# -- a real process -----------------------------------------------------------------------------------
+def test_the_same_answers_as_the_network(process: AnytimePredictor) -> None:
+    model = tiny()
+    for size in ((1, 8, 8), (5, 12, 9), (1, 4, 4), (3, 16, 16)):
+        x = torch.randn(size[0], 1, *size[1:])
+        with torch.no_grad():
+            expected = model(x)
+        found = [p.logits for p in process.stream(x)]
+        assert len(found) == 3
+        for logits, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(logits, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_from_several_threads(process: AnytimePredictor) -> None:
+    images = torch.randn(8, 1, 8, 8)
+    with torch.no_grad():
+        expected = tiny()(images)[-1]
+
+    def ask(number: int) -> None:
+        logits = process.predict(images[number % 8], None).logits
+        torch.testing.assert_close(logits, expected[number % 8], rtol=1e-4, atol=1e-5)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(120)))
+    assert isinstance(process.session, IsolatedSession)
+    assert len(process.session._all) <= 6
+
+
+def test_a_process_that_is_killed() -> None:
+    before = handles()
+    predictor = AnytimePredictor(tiny(), threads=1)
+    x = torch.zeros(1, 8, 8)
+    assert isinstance(predictor.session, IsolatedSession)
+    assert predictor.predict(x, None).stage == 3
+    os.kill(predictor.session.process.pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises((NetworkError, RunError), match="compute process has ended, status -9"):
+            predictor.predict(x, None)
+    predictor.close()
+    del predictor
+    gc.collect()
+    assert handles() == before
+
+
+def test_a_forgotten_process_ends() -> None:
+    before = handles()
+    part, x = tiny().subnetwork(2), torch.randn(1, 8, 8)
+    predictor = AnytimePredictor(part, threads=1)
+    assert isinstance(predictor.session, IsolatedSession)
+    pid = predictor.session.process.pid
+    logits = predictor.predict(x, None).logits
+    with torch.no_grad():
+        torch.testing.assert_close(logits, part(x.unsqueeze(0))[0][0], rtol=1e-4, atol=1e-5)
+    del predictor
+    gc.collect()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)  # neither running nor a zombie
+    assert handles() == before
+
+
+def test_what_a_process_cannot_open(tmp_path: Any) -> None:
+    before = handles()
+    with pytest.raises(RunError, match=r"cannot open the network: .*backend must be one of"):
+        IsolatedSession.open(tiny(), backend="abacus")
+    gc.collect()
+    assert handles() == before
+
+
+# -- forks and exits ----------------------------------------------------------------------------------
+HEAD = """
+import sys, threading, time, os
+import torch
+torch.set_num_threads(1)
+from anynest import AnytimePredictor, create_model
+model = create_model("width_nested_resnet10", base_width=16).eval()
+big = torch.randn(64, 3, 32, 32)  # a second or so; a step of it, much less
+"""
+SCRIPTS = {
+    "running": """
+predictor = AnytimePredictor(model, isolated=ISOLATED)
+def ask():
+    try:
+        predictor.predict(big, None)
+    except RuntimeError:  # the predictor is closed
+        pass
+threading.Thread(target=ask, daemon=True).start()
+time.sleep(0.2)
+""",
+    "stuck": """
+class Stuck:
+    backend, num_stages, num_classes, in_channels = "torch", 2, 2, 3
+    def begin(self, x): return self
+    stage = 0
+    def step(self): time.sleep(3600)
+    def cancel(self): pass
+    def close(self): pass
+import anynest.runtime.worker
+anynest.runtime.worker.EXIT_TIMEOUT = 0.5  # patience for a step that never ends
+stuck = AnytimePredictor(Stuck())
+stuck.predict(big[:1], 0.05, when_nothing="guess")
+""",
+    "fork": """
+predictor = AnytimePredictor(model, isolated=ISOLATED)
+x = big[0]
+assert predictor.predict(x, None).stage == 3
+pid = os.fork()
+if pid == 0:
+    try:
+        predictor.predict(x, None)
+    except RuntimeError as error:
+        assert "os.fork" in str(error), error
+        sys.exit(0)  # with all that an exit runs
+    sys.exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert predictor.predict(x, None).stage == 3  # the child has left the parent's alone
+stream = predictor.stream(big[:2])
+next(stream)
+left = predictor.stream(big)
+sys.exit(7)
+""",
+}
+WAYS = [(name, way) for name in SCRIPTS for way in (False, True) if (name, way) != ("stuck", True)]
+
+
+def test_exits_never_hang() -> None:
+    """All at once, for each is mostly imports; in a fork's child as well."""
+    started = []
+    for name, way in WAYS:
+        script = HEAD + SCRIPTS[name].replace("ISOLATED", str(way))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        )
+    try:
+        for (name, way), running in zip(WAYS, started, strict=True):
+            out, err = running.communicate(timeout=60)
+            assert running.returncode == (7 if name == "fork" else 0), (name, way, err)
+            assert (out, err) == ("", ""), (name, way)
+    finally:
+        for running in started:
+            running.kill()
+            running.communicate()
+
+
+# -- a long life --------------------------------------------------------------------------------------
+def live(predictor: AnytimePredictor, x: Tensor, count: int) -> None:
+    """Predictions of every kind."""
+    for number in range(count):
+        kind = number % 5
+        if kind == 0:
+            predictor.predict(x, None)
+        elif kind == 1:
+            predictor.predict(x, 0.0, when_nothing="guess")
+        elif kind == 2:
+            next(predictor.stream(x))
+        elif kind == 3:
+            predictor.predict(x.expand(2, *x.shape), None)
+        else:
+            with pytest.raises(ValueError, match="finite"):
+                predictor.predict(x * float("nan"), None)
+
+
+def held() -> tuple[int, int, int]:
+    """Threads, handles, objects that the garbage collector knows."""
+    gc.collect()
+    return threading.active_count(), handles(), len(gc.get_objects())
+
+
+@pytest.mark.parametrize("way", ["thread", "process"])
+def test_nothing_piles_up(way: str, request: pytest.FixtureRequest) -> None:
+    x = torch.randn(1, 8, 8)
+    if way == "process":
+        predictor = request.getfixturevalue("process")
+    else:
+        predictor = AnytimePredictor(tiny(), isolated=False, threads=1)
+    live(predictor, x, 200)
+    before = held()
+    live(predictor, x, 1000)
+    if predictor._worker is not None:
+        settle(lambda: predictor._worker._inbox.empty())
+    after = held()
+    assert after[:2] == before[:2]
+    assert abs(after[2] - before[2]) < 60  # an object a prediction would be a thousand
+    if way == "thread":
+        predictor.close()
+
+
+def test_no_time_is_lost_on_the_way(process: AnytimePredictor) -> None:
+    """A deadline among many, on whatever machine this is: most are kept to a few milliseconds."""
+    x = torch.randn(64, 1, 16, 16)
+    late, bare = [], []
+    for _ in range(60):
+        event = threading.Event()
+        start = time.monotonic()
+        event.wait(0.005)
+        bare.append(time.monotonic() - start - 0.005)
+        prediction = process.predict(x, 0.005, when_nothing="guess")
+        late.append(prediction.overshoot)
+    assert sorted(late)[30] < sorted(bare)[45] + 0.005
