@@ -9,7 +9,8 @@ For any list of scalar losses and any parameters, nested network or not::
 """
 
 from .checks import NonFiniteLossError
-from .combiner import Combination, Combiner
+from .combination import Combination
+from .combiner import Combiner
 from .compiling import compile_for_tasks
 from .gradients import accumulate, task_rows
 from .measure import gradient_stats

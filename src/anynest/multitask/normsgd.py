@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .calibration import Constant, ConstantC
-from .combiner import Combination, Combiner, OnNonfinite
+from .combination import Combination
+from .combiner import Combiner, OnNonfinite
 from .rows import Rows
 from .rules import gram_matrix, normalize, update_norm, weighted_sum
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .calibration import Constant, ConstantC
 from .checks import check_choice, check_priority, priority_of
-from .combiner import Combination, Combiner, OnePass, OnNonfinite
+from .combination import Combination, OnePass
+from .combiner import Combiner, OnNonfinite
 from .raw import project_raw
 from .refresh import RefreshEvery, check_refresh
 from .rows import Rows

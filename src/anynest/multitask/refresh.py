@@ -145,8 +145,8 @@ class Refresh:
         """Take what a refresh found; its drift, where older weights of the same losses are there.
 
         Weights that are not finite (a gradient overflowed) are not kept, and what was due stays
-        due: the next step refreshes again. With a ``fallback`` that is not asked, since it would wait for the device:
-        the older weights stay, or all are ``fallback`` if there are none.
+        due: the next step refreshes again. With a ``fallback`` that is not asked, since it would
+        wait for the device: the older weights stay, or all are ``fallback`` if there are none.
         """
         known = self.tasks == tuple(tasks)
         old = self.on(weights_S.device) if known else None

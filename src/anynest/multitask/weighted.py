@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_numbers, check_weights
-from .combiner import Combination, Combiner, OnePass, OnNonfinite
+from .combination import Combination, OnePass
+from .combiner import Combiner, OnNonfinite
 from .rows import Rows, numbers_on
 from .rules import gram_matrix, weighted_sum
 
