@@ -27,6 +27,8 @@ def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
     network.get_submodule("stem.stage1.norm1").affine = False
     for name in ("weight", "bias"):
         setattr(network.get_submodule("stem.stage1.norm1"), name, None)
+    stem = network.get_submodule("stem.stage1")
+    stem.conv1.bias = nn.Parameter(torch.randn(4, dtype=torch.float64))
     weights = folded(network.train())  # the mode does not matter
     network.eval()
     assert sum(map(len, weights.values())) == sum(

@@ -261,5 +261,8 @@ def _pool(x: Tensor, out: Tensor) -> None:
 
 
 def _answer(head: Tensor, means: Tensor, answers: list[Tensor]) -> None:
-    logits = torch.empty(means.shape[0], head.shape[1])  # with out=, no caller's autocast applies
-    answers.append(torch.mm(means, head, out=logits))
+    if torch.is_autocast_enabled("cpu"):  # the caller's; operations with out= do not see it
+        with torch.autocast("cpu", enabled=False):
+            answers.append(torch.mm(means, head))
+    else:
+        answers.append(torch.mm(means, head))
