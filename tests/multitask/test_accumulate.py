@@ -165,15 +165,17 @@ def test_a_parameter_may_change_its_memory_format_between_steps() -> None:
         assert torch.equal(*found)
 
 
-def test_skipped_losses_are_left_out_of_their_micro_batch_alone() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_skipped_losses_are_left_out_of_their_micro_batch_alone(first: bool) -> None:
     a, b, c = torch.randn(3, 4)
     w = nn.Parameter(torch.zeros(4))
     OSGD().backward([w @ a, w @ (b + c)], [w])
     expected = w.grad
     w.grad = None
     combiner = OSGD(on_nonfinite="skip")
-    combiner.accumulate([w @ a * NAN, w @ b], [w])
-    combiner.accumulate([w @ a, w @ c], [w])
+    parts = [[w @ a * NAN, w @ b], [w @ a, w @ c]]
+    for losses in parts if first else parts[::-1]:
+        combiner.accumulate(losses, [w])
     stats = combiner.combine()
     torch.testing.assert_close(w.grad, expected)
     assert stats.skipped == ()

@@ -160,6 +160,21 @@ def test_micro_batches_and_scopes(three_exits: Make, digit_losses: Losses) -> No
         torch.testing.assert_close(p.grad, want, rtol=1e-8, atol=1e-12)
 
 
+def test_groups_may_change_from_step_to_step() -> None:
+    parameters = [nn.Parameter(torch.randn(3)) for _ in range(3)]
+    combiner = OSGD(scope="group")
+    for cut in (1, 2, 1):
+        found = []
+        for each in (combiner, OSGD(scope="group")):
+            for p in parameters:
+                p.grad = None
+            a, b, c = parameters
+            losses = [(a * b).sum() + c.sum(), (a * c).sin().sum() + (b * b).sum()]
+            each.backward(losses, [{"params": parameters[:cut]}, {"params": parameters[cut:]}])
+            found.append(torch.cat([p.grad for p in parameters if p.grad is not None]))
+        assert torch.equal(*found)
+
+
 def test_a_group_that_no_loss_touches_keeps_its_grad() -> None:
     w, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     other.grad = torch.full((2,), 7.0)
