@@ -39,6 +39,11 @@ class NestedLayer(nn.Module):
         assert isinstance(stripe, Stripe)
         return stripe
 
+    def called(self) -> list[Stripe]:
+        """The nodes whose modules ``compute`` calls in training: all but those of a fused run."""
+        fused = len(self.runs) == 1 and len(self.runs[0]) > 1
+        return [] if fused else [self.stripe(birth) for birth in self.nodes]
+
     def compute(
         self,
         births: Sequence[int],

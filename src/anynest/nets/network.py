@@ -123,6 +123,14 @@ class AnytimeNetwork(nn.Module):
             )
         return modules
 
+    def blocks(self) -> list[nn.Module]:
+        """The modules that ``forward`` calls one by one in training, each a node of one stage.
+
+        Compiled each by itself they leave the graph's structure as it is. Layers whose nodes share a
+        kernel are not among them.
+        """
+        return [stripe for layer in self._layers for stripe in layer.called()]
+
     def cost(self, image_size: int | tuple[int, int] = 32) -> tuple[StageCost, ...]:
         """Parameters and multiply-adds per stage, for an image of ``image_size`` pixels a side."""
         size = (image_size, image_size) if isinstance(image_size, int) else image_size

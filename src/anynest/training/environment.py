@@ -40,7 +40,20 @@ class RunConfig:
     channels_last: bool = field(
         default=False, metadata={"flag": "--channels-last", "help": "memory layout"}
     )
-    compile: bool = field(default=False, metadata={"flag": "--compile", "help": "torch.compile"})
+    compile: bool = field(
+        default=False,
+        metadata={
+            "flag": "--compile",
+            "help": "torch.compile, node by node where the method takes one pass per loss",
+        },
+    )
+    cuda_graph: bool = field(
+        default=False,
+        metadata={
+            "flag": "--cuda-graph",
+            "help": "record a step once and replay it (CUDA, with --on-nonfinite ignore)",
+        },
+    )
     deterministic: bool = field(
         default=False,
         metadata={

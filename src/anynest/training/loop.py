@@ -142,6 +142,8 @@ class Loop:
             self.position.phase, self.position.epoch = index, 0
         phase = make_phase(self.config, self.model, index)
         self.stepper = Stepper(self.config, phase, self.device, self.world)
+        if self.stepper.remark:
+            self.reporter.say(self.stepper.remark)
         self.sums = Sums(len(phase.stages), self.device)
 
     def run_epoch(self, events: Events) -> None:
@@ -226,7 +228,7 @@ class Loop:
             "epochs": self.phases * self.epochs,
             "stage": phase.stages[0] if self.config.greedy else None,
             "step": self.position.step,
-            "lr": self.stepper.optimizer.param_groups[0]["lr"],  # of the last batch
+            "lr": float(self.stepper.optimizer.param_groups[0]["lr"]),  # of the last batch
             "train": {name: self.spread(values) for name, values in sums.means().items()},
             "validation": {
                 name: self.spread(value) if isinstance(value, list) else value

@@ -54,11 +54,12 @@ class MethodConfig:
             "onto these as they came (raw)",
         },
     )
-    on_nonfinite: Literal["raise", "skip"] = field(
+    on_nonfinite: Literal["raise", "skip", "ignore"] = field(
         default="raise",
         metadata={
             "flag": "--on-nonfinite",
-            "help": "a loss that is not finite stops the run (raise) or is left out (skip)",
+            "help": "a loss that is not finite stops the run (raise), is left out (skip), or is "
+            "not looked at (ignore): the run stops where it saves or validates",
         },
     )
     label_smoothing: float = field(

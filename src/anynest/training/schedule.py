@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .errors import ConfigError
@@ -79,5 +80,9 @@ class ScheduleConfig:
     def set_rate(self, optimizer: Optimizer, batch: int, batches: int) -> None:
         """Set what batch ``batch`` (from 0) of ``batches`` an epoch is to be trained with."""
         for group in optimizer.param_groups:
-            base = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = base * self.rate(batch, batches)
+            base = group.setdefault("initial_lr", float(group["lr"]))
+            rate = base * self.rate(batch, batches)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # in place, where a recorded step reads it
+            else:
+                group["lr"] = rate

@@ -1,16 +1,28 @@
 """One training step: S logits -> S losses -> one gradient -> the base optimizer's update."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..multitask import NonFiniteLossError, Stats, gradient_stats
+from ..multitask import OSGD, NonFiniteLossError, Stats, gradient_stats
+from .compiled import compile_network
 from .config import TrainConfig
 from .distributed import World
-from .errors import RunError
+from .errors import ConfigError, RunError
+from .graphed import GraphedStep, make_capturable
 from .metrics import Sums
 from .phases import Phase
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step leaves beside new weights: losses [S], logits [B, K] each, cosines [S, S]."""
+
+    losses_S: Tensor
+    logits: list[Tensor]
+    cosines: Tensor | None
 
 
 class Stepper:
@@ -21,12 +33,20 @@ class Stepper:
     ) -> None:
         self.config, self.phase, self.device = config, phase, device
         self.world = world or World()
-        self.forward = compiled(phase.network) if config.run.compile else phase.network
+        self.forward = phase.network
         self.combiner = config.method.build(self.world.group)
+        self.remark = ""  # for the one who watches the run
+        if config.run.compile:
+            one_pass = self.combiner.is_single(range(len(phase.stages)))
+            self.remark = compile_network(phase.network, one_pass)
         self.optimizer = config.optimizer.build(phase.parameters)
         # not every torch that we run on has the scaler's kernels for mps
         scales = config.run.precision == "float16" and device.type != "mps"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales)
+        self.graph: GraphedStep[Taken] | None = None
+        if config.run.cuda_graph:
+            make_capturable(self.optimizer, device)
+            self.graph = GraphedStep(self.take, device, kind=self.kind, replayed=self.replayed)
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""
@@ -45,6 +65,16 @@ class Stepper:
         Errors: RunError where a loss is not finite (the caller knows where) and
         ``method.on_nonfinite`` says to raise; on every rank, where it is so on one.
         """
+        if self.graph is None or measure:
+            taken = self.take(images, labels, measure)
+        else:
+            taken = self.graph(images, labels)
+        sums.add(taken.losses_S, taken.logits, labels)
+        if taken.cosines is not None and self.world.leads:  # they are the same on all ranks
+            sums.add_cosines(taken.cosines)
+
+    def take(self, images: Tensor, labels: Tensor, measure: bool = False) -> Taken:
+        """The step itself, which may be recorded: what is kept of it is added up by ``step``."""
         with self.autocast():
             logits = self.forward(images)
         losses = [self.config.method.criterion(out, labels) for out in logits]
@@ -63,10 +93,20 @@ class Stepper:
             raise RunError(str(error).partition(":")[0]) from error
         if len(stats.skipped) < len(losses):
             self.update()
-        sums.add(losses_S, [out.detach() for out in logits], labels)
         cosines = cosines if stats.cosines is None else stats.cosines
-        if cosines is not None:
-            sums.add_cosines(cosines)
+        return Taken(losses_S, [out.detach() for out in logits], cosines)
+
+    def kind(self) -> bool:
+        """Whether the next step is one backward pass: recorded apart from one that is several."""
+        return self.combiner.is_single(range(len(self.phase.stages)))
+
+    def replayed(self, single: bool) -> None:
+        """Count a replayed step for OSGD's refresh, whose Python has not run."""
+        if isinstance(self.combiner, OSGD) and self.combiner.refresh is not None:
+            if single:
+                self.combiner.refresh.passed()
+            else:
+                self.combiner.refresh.age = 0
 
     def cosines(self, losses: list[Tensor], samples: int | None) -> Tensor | None:
         """[S, S] of the joined batch's gradients; None where a loss is not finite."""
@@ -126,12 +166,30 @@ class Stepper:
         self.optimizer.load_state_dict(state["optimizer"])
         self.combiner.load_state_dict(state["combiner"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.graph is not None:
+            make_capturable(self.optimizer, self.device)  # the loaded rate lies elsewhere
 
 
-def compiled(network: nn.Module) -> nn.Module:
-    """``torch.compile``'s form of a network, sharing its weights."""
-    # one backward a loss keeps the graph, which donated buffers forbid
-    torch._functorch.config.donated_buffer = False
-    made = torch.compile(network)
-    assert isinstance(made, nn.Module)
-    return made
+def require_capturable(config: TrainConfig, device: torch.device, world: World) -> None:
+    """ConfigError where a step that is to be a CUDA graph could not be one."""
+    if not config.run.cuda_graph:
+        return
+    wrong = {
+        f"a CUDA device, found {device}": device.type != "cuda",
+        "method.on_nonfinite ignore (--on-nonfinite ignore), since a recorded step looks at no "
+        f"loss, found {config.method.on_nonfinite}": config.method.on_nonfinite != "ignore",
+        "float32 or bf16, found float16, whose scaler waits for the device": (
+            config.run.precision == "float16"
+        ),
+        "a number for method.C, found calibrated, whose first steps differ": (
+            config.method.C == "calibrated"
+        ),
+        f"one process, found {world.size}": world.size > 1,
+    }
+    for need, lacking in wrong.items():
+        if lacking:
+            raise ConfigError(f"run.cuda_graph needs {need}: change that, or leave it out")
+    try:
+        make_capturable(config.optimizer.build([nn.Parameter(torch.zeros(1, 1))]), "cpu")
+    except ValueError as error:
+        raise ConfigError(f"run.cuda_graph: {error}") from error

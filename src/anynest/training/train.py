@@ -15,6 +15,7 @@ from .errors import ConfigError, RunError
 from .loop import Loop
 from .progress import Reporter, Silent
 from .run_folder import RunFolder
+from .step import require_capturable
 from .stopping import StopRequest
 from .summary import TrainResult, finish, read_result
 from .tensorboard import writer_class
@@ -67,6 +68,7 @@ def train(
         if config.run.tensorboard:
             writer_class()  # whether it is installed is found before anything is written
         device = stack.enter_context(computing(config.run, world.local_rank))
+        require_capturable(config, device, world)
         if model is None:
             with torch.device("meta"):  # a wrong name or option is found before any data is read
                 config.model.build(num_classes=2, in_channels=1)

@@ -1,0 +1,94 @@
+"""Compiled training: in regions that leave each loss its own part of the graph."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from anynest import create_model, list_models
+from anynest.multitask import compile_for_tasks, task_rows
+from anynest.training import TrainConfig, compiled
+from anynest.training.metrics import Sums
+from anynest.training.phases import make_phase
+from anynest.training.step import Stepper
+
+# torch looks at .grad of what it traces, and warns of it where that is no leaf
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+Tiny = Callable[..., TrainConfig]
+SMALL = [name for name in list_models() if not name.endswith(("42", "50", "66", "98"))]
+DEPTH = {"name": "depth_nested_sparse_resnet14", "growth": None, "base_width": 2}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's tracing and its autograd, without inductor's compiler."""
+    torch.compiler.reset()
+    monkeypatch.setattr(
+        compiled, "compile_for_tasks", functools.partial(compile_for_tasks, backend="aot_eager")
+    )
+
+
+def make_stepper(config: TrainConfig) -> Stepper:
+    torch.manual_seed(0)
+    network = config.model.build(10, 1).double()
+    stepper = Stepper(config, make_phase(config, network, 0), torch.device("cpu"))
+    stepper.phase.train_mode()
+    return stepper
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return images, torch.randint(10, (8,), generator=generator)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_blocks_are_the_modules_that_are_called_in_training(name: str) -> None:
+    model = create_model(name, base_width=2).train()
+    called = []
+    for layer in model._layers:
+        for stripe in layer.children():
+            stripe.register_forward_pre_hook(lambda module, _: called.append(module))
+    model(torch.randn(2, 3, 16, 16))
+    assert len(called) == len(set(called))
+    assert set(called) == set(model.blocks())
+
+
+@pytest.mark.parametrize("method", ["osgd", "sgd-mean"])
+def test_a_compiled_run_takes_the_same_steps(tiny: Tiny, method: str) -> None:
+    weights = []
+    for on in (False, True):
+        stepper = make_stepper(tiny(model=DEPTH, method={"name": method}, run={"compile": on}))
+        sums = Sums(2, torch.device("cpu"))
+        for _ in range(3):
+            stepper.step(*batch(), sums, measure=True)
+        weights.append([p.detach().clone() for p in stepper.phase.parameters])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_one_pass_per_loss_keeps_to_what_the_loss_reads(tiny: Tiny) -> None:
+    sizes = []
+    for on in (False, True):
+        stepper = make_stepper(tiny(model=DEPTH, run={"compile": on}))
+        images, labels = batch()
+        losses = [torch.nn.functional.cross_entropy(out, labels) for out in stepper.forward(images)]
+        sizes.append(task_rows(losses, stepper.phase.parameters).sizes)
+    assert sizes[0][0] < sizes[0][1]
+    assert sizes[1] == sizes[0]
+
+
+def test_what_is_compiled_is_told(tiny: Tiny) -> None:
+    nodes = len(create_model("depth_nested_sparse_resnet14").blocks())
+    for sections, told in (
+        ({"model": DEPTH}, f"compiled: each of {nodes} nodes by itself"),
+        ({"model": DEPTH, "method": {"name": "sgd-sum"}}, "compiled: the network as a whole"),
+        ({"model": DEPTH, "method": {"name": "sgd-participants"}}, f"each of {nodes} nodes"),
+        ({}, "compiled: 0 of 14 nodes by themselves; others run in fused kernels"),
+    ):
+        stepper = make_stepper(tiny(**sections, run={"compile": True}))
+        assert told in stepper.remark
+    assert make_stepper(tiny()).remark == ""
