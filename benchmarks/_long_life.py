@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from anynest import AnytimePredictor, create_model
+from anynest.runtime.isolated import IsolatedSession
 
 LOOKS = 20
 
@@ -24,13 +24,16 @@ def live(predictions: int, isolated: bool) -> dict[str, Any]:
     looks = []
     start = time.monotonic()
     with AnytimePredictor(network, threads=1, isolated=isolated) as predictor:
+        pids = ["self"]
+        if isinstance(predictor.session, IsolatedSession):
+            pids.append(str(predictor.session.process.pid))
         for number in range(predictions):
             if number % max(1, predictions // LOOKS) == 0:
-                looks.append(look(number))
+                looks.append(look(number, pids))
             one(predictor, x, number)
-        looks.append(look(predictions))
+        looks.append(look(predictions, pids))
     gc.collect()
-    after = look(predictions)
+    after = look(predictions, pids[:1])
     settled = looks[len(looks) // 4]  # allocators have what they need by then
     result = {
         "way": "process" if isolated else "thread",
@@ -44,8 +47,7 @@ def live(predictions: int, isolated: bool) -> dict[str, Any]:
         f"{result['way']}: {predictions} predictions in {result['seconds']:.1f} s; from "
         f"{settled['predictions']} on {result['growth']['threads']:+d} threads, "
         f"{result['growth']['handles']:+d} handles, {result['growth']['bytes'] / 2**20:+.2f} MiB; "
-        f"closed: {after['threads']} threads, {after['handles']} handles "
-        f"(before the first: {looks[0]['threads']}, {looks[0]['handles']})",
+        f"closed: {after['threads']} threads, {after['handles']} handles",
         flush=True,
     )
     return result
@@ -72,12 +74,12 @@ def one(predictor: AnytimePredictor, x: torch.Tensor, number: int) -> None:
         raise AssertionError("an empty image was taken")
 
 
-def look(number: int) -> dict[str, int]:
-    """What the process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "predictions": number,
-        "threads": threading.active_count(),
-        "handles": len(os.listdir("/proc/self/fd")),
-        "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-    }
+def look(number: int, pids: list[str]) -> dict[str, int]:
+    """What this process, and the one that computes, hold together."""
+    held = {"predictions": number, "threads": 0, "handles": 0, "bytes": 0}
+    for folder in (Path("/proc") / pid for pid in pids):
+        held["threads"] += len(os.listdir(folder / "task"))
+        held["handles"] += len(os.listdir(folder / "fd"))
+        pages = int((folder / "statm").read_text().split()[1])
+        held["bytes"] += pages * os.sysconf("SC_PAGE_SIZE")
+    return held
