@@ -91,6 +91,14 @@ def test_logits_are_the_callers_own(session: TorchSession) -> None:
         assert all(logits.is_contiguous() for logits in found)
 
 
+def test_images_are_taken_at_the_beginning(session: TorchSession) -> None:
+    x = images(2)
+    wanted = answers(session, x)
+    evaluation = session.begin(x)
+    x.zero_()
+    assert all(map(torch.equal, [logits for _, logits in stages(evaluation)], wanted))
+
+
 def test_several_threads_at_once(session: TorchSession) -> None:
     batches = [images(1 + seed % 3, seed) for seed in range(12)]
     wanted = [answers(session, x) for x in batches]
