@@ -153,3 +153,19 @@ def test_drift_knows_no_scale() -> None:
     torch.testing.assert_close(drift(gram * 2.0**32, w, kept), drift(gram, w, kept))
     want = ((kept - w) @ g).norm() / (w @ g).norm()
     torch.testing.assert_close(drift(gram, w, kept), want)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_a_combiner_bounds_what_it_keeps_and_not_the_refresh(order: tuple[int, ...]) -> None:
+    base, first, second = torch.randn(3, 30, dtype=torch.float64)
+    rows = {order[0]: base, order[1]: base + 1e-4 * first, order[2]: base + first + second}
+    g = torch.stack([rows[i] for i in range(3)])
+    parameter = torch.nn.Parameter(torch.zeros(30, dtype=torch.float64))
+    combiner = OSGD(order, refresh=2)
+    exact, lazy = (combiner.backward(list(g @ parameter), [parameter]) for _ in range(2))
+    w, lower, gram = osgd(g, order)
+    assert torch.equal(exact.weights, w)
+    bound = MOST_AMPLIFICATION * 3**0.5
+    assert amplification(gram, exact.weights) > bound
+    assert amplification(gram, lazy.weights) <= bound
+    torch.testing.assert_close(lazy.weights, bounded_weights(gram, w, lower, order))
