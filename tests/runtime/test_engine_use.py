@@ -215,6 +215,8 @@ def test_modes_of_the_caller_do_not_matter(session: TorchSession) -> None:
     outside.close()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         same(answers(session, x), wanted)
+    same(answers(session, x.to(memory_format=torch.channels_last)), wanted)
+    same(answers(session, x[:1].expand(2, -1, -1, -1)), [logits[[0, 0]] for logits in wanted])
     for logits in answers(session, x.clone().requires_grad_()):
         assert not logits.requires_grad
         assert not logits.is_inference()
