@@ -50,6 +50,7 @@ def train(epochs: int = 2, precision: str = "bf16", micro_batches: int = 2) -> l
                 optimizer.step()  # these two wait for the last micro-batch by themselves
                 optimizer.zero_grad()
         means.append(accelerator.reduce(torch.stack(seen).mean(dim=0), "mean").tolist())
+        accelerator.print("losses " + ", ".join(f"{loss:.3f}" for loss in means[-1]))
     return means
 
 
@@ -58,5 +59,4 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16", "fp16"])
     args = parser.parse_args()
-    for epoch, losses in enumerate(train(args.epochs, args.precision), 1):
-        print(f"epoch {epoch}: " + ", ".join(f"{loss:.3f}" for loss in losses))
+    train(args.epochs, args.precision)

@@ -1,6 +1,9 @@
 """Every example runs as a user would run it, and does what its text says."""
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,20 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The example's names, after it was run from a shell's point of view."""
     monkeypatch.setattr("sys.argv", [f"examples/{name}.py"])
     return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+
+
+def torchrun(name: str, **environment: str) -> str:
+    """What two ranks of an example print."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, FOLDER / f"{name}.py"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_every_example_is_tested_and_listed() -> None:
@@ -87,3 +104,27 @@ def test_accelerate_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         found[micro_batches] = norms[0]
     AcceleratorState._reset_state(reset_partial_state=True)
     assert found[4] == pytest.approx(found[1], rel=0.6)  # a mean of micro-batches, not their sum
+
+
+def test_accelerate_loop_on_two_ranks() -> None:
+    pytest.importorskip("accelerate")
+    lines = torchrun("accelerate_loop", ACCELERATE_USE_CPU="true").splitlines()
+    first, last = ([float(loss) for loss in line.split()[1:]] for line in map(clean, lines))
+    assert all(b < a for a, b in zip(first, last, strict=True))
+
+
+def clean(line: str) -> str:
+    return line.replace(",", "")
+
+
+def test_distributed_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks, of 16 and 15 samples, and one process end alike."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    run("distributed_loop", monkeypatch)
+    alone = [float(word) for word in clean(capsys.readouterr().out).split() if "." in word]
+    ranks = [float(word) for word in clean(torchrun("distributed_loop")).split() if "." in word]
+    assert len(alone) == 3
+    assert ranks == pytest.approx(alone, abs=2e-4)
