@@ -13,13 +13,16 @@ from ..data import Dataset
 from ..experiments.catalog import ALL, EXPERIMENTS, find_experiments
 from ..experiments.cell import Cell
 from ..experiments.estimate import estimate
+from ..experiments.evidence import Evidence
 from ..experiments.experiment import SEEDS, Experiment, cells_of
+from ..experiments.figures import FIGURES, Figure
 from ..experiments.launch import Launcher
 from ..experiments.local import LocalLauncher
 from ..experiments.protocols import PROTOCOLS, Protocol, find_protocol
-from ..experiments.results import Line
+from ..experiments.results import Line, read_results
 from ..experiments.sweep import Sweep, lines_of
 from ..experiments.tabulate import table_of
+from ..experiments.timing import measure_missing
 from ..training import ConfigError, Interrupted
 from ..training.environment import find_device, usable_cores
 from ..training.progress import clock, counted
@@ -101,15 +104,54 @@ def run(arguments: argparse.Namespace) -> int:
                 signal.SIGINT,
             ) from error
         for experiment in part.experiments:
-            table = table_of(experiment, protocol, arguments.seeds, list(lines.values()))
-            report[experiment.name] = table.to_json()
-            if not arguments.json:
-                table.show(console)
+            report[experiment.name] = show(experiment, part, protocol, arguments, console, lines)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
         console.print(f"results: {parts[0].sweep.results}")
     return 0
+
+
+def show(
+    experiment: Experiment,
+    part: Part,
+    protocol: Protocol,
+    arguments: argparse.Namespace,
+    console: Console,
+    lines: dict[str, Line],
+) -> dict[str, Any]:
+    """Print an experiment (unless JSON is wanted), measuring first what it needs; plain values."""
+    sweep = part.sweep
+    if experiment.measured:
+        measure_missing(protocol, arguments.seeds, sweep.out, part.data, sweep.results, sweep.say)
+    table = table_of(experiment, protocol, arguments.seeds, list(lines.values()))
+    result = table.to_json()
+    evidence = Evidence.of(read_results(sweep.results), protocol, part.data.label)
+    draw = FIGURES.get(experiment.name)
+    figures = draw(evidence) if draw else []
+    if not arguments.json:
+        if not figures:
+            table.show(console)
+        for figure in figures:
+            console.print(figure_table(figure, protocol, part.data.label))
+    return {**result, "figures": [figure.to_json() for figure in figures]}
+
+
+def figure_table(figure: Figure, protocol: Protocol, label: str) -> Table:
+    """A figure's numbers: a row a point."""
+    table = Table(
+        title=f"{figure.name}, {figure.title}: test error %, {label}, protocol {protocol.name}"
+    )
+    table.add_column("series")
+    table.add_column(figure.x, justify="right")
+    table.add_column("error %", justify="right")
+    for series in figure.series:
+        for spot in series.spots:
+            spread = "" if spot.deviation is None else f" ({spot.deviation:.1f})"
+            x = f"{spot.x:,.0f}" if figure.name.startswith("fig9") and spot.x else spot.name
+            table.add_row(series.name, x, f"{spot.mean:.1f}{spread}")
+        table.add_section()
+    return table
 
 
 def require_positive(arguments: argparse.Namespace) -> None:
@@ -144,10 +186,17 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
         data = cells[0].config(source, machine).data.load()
         results = Path(arguments.results or out / f"{protocol.name}.jsonl")
 
+        wanted_weights = frozenset(
+            cell.key
+            for e in experiments
+            if e.measured
+            for cell in cells_of(e.runs(protocol), protocol, arguments.seeds)
+        )
+
         def say(text: str) -> None:
             console.print(text, markup=False)
 
-        sweep = Sweep(cells, out, results, source, data.label, machine, say)
+        sweep = Sweep(cells, out, results, source, data.label, machine, wanted_weights, say)
         parts.append(Part(experiments, sweep, data))
     return parts
 

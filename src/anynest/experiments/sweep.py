@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..store import RunError, RunFolderError
 from ..training.progress import clock, counted
+from ..training.run_folder import RunFolder
 from .cell import Cell
 from .job import Job, finished_line
 from .launch import Event, Launcher
@@ -31,11 +32,16 @@ class Sweep:
     source: str
     label: str  # of the images: lines of other images are not these cells'
     machine: dict[str, object] = field(default_factory=dict)
+    weights: frozenset[str] = frozenset()  # keys of cells whose trained networks are wanted too
     say: Say = lambda text: None
 
     def done(self) -> dict[str, Line]:
         """The lines there are, by key; those of finished folders are added to the file first."""
-        known = self.recorded()
+        known = {
+            key: line
+            for key, line in self.recorded().items()
+            if key not in self.weights or self.trained(key)
+        }
         missing = []
         for cell in self.cells:
             if cell.key not in known:
@@ -45,6 +51,11 @@ class Sweep:
         if missing:
             add_results(self.results, missing)
         return {**known, **{line["key"]: line for line in missing}}
+
+    def trained(self, key: str) -> bool:
+        """Whether the network of a cell lies in its folder."""
+        folders = [cell.folder(self.out) for cell in self.cells if cell.key == key]
+        return any(RunFolder(folder).weights.is_file() for folder in folders)
 
     def recorded(self) -> dict[str, Line]:
         """The results file's lines of these images."""

@@ -37,7 +37,7 @@ from .experiment import Run
 from .fig9 import ANYTIME, PANELS, Panel, oracle_runs
 from .job import revision
 from .protocols import Protocol
-from .results import DEADLINES, Line
+from .results import DEADLINES, Line, add_results, identity, read_results
 
 IMAGES = 1000  # the first of the test split, which is in no order
 ROUNDS = 3
@@ -61,7 +61,7 @@ class Plan:
     @property
     def key(self) -> str:
         """As a cell's key: a hash of what decides the outcome."""
-        parts = [self.panel.name, IMAGES, ROUNDS, [cell.key for cell in self.cells]]
+        parts = [self.panel.name, ROUNDS, [cell.key for cell in self.cells]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -185,3 +185,27 @@ def run_once(session: Session, image: Tensor) -> tuple[list[float], list[int]]:
         logits.append(out)
     evaluation.close()
     return times, [int(out.argmax()) for out in logits]
+
+
+def measure_missing(
+    protocol: Protocol,
+    seeds: int,
+    out: Path,
+    data: Dataset,
+    results: Path,
+    say: Callable[[str], None] = lambda text: None,
+    images: int = IMAGES,
+) -> int:
+    """Measure every panel and seed that the results file does not have; how many those were."""
+    known = {identity(line) for line in read_results(results)}
+    left = [
+        plan for plan in plans(protocol, seeds) if (DEADLINES, plan.key, data.label) not in known
+    ]
+    for number, plan in enumerate(left, start=1):
+        line = measure_plan(plan, out, data, protocol, images)
+        add_results(results, [line])
+        say(
+            f"  latencies {number} of {len(left)}: panel {plan.panel.name}, seed {plan.seed}: "
+            f"{len(plan.cells)} networks on {line['test_images']} images in {line['seconds']:.0f} s"
+        )
+    return len(left)

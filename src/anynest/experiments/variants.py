@@ -1,4 +1,4 @@
-"""The methods under comparison, by name: a method, and ``+changes`` to it or to the network.
+"""The methods under comparison, by name: a method, and ``+changes`` to it.
 
 osgd                    Algorithm 2
 osgd+priority=1,0,2     another order of the losses
@@ -15,7 +15,6 @@ from .cell import Settings, overlay
 CHANGES: dict[str, Settings] = {
     "raw": {"method": {"projection": "raw"}},
     "tensor": {"method": {"scope": "tensor"}},
-    "shared-head": {"model": {"options": {"head": "shared"}}},
     "C=0.5": {"method": {"C": 0.5}},
 }
 TITLES = {
@@ -29,7 +28,6 @@ TITLES = {
     "osgd-norm": "OSGD Norm",
     "raw": "raw projection",
     "tensor": "projected per tensor",
-    "shared-head": "one shared head",
     "C=0.5": "C = 1/2 as printed",
 }
 

@@ -54,6 +54,13 @@ class MethodConfig:
             "onto these as they came (raw)",
         },
     )
+    scope: Literal["all", "tensor"] | None = field(
+        default=None,
+        metadata={
+            "flag": "--scope",
+            "help": "osgd: project over all weights at once (all, the default) or tensor by tensor",
+        },
+    )
     on_nonfinite: Literal["raise", "skip", "ignore"] = field(
         default="raise",
         metadata={
@@ -79,7 +86,7 @@ class MethodConfig:
                 f"{near_matches(self.name, known)}"
             )
         if self.name == GREEDY:
-            for key in ("priority", "weights", "C", "refresh", "projection"):
+            for key in ("priority", "weights", "C", "refresh", "projection", "scope"):
                 if getattr(self, key) is not None:
                     raise ConfigError(
                         f"method.{key} has no meaning for greedy, which has one loss at a time: "
@@ -103,6 +110,7 @@ class MethodConfig:
             "C": self.C,
             "refresh": self.refresh,
             "projection": self.projection,
+            "scope": self.scope,
         }
         given = {key: value for key, value in named.items() if value is not None}
         return make_combiner(self.name, on_nonfinite=self.on_nonfinite, group=group, **given)

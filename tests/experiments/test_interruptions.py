@@ -1,0 +1,77 @@
+"""``anynest reproduce`` as a process: stopped by Ctrl-C, killed, and brought to its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from anynest.experiments.results import read_results
+
+RUNNER = Path(__file__).parent / "sweep_runner.py"
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    command = ["reproduce", "few", "--protocol", "slow", "--data", "digits", "--seeds", "1"]
+    return subprocess.Popen(
+        [sys.executable, str(RUNNER), *command, "--out", str(out), "--jobs", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_checkpoint(out: Path, besides: set[Path], seconds: float = 120) -> set[Path]:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = set((out / "slow").glob("*/checkpoints/*.ckpt")) - besides
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint was written")
+
+
+def worker_of(parent: int) -> int:
+    """The only child of a sweep."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            return int(status.parent.name)
+    raise AssertionError("the sweep has no worker")
+
+
+def test_stopped_killed_and_finished(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start(out)
+    before = wait_for_checkpoint(out, set())
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: the sweep and its worker
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 130, said
+    assert "cells left; the same command goes on" in said
+    assert "Traceback" not in said
+    done = read_results(out / "slow.jsonl")
+    assert len(done) < 2
+
+    second = start(out)
+    wait_for_checkpoint(out, before)
+    worker = worker_of(second.pid)
+    os.kill(second.pid, signal.SIGKILL)  # the sweep alone: its worker must find out
+    second.communicate(timeout=120)
+    until = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists(), "the worker outlived its sweep"
+
+    last = start(out)
+    said, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, said
+    lines = read_results(out / "slow.jsonl")
+    assert len({line["key"] for line in lines}) == len(lines) == 2
+    assert lines[: len(done)] == done
+    assert "Table 0, even" in said

@@ -1,0 +1,118 @@
+"""``anynest reproduce``: plans, mistakes, and Table 3 on a small folder in ImageNet's layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anynest.cli.main import main
+from anynest.experiments import protocols
+from anynest.experiments.cell import overlay
+from anynest.experiments.protocols import MICRO, Protocol
+from anynest.experiments.results import read_results
+
+Out = pytest.CaptureFixture[str]
+
+
+def status(*command: str) -> int:
+    try:
+        return main(["reproduce", *command])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+
+
+def test_a_dry_run_lists_the_cells_and_trains_nothing(
+    tmp_path: Path, tiny: Protocol, capsys: Out
+) -> None:
+    out = tmp_path / "out"
+    command = ["table2", "--protocol", "tiny", "--data", "digits", "--out", str(out)]
+    assert status(*command, "--dry-run", "--seeds", "2", "--jobs", "2", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert len(planned["cells"]) == 2 * 6 * 2
+    total = sum(row["seconds"] for row in planned["cells"])
+    assert planned["seconds_left"] == pytest.approx(total / 2)
+    assert {row["data"] for row in planned["cells"]} == {"digits (200 training images)"}
+    assert not out.exists()
+    assert status(*command, "--dry-run", "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    assert "12 cells, 12 to train: about" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["tabel1"], "no table or figure 'tabel1'; near matches: table1"),
+        (["--protocol", "mikro"], "--protocol must be one of .* near matches: micro"),
+        (["--seeds", "0"], "--seeds must be at least 1, found 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, found 0"),
+        (["--data", "digitz"], "unknown source 'digitz'"),
+        (["--device", "gpu"], "run.device must be"),
+        (["--imagenet", "x"], "--imagenet is for table3 beside others"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    tmp_path: Path, tiny: Protocol, capsys: Out, changes: list[str], words: str
+) -> None:
+    given = {"what": "table1", "--protocol": "tiny", "--data": "digits", "--out": str(tmp_path)}
+    if changes[0].startswith("--"):
+        given[changes[0]] = changes[1]
+    else:
+        given["what"] = changes[0]
+    what = given.pop("what")
+    assert status(what, *(part for pair in given.items() for part in pair)) == 2
+    found = capsys.readouterr()
+    import re
+
+    assert re.search(words, found.err), found.err
+    assert found.err.count("\n") == 1
+
+
+def test_all_leaves_table3_out_for_want_of_its_images(
+    tmp_path: Path, tiny: Protocol, capsys: Out
+) -> None:
+    command = ["all", "--protocol", "tiny", "--data", "digits", "--out", str(tmp_path / "o")]
+    given = [*command, "--dry-run", "--seeds", "1"]
+    known = tmp_path / "o"
+    assert not known.exists()
+    assert status(*given) == 0
+    said = capsys.readouterr().out
+    assert "left out for want of --imagenet FOLDER: table3" in said
+    assert "imagenet-width" not in said
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """ImageNet's layout: two classes, twelve pictures each to train on, three to test."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 3)):
+        for name in ("n01440764", "n01443537"):
+            place = tmp_path / "pictures" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def test_table3_on_a_small_folder(
+    tmp_path: Path, pictures: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"data": {"image_size": 32, "batch_size": 8}, "schedule": {"epochs": 1}}
+    families = {"imagenet": overlay(MICRO.families["imagenet"], small)}
+    quick = Protocol("quick", "for tests", families, models=MICRO.models)
+    monkeypatch.setitem(protocols.PROTOCOLS, "quick", quick)
+    out = tmp_path / "out"
+    command = ["table3", "--protocol", "quick", "--data", str(pictures), "--out", str(out)]
+    assert status(*command, "--seeds", "1", "--jobs", "2") == 0
+    said = capsys.readouterr().out
+    assert "Table 3, imagenet-width: test error %, pictures, protocol quick" in said
+    lines = read_results(out / "quick.jsonl")
+    assert {(line["design"], line["variant"]) for line in lines} == {
+        (design, method)
+        for design in ("imagenet-width", "imagenet-depth")
+        for method in ("sgd-mean", "osgd", "sgd-sum")
+    }
+    assert {line["test_images"] for line in lines} == {6}
+    assert {len(line["error"]) for line in lines} == {2, 3}

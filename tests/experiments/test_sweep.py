@@ -1,0 +1,227 @@
+"""Sweeps: done cells stay done, killed workers' cells go on, nothing is lost or counted twice."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from anynest.experiments.cell import Cell
+from anynest.experiments.job import Job, finished_line, revision, run_job
+from anynest.experiments.launch import Event
+from anynest.experiments.local import LocalLauncher
+from anynest.experiments.results import add_results, read_results
+from anynest.experiments.sweep import Sweep
+from anynest.store import RunError, RunFolderError, load
+from anynest.training.progress import Silent
+
+LABEL = "digits (200 training images)"
+
+
+class Here:
+    """A launcher in this process; ``stop_after`` events it is killed."""
+
+    def __init__(self, stop_after: int = 10**6) -> None:
+        self.stop_after = stop_after
+        self.trained: list[str] = []
+
+    def run(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
+        for number, job in enumerate(jobs):
+            if number >= self.stop_after:
+                raise KeyboardInterrupt
+            self.trained.append(job.cell.key)
+            yield Event("done", job, line=run_job(job))
+
+
+def test_a_sweep_goes_on_where_it_stood(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    said: list[str] = []
+    sweep = make_sweep(cells, tmp_path, say=said.append)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(Here(stop_after=2))
+    assert len(read_results(sweep.results)) == 2
+    launcher = Here()
+    lines = sweep.run(launcher)
+    assert launcher.trained == [cell.key for cell in cells[2:]]
+    assert [line["key"] for line in read_results(sweep.results)] == [c.key for c in cells]
+    assert set(lines) == {cell.key for cell in cells}
+    assert "6 cells, 2 done" in said
+    assert said[-1].startswith("  4 of 4: oracle-width-1, sgd-mean, seed 1: error % per stage ")
+    idle = Here()
+    assert sweep.run(idle) == lines
+    assert idle.trained == []
+
+
+def test_a_line_tells_all_that_a_number_needs(tmp_path: Path, cells: list[Cell]) -> None:
+    line = run_job(Job(cells[1], tmp_path, "digits", {"device": "cpu", "threads": 1}))
+    cell = cells[1]
+    assert (line["key"], line["protocol"], line["data"]) == (cell.key, "tiny", LABEL)
+    assert (line["design"], line["variant"], line["seed"]) == ("width", "osgd", 0)
+    summary = json.loads((cell.folder(tmp_path) / "summary.json").read_text())
+    assert line["error"] == summary["test"]["error"]
+    assert (line["test_images"], line["train_images"], line["epochs"]) == (360, 200, 2)
+    assert len(line["multiply_adds"]) == len(line["parameters"]) == len(line["error"]) == 2
+    assert line["parameters"][1] > line["parameters"][0]
+    assert [entry["epoch"] for entry in line["cosines"]] == [1, 2]
+    assert -1 <= line["cosines"][0]["cosines"][0][0] <= 1
+    assert line["settings"] == cell.settings
+    assert line["environment"]["threads"] == 1
+    assert {"torch", "processor"} <= set(line["environment"])
+    assert line["revision"] == revision()
+    assert line["seconds"] > 0
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
+    assert finished_line(cell, tmp_path) == line
+    assert finished_line(cells[0], tmp_path) is None
+
+
+def test_finished_folders_count_where_the_results_file_was_lost(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    sweep = make_sweep(cells[:2], tmp_path)
+    lines = sweep.run(Here())
+    sweep.results.unlink()
+    idle = Here()
+    assert sweep.run(idle) == lines
+    assert idle.trained == []
+    assert len(read_results(sweep.results)) == 2
+
+
+def test_results_without_folders_count_unless_the_weights_are_wanted(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    made = make_sweep(cells[:2], tmp_path / "a")
+    made.run(Here())
+    elsewhere = make_sweep(cells[:2], tmp_path / "b", results=made.results)
+    idle = Here()
+    elsewhere.run(idle)
+    assert idle.trained == []
+    wanting = make_sweep(
+        cells[:2], tmp_path / "b", results=made.results, weights=frozenset([cells[1].key])
+    )
+    again = Here()
+    wanting.run(again)
+    assert again.trained == [cells[1].key]
+    assert len(read_results(made.results)) == 2  # its line is there once
+
+
+def test_lines_of_other_images_are_other_cells(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    sweep = make_sweep(cells[:1], tmp_path)
+    (line,) = sweep.run(Here()).values()
+    add_results(tmp_path / "other.jsonl", [{**line, "data": "CIFAR-10"}])
+    (tmp_path / "c").mkdir()
+    fresh = make_sweep(cells[:1], tmp_path / "c", results=tmp_path / "other.jsonl")
+    launcher = Here()
+    fresh.run(launcher)
+    assert launcher.trained == [cells[0].key]
+    assert [entry["data"] for entry in read_results(tmp_path / "other.jsonl")] == [
+        "CIFAR-10",
+        LABEL,
+    ]
+
+
+def test_a_cell_goes_on_within_and_equals_an_uninterrupted_one(
+    tmp_path: Path, cells: list[Cell]
+) -> None:
+    machine = {"device": "cpu", "threads": 1, "save_batches": 1}
+
+    class Stop(Silent):
+        count = 0
+
+        def batch(self, label: str, images: int) -> None:
+            self.count += 1
+            if self.count == 6:  # of 8
+                raise KeyboardInterrupt
+
+    job = Job(cells[1], tmp_path / "cut", "digits", machine)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, Stop())
+    assert finished_line(cells[1], tmp_path / "cut") is None
+
+    class Count(Silent):
+        batches = 0
+
+        def batch(self, label: str, images: int) -> None:
+            self.batches += 1
+
+    rest = Count()
+    cut = run_job(job, rest)
+    assert rest.batches <= 3
+    whole = run_job(Job(cells[1], tmp_path / "whole", "digits", machine))
+    assert cut["error"] == whole["error"]
+    weights = [load(cells[1].folder(tmp_path / name)).state_dict() for name in ("cut", "whole")]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_folders_may_move_but_hold_one_run(tmp_path: Path, cells: list[Cell]) -> None:
+    machine = {"device": "cpu", "threads": 1}
+    run_job(Job(cells[0], tmp_path / "a", "digits", machine))
+    moved = tmp_path / "b"
+    (tmp_path / "a").rename(moved)
+    assert run_job(Job(cells[0], moved, "elsewhere", machine))["key"] == cells[0].key
+    folder = cells[0].folder(moved)
+    folder.rename(cells[1].folder(moved))
+    with pytest.raises(RunFolderError, match="holds another run"):
+        run_job(Job(cells[1], moved, "digits", machine))
+
+
+def test_two_sweeps_in_one_folder_are_one_too_many(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    inner = make_sweep(cells[:1], tmp_path)
+
+    class Within(Here):
+        def run(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
+            with pytest.raises(RunFolderError, match="another sweep works in"):
+                inner.run(Here())
+            yield from super().run(jobs)
+
+    make_sweep(cells[:1], tmp_path).run(Within())
+
+
+def test_workers_of_which_one_is_killed(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    """Two real workers; one is killed within a cell. A cell that cannot be trained fails alone."""
+    broken = Cell("tiny", "width", "broken", 0, {**cells[0].settings, "model": {"name": "none"}})
+    launcher = LocalLauncher(2)
+    events: list[Event] = []
+    killed: list[Cell] = []
+
+    class Watched:
+        def run(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
+            for event in launcher.run(jobs):
+                events.append(event)
+                if event.kind == "epoch" and event.epoch == 1 and not killed:
+                    victims = [w for w in launcher.workers.values() if w.job == event.job]
+                    killed.append(event.job.cell)
+                    os.kill(victims[0].process.pid, signal.SIGKILL)
+                yield event
+
+    sweep = make_sweep([*cells, broken], tmp_path)
+    with pytest.raises(RunError, match=r"1 cell failed: width, broken, seed 0: .*none"):
+        sweep.run(Watched())
+    keys = [line["key"] for line in read_results(sweep.results)]
+    assert sorted(keys) == sorted(cell.key for cell in cells)
+    again = [event.job.cell for event in events if event.kind == "again"]
+    assert again == killed
+    ended = [event.job.cell.key for event in events if event.kind in ("done", "failed")]
+    assert sorted(ended) == sorted(cell.key for cell in [*cells, broken])
+    (line,) = [entry for entry in read_results(sweep.results) if entry["key"] == killed[0].key]
+    whole = run_job(Job(killed[0], tmp_path / "whole", "digits", {"device": "cpu", "threads": 1}))
+    assert line["error"] == whole["error"]
+    assert launcher.workers == {}
+
+
+def test_a_worker_that_always_dies_fails_its_cell(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
+) -> None:
+    launcher = LocalLauncher(1, ["false"])
+    with pytest.raises(RunError, match=r"2 cells failed: .*ended 3 times \(exit status 1\)"):
+        make_sweep(cells[:2], tmp_path).run(launcher)
+    assert read_results(tmp_path / "tiny.jsonl") == []

@@ -1,0 +1,89 @@
+"""Tables from lines: mean, deviation and n, the paper's numbers only where they belong."""
+
+import io
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from anynest.experiments.catalog import EXPERIMENTS
+from anynest.experiments.estimate import estimate
+from anynest.experiments.experiment import Run
+from anynest.experiments.paper import Printed
+from anynest.experiments.protocols import FAST, MICRO, PAPER, Protocol
+from anynest.experiments.tabulate import Entry, table_of
+
+
+def line(run: Run, protocol: Protocol, seed: int, errors: list[float]) -> dict[str, Any]:
+    cell = run.cell(protocol, seed)
+    return {
+        "kind": "cell",
+        "key": cell.key,
+        "protocol": protocol.name,
+        "data": "D",
+        "error": errors,
+        "seconds": 10.0 + seed,
+        "settings": cell.settings,
+    }
+
+
+def test_mean_deviation_n_and_what_is_missing() -> None:
+    run = Run("width", "osgd")
+    lines = [line(run, PAPER, s, [0.12, 0.09, 0.07 + 0.002 * s]) for s in (0, 2)]
+    table = table_of(EXPERIMENTS["table1"], PAPER, 3, lines)
+    entry = table.entry(run, 3)
+    assert entry is not None
+    assert entry.values == pytest.approx((7.0, 7.4))
+    assert (entry.n, entry.mean) == (2, pytest.approx(7.2))
+    assert entry.deviation == pytest.approx(math.sqrt(0.08))
+    assert entry.paper == Printed(7.3, 0.3, "Table 1")
+    assert entry.difference == pytest.approx((7.2 - 7.3) / math.hypot(0.3, math.sqrt(0.08)))
+    assert entry.text() == "7.2 (0.3)"
+    assert len(table.missing) == 4 * 6 * 3 - 2
+    assert "width, osgd, seed 1" in table.missing
+    assert table.data == ("D",)
+    empty = table.entry(Run("width", "greedy"), 1)
+    assert empty is not None
+    assert (empty.n, empty.text(), empty.difference) == (0, "-", None)
+    json_row = next(r for r in table.to_json()["rows"] if r["variant"] == "osgd")
+    assert json_row["stages"][0]["n"] == 0 or json_row["design"] == "width"
+
+
+def test_the_papers_numbers_stand_beside_networks_of_its_size_alone() -> None:
+    for protocol, wanted in ((PAPER, True), (FAST, True), (MICRO, False)):
+        table = table_of(EXPERIMENTS["table1"], protocol, 1, [])
+        entry = table.entry(Run("depth", "osgd"), 1)
+        assert entry is not None
+        assert (entry.paper is not None) == wanted
+    assert Entry(1, (7.0,), Printed(7.0, 0.1)).difference is None  # one seed has no deviation
+    oracle = table_of(EXPERIMENTS["fig9"], PAPER, 1, []).entry(Run("width", "sgd-mean", 2), 1)
+    assert oracle is not None
+    assert oracle.paper is None
+
+
+def test_shown_with_protocol_and_data() -> None:
+    run = Run("depth", "osgd")
+    table = table_of(
+        EXPERIMENTS["table1"], PAPER, 1, [line(run, PAPER, 0, [0.1, 0.08, 0.07, 0.06])]
+    )
+    console = Console(file=io.StringIO(), width=200)
+    table.show(console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Table 1, depth" in said
+    assert "D, protocol paper" in said
+    assert "4 d8" in said
+    assert "6.0" in said
+    assert "missing: 23 of the cells" in said
+
+
+def test_estimates_from_finished_cells_and_from_steps(tiny: Protocol) -> None:
+    run, other = Run("width", "osgd"), Run("width", "greedy")
+    known = [line(run, tiny, seed, [0.5]) for seed in (0, 1)]
+    cells = [run.cell(tiny, 2), other.cell(tiny, 0), other.cell(tiny, 1)]
+    found = estimate(cells, known, 200, 8, 1, 10, {"device": "cpu", "threads": 1})
+    assert found[cells[0].key] == 10.5  # the median of its like
+    assert found[cells[1].key] == found[cells[2].key]  # measured once
+    assert 0.01 < found[cells[1].key] < 60
+    twice = estimate([cells[1]], [], 400, 8, 1, 10, {"device": "cpu", "threads": 1})
+    assert twice[cells[1].key] > 0.8 * found[cells[1].key]
