@@ -110,7 +110,7 @@ class Thread:
 
 def open_apart(session: Any, **options: Any) -> AnytimePredictor:
     """A predictor of a session that runs behind sockets, as in a process of its own."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     apart = IsolatedSession(Thread(session, theirs), ours)
     predictor = AnytimePredictor(apart, **options)
     _apart.append(apart)

@@ -223,30 +223,40 @@ left = predictor.stream(big)
 sys.exit(7)
 """,
 }
+ORPHAN = """
+predictor = AnytimePredictor(model, isolated=True)
+threading.Thread(target=predictor.predict, args=(big, None), daemon=True).start()
+print(predictor.session.process.pid, flush=True)
+time.sleep(3600)
+"""
 WAYS = [(name, way) for name in SCRIPTS for way in (False, True) if (name, way) != ("stuck", True)]
+
+
+def start(script: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HEAD + script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_exits_never_hang() -> None:
     """All at once, for each is mostly imports; in a fork's child as well."""
-    started = []
-    for name, way in WAYS:
-        script = HEAD + SCRIPTS[name].replace("ISOLATED", str(way))
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", script],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-        )
+    started = [start(SCRIPTS[name].replace("ISOLATED", str(way))) for name, way in WAYS]
+    orphaned = start(ORPHAN)
     try:
         for (name, way), running in zip(WAYS, started, strict=True):
             out, err = running.communicate(timeout=60)
             assert running.returncode == (7 if name == "fork" else 0), (name, way, err)
             assert (out, err) == ("", ""), (name, way)
+        assert orphaned.stdout is not None
+        pid = int(orphaned.stdout.readline())
+        orphaned.kill()
+        settle(lambda: not os.path.exists(f"/proc/{pid}/exe"))  # a zombie's is gone
     finally:
-        for running in started:
+        for running in (*started, orphaned):
             running.kill()
             running.communicate()
 

@@ -29,7 +29,7 @@ BEGIN, STEP, KEEP, CANCEL = b"B", b"S", b"K", b"X"
 # and back
 LOGITS, ERROR = b"L", b"E"
 
-_MESSAGE = struct.Struct("<cqqqqdd?")
+_MESSAGE = struct.Struct("<cqqqqdd?i")  # and so many bytes of text
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _TEXT = 4000  # bytes of an error's text
 _LONGEST = 1e6  # seconds of one sleep
@@ -52,14 +52,22 @@ class Message:
     text: str = ""
 
     def pack(self) -> bytes:
+        text = self.text.encode()[:_TEXT]
         sizes = (self.size, self.height, self.width)
-        head = _MESSAGE.pack(self.kind, self.number, *sizes, self.due, self.at, self.wait)
-        return head + self.text.encode()[:_TEXT]
+        numbers = (self.number, *sizes, self.due, self.at, self.wait, len(text))
+        return _MESSAGE.pack(self.kind, *numbers) + text
 
     @staticmethod
-    def unpack(data: bytes) -> Message:
-        kind, number, size, height, width, due, at, wait = _MESSAGE.unpack_from(data)
-        text = data[_MESSAGE.size :].decode(errors="replace")
+    def unpack(data: bytearray) -> Message | None:
+        """Take the first message out of ``data``; None where it is not whole yet."""
+        if len(data) < _MESSAGE.size:
+            return None
+        kind, number, size, height, width, due, at, wait, length = _MESSAGE.unpack_from(data)
+        end = _MESSAGE.size + length
+        if len(data) < end:
+            return None
+        text = data[_MESSAGE.size : end].decode(errors="replace")
+        del data[:end]
         return Message(kind, number, size, height, width, due, at, wait, text)
 
 
@@ -106,6 +114,7 @@ class Channel:
         self.socket, self.file = end, file
         self.memory: mmap.mmap | None = None
         self.layout = Layout(0, 0, 0, 0, 0, 0)
+        self._received = bytearray()
         end.setblocking(False)
         self._poll = select.poll()
         self._poll.register(end, select.POLLIN)
@@ -139,22 +148,28 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Send without waiting. OSError where the other side is gone, or takes nothing any more."""
-        self.socket.send(message.pack())
+        data = message.pack()
+        if self.socket.send(data) < len(data):
+            raise BrokenPipeError("the other side does not read")
 
     def receive(self) -> Message | None:
         """The next message, None where there is none yet. EOFError where the other side is gone."""
-        try:
-            data = self.socket.recv(_MESSAGE.size + _TEXT)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            raise EOFError from error
-        if not data:
-            raise EOFError
-        return Message.unpack(data)
+        while (message := Message.unpack(self._received)) is None:
+            try:
+                data = self.socket.recv(_MESSAGE.size + _TEXT)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise EOFError from error
+            if not data:
+                raise EOFError
+            self._received += data
+        return message
 
     def wait(self, until: float) -> bool:
         """Sleep until there is a message, or until that time; whether there is one."""
+        if self._received:
+            return True
         left = max(0.0, until - time.monotonic())
         try:  # to the microsecond, but for the first 1024 handles of a process only
             return bool(select.select([self.socket], [], [], min(left, _LONGEST))[0])

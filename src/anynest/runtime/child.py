@@ -23,7 +23,7 @@ from .channel import BEGIN, CANCEL, ERROR, KEEP, LOGITS, Channel, Layout, Messag
 from .session import Evaluation, Session, open_session
 
 ORPHAN_CHECK = 2000  # milliseconds: how often an idle process looks whether its parent is alive
-ABOUT = 4096  # bytes of what the two say of the session
+ABOUT = 4096  # bytes at most of what it says of its session
 
 
 def main(control_handle: int, source_handle: int) -> None:
@@ -35,7 +35,8 @@ def main(control_handle: int, source_handle: int) -> None:
             file.seek(0)
             session = _open(file.read())
     except Exception as error:  # the parent tells its caller
-        control.send(json.dumps([type(error).__name__, str(error)[: ABOUT // 2]]).encode())
+        said = [type(error).__name__, str(error)[: ABOUT // 2]]
+        control.sendall(json.dumps(said).encode() + b"\n")
         return
     serve(session, control)
 
@@ -43,7 +44,7 @@ def main(control_handle: int, source_handle: int) -> None:
 def serve(session: Session, control: socket.socket) -> None:
     """Say what the session is, and compute what is asked until the control socket closes."""
     about = ["", session.backend, session.num_stages, session.num_classes, session.in_channels]
-    control.send(json.dumps(about).encode())
+    control.sendall(json.dumps(about).encode() + b"\n")
     _Server(session, control, os.getppid()).run()
 
 
@@ -126,7 +127,7 @@ class _Server:
 
     def _accept(self) -> bool:
         """A new channel; False where the parent has closed."""
-        data, handles, _, _ = socket.recv_fds(self.control, 16, 2)
+        data, handles, _, _ = socket.recv_fds(self.control, 1, 2)
         if not data:
             return False
         end, file = socket.socket(fileno=handles[0]), os.fdopen(handles[1], "r+b", buffering=0)

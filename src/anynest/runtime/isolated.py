@@ -82,8 +82,10 @@ class IsolatedSession:
         self._number = 0
         self._end = weakref.finalize(self, _end, process, control, self._all, self._owner)
         try:
-            data = control.recv(ABOUT)
-            told: list[Any] = json.loads(data) if data else [self._obituary()]
+            said = b""
+            while not said.endswith(b"\n") and (more := control.recv(ABOUT)):
+                said += more
+            told: list[Any] = json.loads(said) if said else [self._obituary()]
         except BaseException:
             self.close()
             raise
@@ -112,7 +114,7 @@ class IsolatedSession:
         """
         if os.name != "posix":
             raise ValueError("a process of its own needs a POSIX system: leave isolated=False")
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs, shared_file() as file:
             file.write(_describe(source, backend, threads, device))
             handles = theirs.fileno(), file.fileno()
@@ -147,13 +149,11 @@ class IsolatedSession:
         return IsolatedEvaluation(self, channel, number, x, due, wait)
 
     def _connect(self) -> Channel:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         channel = Channel(ours, shared_file())
         with theirs:
             try:
-                socket.send_fds(
-                    self._control, [b"channel"], [theirs.fileno(), channel.file.fileno()]
-                )
+                socket.send_fds(self._control, [b"C"], [theirs.fileno(), channel.file.fileno()])
             except OSError as error:
                 channel.close()
                 raise RunError(self._obituary()) from error

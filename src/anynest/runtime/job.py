@@ -9,6 +9,7 @@ the worker opens at the end. Neither ever waits for a lock that the other holds.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -252,7 +253,8 @@ class Job:
         if self._tell is not None:
             self._tell(None)
         if evaluation is not None and self._apart is None:
-            evaluation.close()  # last: nobody waits for it. Apart, the caller does when it leaves
+            with contextlib.suppress(Exception):  # the worker has others to serve
+                evaluation.close()  # last: nobody waits for it. Apart, the caller does when it leaves
 
 
 def _line(error: BaseException) -> str:

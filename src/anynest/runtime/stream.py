@@ -72,6 +72,7 @@ class AsyncStream(AsyncIterator[Prediction]):
         self._open = True
         self._job: Job | None = None
         self._answers: asyncio.Queue[Answer | None] = asyncio.Queue()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._detach: Callable[[], object] = lambda: None
 
     async def __anext__(self) -> Prediction:
@@ -93,7 +94,7 @@ class AsyncStream(AsyncIterator[Prediction]):
     async def _next(self) -> Answer | None:
         if self._job is None:
             self._job = await self._start(threadsafe(self._answers.put_nowait))
-            self._detach = attach(self._job)
+            self._loop, self._detach = asyncio.get_running_loop(), attach(self._job)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_left(self._job.terms.due)):
                 return await self._answers.get()
@@ -107,9 +108,19 @@ class AsyncStream(AsyncIterator[Prediction]):
             self._job.leave()
 
     def __del__(self) -> None:
-        self._detach()
-        if self._job is not None:
-            self._job.leave()
+        if self._job is None or not self._open:
+            return
+        job, detach = self._job, self._detach
+
+        def leave() -> None:
+            detach()
+            job.leave()
+
+        try:  # whoever drops it: readers are taken from a loop by the loop alone
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(leave)
+        except RuntimeError:  # the loop is closed
+            job.leave()
 
 
 def threadsafe(tell: Tell) -> Tell:

@@ -54,14 +54,8 @@ class Worker:
                 "the child"
             )
         self._inbox.put(job)
-        if self._closed:  # meanwhile: its end may stand in the queue before the job
-            self._inbox.put(None)
-            if not self._thread.is_alive():
-                _refuse(self._inbox)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+        if self._closed:  # meanwhile: the thread may have ended without a look at it
+            raise RuntimeError(CLOSED)
 
     def stop(self) -> None:
         """End the thread after the step under way. Does not wait; may be called by a finalizer."""
