@@ -1,5 +1,6 @@
 """The step benchmark measures what it says: equal updates, fair turns, true peaks."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from anynest import create_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -23,6 +26,7 @@ def bench() -> Any:
         import _problems
         import _rounds
         import _variants
+        import throughput
 
         yield SimpleNamespace(
             memory=_memory,
@@ -30,10 +34,11 @@ def bench() -> Any:
             probes=_probes,
             rounds=_rounds,
             variants=_variants,
+            throughput=throughput,
         )
     finally:
         sys.path.remove(str(FOLDER))
-        for name in [name for name in sys.modules if name.startswith("_") and is_ours(name)]:
+        for name in [name for name in sys.modules if is_ours(name)]:
             del sys.modules[name]
 
 
@@ -150,3 +155,20 @@ def test_the_benchmark_runs_and_writes_what_it_found(tmp_path: Path) -> None:
         report["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
     )
     assert "| OSGD, ours, exact |" in done.stdout
+
+
+def test_throughput_counts_what_each_method_needs(bench: Any) -> None:
+    args = argparse.Namespace(device="cpu", batch=2, precision="bf16", channels_last=False)
+    for method in ("sgd", "exact", "lazy"):
+        run = bench.throughput.Run("depth_nested_sparse_resnet18", method, "eager", args)
+        before = [p.detach().clone() for p in run.parameters]
+        assert run.rate(2) > 0
+        assert any(not torch.equal(a, b) for a, b in zip(before, run.parameters, strict=True))
+    needs = {
+        m: bench.throughput.multiply_adds("width_nested_resnet42", m)
+        for m in ("sgd", "exact", "lazy")
+    }
+    one, two, three = (row.multiply_adds for row in create_model("width_nested_resnet42").cost(32))
+    assert needs["sgd"] == 3 * three
+    assert needs["exact"] == three + 2 * (one + two + three)
+    assert needs["lazy"] == pytest.approx(needs["sgd"] + (needs["exact"] - needs["sgd"]) / 16)
