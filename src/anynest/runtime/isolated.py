@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from dataclasses import asdict
 from pathlib import Path
@@ -195,6 +196,7 @@ class IsolatedEvaluation:
         self.num_stages = session.num_stages
         self.at = 0.0  # when the newest stage was finished, by the clock of both processes
         self._session, self._number = session, number
+        self._due, self._wait = due, wait
         self._channel: Channel | None = channel
         self._size = self._batch = len(x)
         shape = (len(x), session.in_channels, int(x.shape[2]), int(x.shape[3]))
@@ -263,7 +265,9 @@ class IsolatedEvaluation:
         channel, self._channel = self._channel, None
         if channel is None:
             return
-        if self.stage < self.num_stages:
+        # past its deadline the process drops it unasked: nothing more need be done at that moment
+        dropped = time.monotonic() > self._due and not self._wait
+        if self.stage < self.num_stages and not dropped:
             with contextlib.suppress(OSError):
                 channel.send(Message(CANCEL, self._number))
         self._session.give_back(channel)

@@ -216,6 +216,8 @@ class Job:
                 stage if row in under_way else old for row, old in enumerate(before.stages)
             )
         confidence = float(probabilities.amax(dim=1).amin())
+        if self.terms.single:  # here rather than when the deadline has come
+            logits, probabilities = logits[0], probabilities[0]
         at = time.monotonic() if self._apart is None else self._apart.at
         return Answer(stages, logits, probabilities, confidence, at, ended)
 

@@ -22,7 +22,8 @@ class NetworkError(RunError):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What is known once a stage is finished, of a whole batch ``[B, K]`` in the caller's order.
+    """What is known once a stage is finished: ``[K]`` of a single image, or ``[B, K]`` of a batch in the
+    caller's order.
 
     ``at``: when it was, by ``time.monotonic``; ``ended``: why no other follows, or None.
     """

@@ -348,10 +348,9 @@ class AnytimePredictor:
         )
 
     def _present(self, ask: Ask, job: Job, answer: Answer, at: float) -> Prediction:
-        rows = slice(None) if not job.terms.single else 0
         return Prediction(
-            logits=answer.logits[rows],
-            probabilities=answer.probabilities[rows],
+            logits=answer.logits,
+            probabilities=answer.probabilities,
             stage=max(answer.stages),
             stages=answer.stages,
             confidence=answer.confidence,
