@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from anynest.nets import AnytimeNetwork, create_model
 from anynest.runtime import gemm, open_session, stages, torch_session
+from anynest.runtime.source import resolve
 from anynest.runtime.torch_session import TorchSession
-from anynest.store import RunFolderError
+from anynest.store import RunFolderError, WeightsInfo, save_weights
 
 NAME = "width_nested_resnet10"
 
@@ -266,6 +267,18 @@ def test_rows_that_do_not_fit(session: TorchSession) -> None:
     with pytest.raises(ValueError, match="finish the stage first"):
         evaluation.keep(torch.tensor([0]))
     same([logits for _, logits in stages(evaluation)], answers(session, images(3)))
+
+
+def test_a_weights_file_is_a_network(tmp_path: Path, network: AnytimeNetwork) -> None:
+    arguments = {"num_classes": 10, "in_channels": 3}
+    numbers = (0.5, 0.5, 0.5)
+    classes = tuple("0123456789")
+    info = WeightsInfo(NAME, arguments, classes, numbers, numbers, 8, "none", "0.1.0")
+    save_weights(tmp_path / "weights.safetensors", network, info)
+    x = images(2)
+    for source in (tmp_path, tmp_path / "weights.safetensors", str(tmp_path)):
+        same(answers(open_session(source), x), answers(open_session(network), x))
+        assert resolve(source).info == info
 
 
 def test_sources(tmp_path: Path, network: AnytimeNetwork) -> None:

@@ -150,7 +150,7 @@ class GemmWorkspace:
         """The rows of what a task reads, ``[C, length]``."""
         if len(read.reads) == 1:
             return self._buffers.results[read.reads[0]][: read.channels]
-        if read.kept or read.start == read.channels:
+        if read.kept:
             return self._buffers.sums[read.reads][: read.channels]
         return self._buffers.scratch("sum", self._grid(read), read.channels)
 

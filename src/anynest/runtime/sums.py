@@ -24,7 +24,7 @@ class Read:
         channels: how many the task reads.
         base: layers whose sum is known and is part of this one; empty if there is none.
         added: the layers to add to it.
-        kept: whether a later task needs the sum.
+        kept: whether the sum has memory of its own: a later task needs it, or an earlier one began it.
     """
 
     reads: Reads
