@@ -116,31 +116,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The tables and what they stand with, for a page of documentation."""
-    environment, versions = report["environment"], report["versions"]
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    hardware = environment["accelerator"] or environment["processor"]
-    lines = [
-        f"    {report['command']}",
-        "",
-        f"{hardware}, {environment['threads']} threads of {environment['cores']} cores; "
-        f"Python {environment['python']}, {listed}.",
-    ]
-    for result in report["results"]:
-        lines += [
-            "",
-            f"**{title_of(result)}**",
-            "",
-            f"| {' | '.join(HEADS)} |",
-            "|---|---|---|---|",
-        ]
-        lines += [f"| {' | '.join(cells)} |" for cells in rows_of(result)]
-        facts = facts_of(result)
-        lines += ["", *(f"- {line}" for line in facts)] if facts else []
-    return "\n".join(lines) + "\n"
-
-
 def write_json(path: str, report: dict[str, Any]) -> None:
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_whole(Path(path).resolve(), text.encode())

@@ -8,7 +8,6 @@ weight: gathering, dots and sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,6 @@ def problems(sweep: str, batch: int, device: str) -> list[Problem]:
     if sweep == "tasks":
         return [many_heads(tasks, batch, device) for tasks in TASKS]
     return [many_heads(4, batch, device, width) for width in WIDTHS]
-
-
-def run_sweep(
-    sweep: str, batch: int, device: str, timed: Callable[[Problem], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """``timed`` of each network of a curve."""
-    return [{**timed(problem), "sweep": sweep} for problem in problems(sweep, batch, device)]
 
 
 def draw(sweep: str, results: list[dict[str, Any]], path: Path) -> None:

@@ -2,7 +2,8 @@
 
     python benchmarks/step.py                                  # three full-size networks
     python benchmarks/step.py --models resnet20 --rounds 15
-    python benchmarks/step.py --sweep tasks parameters --plots docs/pictures --json sweeps.json
+    python benchmarks/step.py --sweep tasks parameters --plots docs/images --json sweeps.json
+    python benchmarks/step.py --read sweeps.json --into docs/steps.md
     python benchmarks/step.py --variants sgd exact --models width_nested_resnet10 --batch 32
 
 A step is zero_grad, forward, losses, one combined gradient and SGD's update with momentum. Each
@@ -15,17 +16,19 @@ is neither forward, backward nor optimizer.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from _markdown import markdown, write_into
 from _memory import peak_bytes, row_bytes
 from _probes import Alone, Combination, Floor, floor_by_cost
 from _problems import Problem, network
-from _report import markdown, show, surroundings, write_json
+from _report import show, surroundings, write_json
 from _rounds import interleave, ratios, spread
-from _sweeps import SWEEPS, draw, run_sweep
+from _sweeps import SWEEPS, draw, problems
 from _variants import VARIANTS, Left, Trainer
 from rich.console import Console
 
@@ -166,22 +169,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peaks")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--read", metavar="FILE", help="show that JSON; measure nothing")
     parser.add_argument("--markdown", action="store_true", help="print the tables for a document")
+    parser.add_argument("--into", metavar="PAGE", help="put them between the page's marks")
     args = parser.parse_args()
     if "sgd" not in args.variants:
         args.variants.insert(0, "sgd")  # what the ratios are of
     return args
 
 
-def main() -> None:
-    args = arguments()
+def measured(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The report of a run, written as it goes."""
     torch.set_num_threads(args.threads)
-    console = Console(stderr=args.markdown, width=None if sys.stdout.isatty() else 110)
-    report = {**surroundings(args.device), "results": []}
+    report: dict[str, Any] = {**surroundings(args.device), "results": []}
 
-    def timed(problem: Problem) -> dict[str, Any]:
+    def timed(problem: Problem, **more: str) -> dict[str, Any]:
         memory = not args.no_memory
         result = time_problem(problem, args.variants, args.rounds, console, memory=memory)
+        result |= more
         show(result, console)
         report["results"].append(result)
         if args.json:  # what is done is kept, whatever becomes of the rest
@@ -191,13 +196,30 @@ def main() -> None:
     for name in [] if args.sweep else args.models:
         timed(network(name, args.batch, args.image_size, args.device, args.channels_last))
     for sweep in args.sweep:
-        results = run_sweep(sweep, args.batch, args.device, timed)
-        if args.plots:
+        for problem in problems(sweep, args.batch, args.device):
+            timed(problem, sweep=sweep)
+    return report
+
+
+def main() -> None:
+    args = arguments()
+    console = Console(stderr=args.markdown, width=None if sys.stdout.isatty() else 110)
+    if args.read:
+        report = json.loads(Path(args.read).read_text(encoding="utf-8"))
+        for result in report["results"]:
+            show(result, console)
+    else:
+        report = measured(args, console)
+    for sweep in SWEEPS if args.plots else ():
+        results = [result for result in report["results"] if result.get("sweep") == sweep]
+        if results:
             path = Path(args.plots).resolve() / f"step-{sweep}.png"
             draw(sweep, results, path)
             console.print(f"drew {path}", highlight=False, soft_wrap=True)
     if args.markdown:
         print(markdown(report))
+    if args.into:
+        write_into(Path(args.into).resolve(), report)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def bench() -> Any:
     """The benchmark's modules, which are no package."""
     sys.path.insert(0, str(FOLDER))
     try:
+        import _markdown
         import _memory
         import _probes
         import _problems
@@ -29,6 +30,7 @@ def bench() -> Any:
         import throughput
 
         yield SimpleNamespace(
+            markdown=_markdown,
             memory=_memory,
             problems=_problems,
             probes=_probes,
@@ -131,7 +133,7 @@ def test_rows_take_what_their_tasks_touch(bench: Any) -> None:
     assert bench.memory.row_bytes(problem) == sum(touched) < 3 * touched[-1]
 
 
-def test_the_benchmark_runs_and_writes_what_it_found(tmp_path: Path) -> None:
+def test_the_benchmark_runs_and_writes_what_it_found(bench: Any, tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     words = (
         "--models width_nested_resnet10 --variants sgd exact --batch 2 --image-size 8 --rounds 1 "
@@ -155,6 +157,27 @@ def test_the_benchmark_runs_and_writes_what_it_found(tmp_path: Path) -> None:
         report["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
     )
     assert "| OSGD, ours, exact |" in done.stdout
+    page = tmp_path / "page.md"
+    page.write_text((FOLDER.parent / "docs" / "steps.md").read_text())
+    before = page.read_text()
+    for _ in range(2):  # the second time it takes the place of the first
+        bench.markdown.write_into(page, report)
+    text = page.read_text()
+    assert text.count(done.stdout.strip()) == 1
+    assert text.startswith(before.partition("<!-- step.py, models: begin -->")[0])
+    assert text.endswith(before.partition("<!-- step.py, models: end -->")[2])
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="must hold the marks"):
+        bench.markdown.write_into(page, report)
+
+
+def test_a_curve_is_one_table(bench: Any) -> None:
+    def point(losses: int, ratio: float) -> dict[str, Any]:
+        row = {"shown": "ours", "ratio": {"median": ratio}}
+        return {"sweep": "tasks", "stages": losses, "parameters": 7, "variants": [row]}
+
+    lines = bench.markdown.curve("tasks", [point(2, 1.5), point(4, 2.25)])
+    assert lines == ["", "| losses | 2 | 4 |", "|---|---|---|", "| ours | 1.50 | 2.25 |"]
 
 
 def test_throughput_counts_what_each_method_needs(bench: Any) -> None:

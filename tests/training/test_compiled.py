@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +94,12 @@ def test_what_is_compiled_is_told(tiny: Tiny) -> None:
         stepper = make_stepper(tiny(**sections, run={"compile": True}))
         assert told in stepper.remark
     assert make_stepper(tiny()).remark == ""
+
+
+def test_the_documented_call_works() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "steps.md").read_text()
+    _, example, *_ = page.replace("```python\n", "```").split("```")
+    names: dict[str, Any] = {}
+    exec(compile(example, "steps.md", "exec"), names)
+    assert "compile_for_tasks" in example
+    assert names["model"].num_stages == 2
