@@ -427,6 +427,27 @@ def test_graphs_that_bring_functions(copied: Path) -> None:
     fails(copied, "must not bring functions")
 
 
+def test_state_that_no_stage_gives(copied: Path) -> None:
+    if read_manifest(copied).single_file:
+        pytest.skip("one file reads its own values")
+    path = copied / "stage2.onnx"
+    model = onnx.load(path)
+    name = "stem.stage1"
+    for node in model.graph.node:
+        node.input[:] = ["nowhere" if i == name else i for i in node.input]
+    for value in model.graph.input:
+        value.name = "nowhere" if value.name == name else value.name
+    path.write_bytes(model.SerializeToString())
+    reseal(copied)
+
+    def tell(data: dict[str, Any]) -> None:
+        reads = data["stages"][1]["reads"]
+        reads[reads.index(name)] = "nowhere"
+
+    change(copied, tell)
+    fails(copied, "stage 2 reads 'nowhere', which no earlier one gives")
+
+
 def test_files_that_are_no_graphs(copied: Path) -> None:
     first_file(copied).write_bytes(b"\xff" * 100)
     reseal(copied)

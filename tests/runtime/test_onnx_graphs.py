@@ -92,6 +92,18 @@ def multiply_adds(model: Any) -> int:
     return total
 
 
+def test_sums_are_not_added_up_twice() -> None:
+    """What a later stage's transition sums is what the earlier one's did, and one layer more."""
+    pieces = stage_pieces(FoldedNetwork.of(create_model("depth_nested_sparse_resnet98")))
+    sums = {op.name: op.inputs for piece in pieces for op in piece.operations if op.kind == "Sum"}
+    first = "group2.transition1.stage1.input.sum"
+    assert sums[first] == ("group1.layer9.stage1", "group1.layer1.stage1")
+    transitions = [f"group2.transition{s}.stage{s}.input.sum" for s in (2, 3, 4)]
+    for before, own in zip([first, *transitions], transitions, strict=False):
+        assert len(sums[own]) == 2
+        assert sums[own][0] == before
+
+
 @some
 def test_models_are_sound(case: Case) -> None:
     _, models = models_of(case)

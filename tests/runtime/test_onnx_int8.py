@@ -14,9 +14,11 @@ from torch import Tensor
 
 from anynest.data import load, make_loader
 from anynest.nets import AnytimeNetwork, create_model
-from anynest.runtime import open_session, stages
+from anynest.runtime import open_session, quantize, stages
 from anynest.runtime.export import export
+from anynest.runtime.folded_network import FoldedNetwork
 from anynest.runtime.manifest import read_manifest
+from anynest.runtime.onnx_graph import stage_models, stage_pieces
 from anynest.runtime.quantize import stage_errors
 
 
@@ -111,6 +113,27 @@ def test_ranges_come_from_the_images_given(network: AnytimeNetwork, tmp_path: Pa
         scales.append(float(scale))
     assert scales[1] == pytest.approx(100 * scales[0], rel=1e-3)
     assert scales[0] == pytest.approx(1 / 255, rel=1e-3)
+
+
+def test_later_stages_are_calibrated_on_what_quantised_ones_hand_on(
+    network: AnytimeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded = FoldedNetwork.of(network)
+    pieces = stage_pieces(folded)
+    models, _ = stage_models(folded, pieces, (8, 8))
+    before = [model.SerializeToString() for model in models]
+    handed: list[set[str]] = []
+    real = quantize._run
+
+    def spy(model: Any, *rest: Any) -> Any:
+        handed.append({node.op_type for node in model.graph.node})
+        return real(model, *rest)
+
+    monkeypatch.setattr(quantize, "_run", spy)
+    images = np.random.default_rng(0).standard_normal((40, 1, 8, 8), dtype=np.float32)
+    quantize.quantise(models, [piece.names for piece in pieces], images)
+    assert [("QuantizeLinear" in kinds) for kinds in handed] == [True]
+    assert [model.SerializeToString() for model in models] == before
 
 
 def test_calibration_that_does_not_fit(network: AnytimeNetwork, tmp_path: Path) -> None:

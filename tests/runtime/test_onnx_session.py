@@ -97,6 +97,23 @@ def test_compaction(session: OnnxSession, network: AnytimeNetwork) -> None:
     close(evaluation.step(), wanted[2][[3]])
 
 
+def test_evaluations_by_turns_share_no_memory(
+    session: OnnxSession, network: AnytimeNetwork
+) -> None:
+    x = images(6)
+    session.begin(x[:2]).close()  # memory for one of them lies ready
+    turns = [session.begin(part) for part in (x[:2], x[2:4], x[4:])]
+    for stage, wanted in enumerate(expected(network, x)):
+        for number, evaluation in enumerate(turns):
+            close(evaluation.step(), wanted[2 * number : 2 * number + 2])
+        if stage == 0:
+            turns[0].keep(torch.tensor([0, 1]))
+    for evaluation in turns:
+        evaluation.close()
+    assert len(session._free) == 4  # one more since the compaction
+    assert len({id(slot) for slot in session._free}) == 4
+
+
 @pytest.mark.parametrize(
     "rows", [torch.tensor([], dtype=torch.int64), torch.tensor([3]), torch.tensor([-1]),
              torch.tensor([0.0]), torch.tensor([[0]])],
@@ -168,9 +185,12 @@ def programs(session: OnnxSession) -> list[object]:
 
 def test_closing(network: AnytimeNetwork) -> None:
     session = OnnxSession.open(network, threads=1)
+    session.begin(images(2)).close()
+    assert session._free
     evaluation = session.begin(images(1))
     session.close()
     session.close()
+    assert not session._free
     with pytest.raises(RuntimeError, match="the session is closed"):
         session.begin(images(1))
     close(list(stages(evaluation))[-1][1], expected(network, images(1))[-1])

@@ -153,12 +153,10 @@ class BlockedEmitter(Emitter):
         return value
 
     def _groups(self, inputs: Sequence[Slice]) -> list[list[Slice]]:
-        """Slices that one convolution reads: adjoining state of one layout; what is made here, alone."""
+        """Slices that one convolution reads: earlier stages' together, what is made here alone."""
         groups: list[list[Slice]] = []
         for part in inputs:
-            before = groups[-1][-1].name if groups else part.name
-            joined = self.graph.is_state(part.name) and self.graph.is_state(before)
-            if groups and joined and self._layouts[before] == self._layouts[part.name]:
+            if groups and all(self.graph.is_state(p.name) for p in (groups[-1][-1], part)):
                 groups[-1].append(part)
             else:
                 groups.append([part])

@@ -7,6 +7,7 @@ quantised stages before it really hand on. State passes between stages in float3
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def quantise(models: Sequence[Any], names: Sequence[StageNames], images: Array) 
             path = Path(folder) / f"stage{number}.onnx"
             feeds = _Reader(known, (*stage.inputs, *stage.reads))
             q.quantize_static(
-                model,
+                copy.deepcopy(model),  # it writes into what it is given
                 path,
                 feeds,
                 quant_format=q.QuantFormat.QDQ,
