@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..multitask.link import Link
 from .errors import ConfigError, RunError, RunFolderError
+from .rendezvous import meet
 
 # what the leader may fail at, by name: raised again on every rank
 ERRORS: dict[str, type[Exception]] = {
@@ -151,7 +152,9 @@ def joined() -> Iterator[World]:
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     if nccl:
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    store, number, count = meet()
+    dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
         yield _world()
     finally:
