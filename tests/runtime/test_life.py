@@ -164,7 +164,7 @@ def test_a_forgotten_process_ends() -> None:
 
 def test_what_a_process_cannot_open(tmp_path: Any) -> None:
     before = handles()
-    with pytest.raises(RunError, match=r"cannot open the network: .*backend must be one of"):
+    with pytest.raises(ValueError, match=r"^backend must be one of"):
         IsolatedSession.open(tiny(), backend="abacus")
     gc.collect()
     assert handles() == before

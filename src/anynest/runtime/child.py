@@ -35,7 +35,8 @@ def main(control_handle: int, source_handle: int) -> None:
             file.seek(0)
             session = _open(file.read())
     except Exception as error:  # the parent tells its caller
-        said = [type(error).__name__, str(error)[: ABOUT // 2]]
+        kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+        said = [kind, str(error)[: ABOUT // 2]]
         control.sendall(json.dumps(said).encode() + b"\n")
         return
     serve(session, control)

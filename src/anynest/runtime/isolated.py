@@ -71,7 +71,8 @@ class IsolatedSession:
         control: the socket on which it says what its session is, and takes channels.
 
     Raises:
-        RunError: the process has ended, or could not open its source.
+        ValueError: a source that does not fit.
+        RunError: the process has ended, or could not open its source for another reason.
     """
 
     def __init__(self, process: Process, control: socket.socket) -> None:
@@ -92,6 +93,8 @@ class IsolatedSession:
             raise
         if told[0]:
             self.close()
+            if told[0] == "ValueError":  # the caller's mistake, in one line
+                raise ValueError(told[1])
             raise RunError(f"the compute process cannot open the network: {': '.join(told)}")
         self.backend: str = told[1]
         self.num_stages: int = told[2]
@@ -110,8 +113,8 @@ class IsolatedSession:
         """Start a process for a network or a path; the rest is as for ``open_session``.
 
         Raises:
-            RunError: the process does not start, or cannot open the source.
-            ValueError: not a POSIX system.
+            ValueError: a source or an option that does not fit, or a system that is not POSIX.
+            RunError: the process does not start, or cannot open the source for another reason.
         """
         if os.name != "posix":
             raise ValueError("a process of its own needs a POSIX system: leave isolated=False")

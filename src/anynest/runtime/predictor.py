@@ -12,39 +12,34 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ..nets import AnytimeNetwork, StageCost
+from ..nets import AnytimeNetwork
 from ..profiling import Profile
 from ..store import WeightsInfo
 from .images import ImageReader, needs_decoding
 from .isolated import IsolatedSession
 from .job import Job, Terms
 from .monotone import find_rule
-from .policy import Policy, as_policy, check_fit
-from .prediction import Answer, DeadlineError, Prediction, uniform
-from .session import Session, open_session
-from .source import resolve
+from .opening import open_source
+from .policy import check_fit
+from .prediction import Prediction
+from .request import Policies, Request
+from .session import Session
 from .stream import AsyncStream, Stream, Tell, attach, threadsafe
 from .worker import CLOSED, Worker
 
-WHEN_NOTHING = ("raise", "wait", "guess")
 JOIN_TIMEOUT = 5.0  # seconds that close() waits for the step under way
 WARM_UPS = 2
-KNOWN_SIZES = 64  # of images, whose costs are kept
-
-Policies = Policy | Sequence[Policy] | None
 
 
 class AnytimePredictor:
@@ -53,7 +48,7 @@ class AnytimePredictor:
     Args:
         source: a network, the folder of a finished run, a weights file, an exported folder, or an
             open ``Session`` (which stays the caller's to close).
-        backend: ``"torch"`` or ``"onnxruntime"`` (an exported folder).
+        backend: ``"torch"`` or ``"onnxruntime"``; None is the latter for an exported folder.
         profile: a ``Profile`` of this network or its file; ``save_work`` needs it, and a budget of
             multiply-adds where the source does not tell the costs.
         threads: of one kernel; None is the backend's own choice.
@@ -78,7 +73,7 @@ class AnytimePredictor:
     def __init__(
         self,
         source: AnytimeNetwork | str | Path | Session,
-        backend: str = "torch",
+        backend: str | None = None,
         profile: Profile | str | Path | None = None,
         threads: int | None = None,
         *,
@@ -90,50 +85,40 @@ class AnytimePredictor:
         seed: int = 0,
     ) -> None:
         self._rule = find_rule(monotone)
-        network: AnytimeNetwork | None = None
-        owned = isinstance(source, AnytimeNetwork | str | Path)
-        if isinstance(source, AnytimeNetwork | str | Path):
-            found = resolve(source)
-            network, info = found.network, info or found.info
-            opened = found.network or found.export
-            assert opened is not None
-            if isolated is None:
-                isolated = backend == "torch" and os.name == "posix"
-            make = IsolatedSession.open if isolated else open_session
-            self.session: Session = make(opened, backend=backend, threads=threads, device=device)
-        else:
-            self.session = source
-        self.info = info
-        self.classes = info.classes if info else None
-        self._network = network
-        self._costs: dict[tuple[int, int], tuple[int, ...] | None] = {}
+        self._opened = opened = open_source(
+            source,
+            backend=backend,
+            threads=threads,
+            device=device,
+            isolated=isolated,
+            info=info,
+            profile=profile,
+        )
+        self.session, self.profile, self.info = opened.session, opened.profile, opened.info
+        self.classes = opened.info.classes if opened.info else None
+        self._way = (opened.session.backend, device, threads or torch.get_num_threads())
         self._random = random.Random(seed)
         self._random_lock = threading.Lock()
-        self._images = ImageReader(self.session.in_channels, info)
-        self._threads, self._device = threads, device
-        self.profile = self._read_profile(profile)
+        self._images = ImageReader(opened.session.in_channels, opened.info)
+        apart = isinstance(opened.session, IsolatedSession)  # which needs nobody to drive it
+        self._worker = None if apart else Worker(opened.session)
         self._closed = False
-        apart = isinstance(self.session, IsolatedSession)  # which needs nobody to drive it
-        self._worker = None if apart else Worker(self.session)
         self._finalizer = weakref.finalize(
-            self, _shut, self._worker, self.session if owned else None
+            self, _shut, self._worker, opened.session if opened.owned else None
         )
-        if warm_up:
-            self._warm_up()
-
-    def _read_profile(self, profile: Profile | str | Path | None) -> Profile | None:
-        read = Profile.read(profile) if isinstance(profile, str | Path) else profile
-        if read is not None and read.num_stages != self.num_stages:
-            raise ValueError(
-                f"the profile must be of this network of {self.num_stages} stages, found one of "
-                f"{read.num_stages}: profile the network again"
-            )
-        return read
+        if warm_up and opened.image_size is not None:
+            blank = torch.zeros(opened.session.in_channels, *[opened.image_size] * 2)
+            for _ in range(WARM_UPS):
+                self.predict(blank, deadline=None)
 
     @property
     def num_stages(self) -> int:
         """S, how many answers there are at most."""
         return self.session.num_stages
+
+    def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
+        """Of one image of this size, up to each stage; None where the source does not tell."""
+        return self._opened.multiply_adds(height, width)
 
     @property
     def num_classes(self) -> int:
@@ -170,13 +155,13 @@ class AnytimePredictor:
             ValueError: an image or an option that does not fit.
             RuntimeError: the predictor is closed.
         """
-        ask = self._ask(deadline, policy, when_nothing, save_work)
-        job = self._start(ask, self._images(x))
+        request = Request.of(deadline, policy, when_nothing, save_work)
+        job = self._start(request, self._images(x))
         try:
             ended = job.wait(job.terms.due)
             if not ended and job.terms.wait and job.answer is None:
                 ended = job.wait(math.inf)
-            return self._conclude(ask, job, ended)
+            return self._conclude(request, job, ended)
         finally:
             job.leave()
 
@@ -193,10 +178,10 @@ class AnytimePredictor:
 
         The event loop's own clock is coarser than a thread's: on Linux it wakes up to 1 ms late.
         """
-        ask = self._ask(deadline, policy, when_nothing, save_work)
+        request = Request.of(deadline, policy, when_nothing, save_work)
         over = asyncio.Event()
         tell = threadsafe(lambda answer: over.set() if answer is None else None)
-        job = self._start(ask, await self._decoded(x), tell)
+        job = self._start(request, await self._decoded(x), tell)
         detach = attach(job)
         try:
             left = job.terms.due - time.monotonic()
@@ -207,7 +192,7 @@ class AnytimePredictor:
                 if job.terms.wait and job.answer is None:
                     await over.wait()
             job.take_in_all()  # what was finished in time, and is not read yet
-            return self._conclude(ask, job, over.is_set())
+            return self._conclude(request, job, over.is_set())
         finally:
             detach()
             job.leave()
@@ -221,10 +206,10 @@ class AnytimePredictor:
         Example:
             ``for prediction in predictor.stream(image): print(prediction.stage, prediction.label)``
         """
-        ask = self._ask(deadline, policy, "raise", None)
+        request = Request.of(deadline, policy)
         return Stream(
-            lambda tell: self._start(ask, self._images(x), tell),
-            lambda job, answer: self._present(ask, job, answer, answer.at),
+            lambda tell: self._start(request, self._images(x), tell),
+            lambda answer: request.present(answer, self.classes),
         )
 
     def astream(
@@ -234,12 +219,12 @@ class AnytimePredictor:
 
         The deadline counts from the call; computing begins when the first prediction is awaited.
         """
-        ask = self._ask(deadline, policy, "raise", None)
+        request = Request.of(deadline, policy)
 
         async def start(tell: Tell) -> Job:
-            return self._start(ask, await self._decoded(x), tell)
+            return self._start(request, await self._decoded(x), tell)
 
-        return AsyncStream(start, lambda job, answer: self._present(ask, job, answer, answer.at))
+        return AsyncStream(start, lambda answer: request.present(answer, self.classes))
 
     # -- closing --------------------------------------------------------------------------------------
     def close(self) -> None:
@@ -260,61 +245,34 @@ class AnytimePredictor:
         self.close()
 
     # -- what they are made of ------------------------------------------------------------------------
-    def _ask(
-        self,
-        deadline: float | None,
-        policy: Policies,
-        when_nothing: str,
-        save_work: float | None,
-    ) -> Ask:
-        """What is wanted, checked. The deadline counts from here."""
-        called = time.monotonic()
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        if deadline is not None and not deadline >= 0:
-            raise ValueError(f"deadline must be seconds from 0, or None, got {deadline!r}")
-        if when_nothing not in WHEN_NOTHING:
-            raise ValueError(
-                f"when_nothing must be one of {', '.join(WHEN_NOTHING)}, got {when_nothing!r}"
-            )
-        if save_work is not None and not 0 < save_work <= 1:
-            raise ValueError(f"save_work must be a probability above 0, got {save_work!r}")
-        if save_work is not None and self.profile is None:
-            raise ValueError("save_work needs the latencies of this machine: give profile=")
-        chosen = as_policy(policy)
-        limit = min(
-            math.inf if deadline is None else deadline, chosen.limit() if chosen else math.inf
-        )
-        return Ask(called, limit, chosen, when_nothing, save_work)
-
-    def _start(self, ask: Ask, images: tuple[Tensor, bool], tell: Tell | None = None) -> Job:
-        """Hand a batch to the worker."""
+    def _start(
+        self, request: Request, images: tuple[Tensor, bool], tell: Tell | None = None
+    ) -> Job:
+        """Hand a batch to the worker, or to the other process."""
         x, single = images
         costs = None
-        if ask.policy is not None:
+        if request.policy is not None:
             costs = self.multiply_adds(int(x.shape[2]), int(x.shape[3]))
-            check_fit(ask.policy, self.num_stages, costs is not None)
+            check_fit(request.policy, self.num_stages, costs is not None)
         latencies = None
-        if ask.save_work is not None:
-            assert self.profile is not None
-            latencies = self.profile.stages(
-                self.session.backend,
-                self._device,
-                self._threads or torch.get_num_threads(),
-                len(x),
-            )
+        if request.save_work is not None:
+            if self.profile is None:
+                raise ValueError("save_work needs the latencies of this machine: give profile=")
+            latencies = self.profile.stages(*self._way, len(x))
         terms = Terms(
-            called=ask.called,
-            due=ask.called + ask.limit,
-            policy=ask.policy,
+            called=request.called,
+            due=request.due,
+            policy=request.policy,
             rule=self._rule,
-            wait=ask.when_nothing == "wait",
+            wait=request.when_nothing == "wait",
             single=single,
             costs=costs,
             latencies=latencies,
-            sureness=ask.save_work or 0.0,
+            sureness=request.save_work or 0.0,
         )
         job = Job(x, terms, tell)
+        if self._closed:
+            raise RuntimeError(CLOSED)
         if isinstance(self.session, IsolatedSession):
             job.start_apart(self.session)
         else:
@@ -328,71 +286,19 @@ class AnytimePredictor:
             return await asyncio.to_thread(self._images, x)
         return self._images(x)
 
-    def _conclude(self, ask: Ask, job: Job, ended: bool) -> Prediction:
+    def _conclude(self, request: Request, job: Job, ended: bool) -> Prediction:
         """The answer of a job that has ended, or whose time is up."""
         answer = job.answer
         if ended and job.error is not None:
             raise job.error
         if answer is not None:
-            reason = job.ended if ended else "deadline"
-            return self._present(ask, job, replace(answer, ended=reason), time.monotonic())
-        if ask.when_nothing == "guess":
-            with self._random_lock:
-                drawn = tuple(self._random.randrange(self.num_classes) for _ in range(job.size))
-            elapsed = time.monotonic() - ask.called
-            guess = uniform(drawn, self.num_classes, job.terms.single, elapsed, ask.limit)
-            return replace(guess, classes=self.classes)
-        raise DeadlineError(
-            f"no stage was finished within {ask.limit * 1000:g} ms of the call: give a longer deadline, "
-            "or say when_nothing='wait' or 'guess'"
-        )
-
-    def _present(self, ask: Ask, job: Job, answer: Answer, at: float) -> Prediction:
-        return Prediction(
-            logits=answer.logits,
-            probabilities=answer.probabilities,
-            stage=max(answer.stages),
-            stages=answer.stages,
-            confidence=answer.confidence,
-            elapsed=at - ask.called,
-            deadline=None if math.isinf(ask.limit) else ask.limit,
-            deadline_met=answer.at <= job.terms.due,
-            ended=answer.ended,
-            classes=self.classes,
-        )
-
-    def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
-        """Up to each stage, for images of this size; None where nobody knows."""
-        size = (height, width)
-        if size not in self._costs:
-            if len(self._costs) >= KNOWN_SIZES:
-                self._costs.clear()
-            rows: Sequence[StageCost] = ()
-            if self._network is not None:
-                rows = self._network.cost(size)
-            elif self.profile is not None and size == (self.profile.image_size,) * 2:
-                rows = self.profile.costs
-            self._costs[size] = tuple(row.multiply_adds for row in rows) or None
-        return self._costs[size]
-
-    def _warm_up(self) -> None:
-        size = self.info.image_size if self.info else None
-        if size is None and self.profile is not None:
-            size = self.profile.image_size
-        if size is not None:
-            for _ in range(WARM_UPS):
-                self.predict(torch.zeros(self.session.in_channels, size, size), deadline=None)
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One call's wishes: when it came, how long it may take, and the rest as in ``predict``."""
-
-    called: float
-    limit: float
-    policy: Policy | None
-    when_nothing: str
-    save_work: float | None
+            answer = replace(answer, ended=job.ended if ended else "deadline")
+            return request.present(answer, self.classes, time.monotonic())
+        if request.when_nothing != "guess":
+            raise request.nothing()
+        with self._random_lock:
+            drawn = tuple(self._random.randrange(self.num_classes) for _ in range(job.size))
+        return request.guess(drawn, self.num_classes, job.terms.single, self.classes)
 
 
 def _shut(worker: Worker | None, session: Session | None) -> None:

@@ -104,6 +104,14 @@ def stages(evaluation: Evaluation) -> Iterator[tuple[int, Tensor]]:
             yield evaluation.stage, logits
 
 
+def check_options(backend: str, threads: int | None) -> None:
+    """ValueError, one line, for a backend that is none or threads below 1."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
+
+
 def open_session(
     source: AnytimeNetwork | str | Path,
     *,
@@ -122,10 +130,7 @@ def open_session(
     Raises:
         ValueError: an unknown backend, a source that the backend cannot run, threads below 1.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
+    check_options(backend, threads)
     if backend == "onnxruntime":
         from .onnx_session import OnnxSession
 

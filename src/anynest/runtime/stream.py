@@ -13,7 +13,7 @@ from typing import Self
 from .job import Job
 from .prediction import Answer, Prediction
 
-Present = Callable[[Job, Answer], Prediction]
+Present = Callable[[Answer], Prediction]
 Tell = Callable[[Answer | None], None]
 
 
@@ -45,7 +45,7 @@ class Stream(Iterator[Prediction]):
             if self._job.error is not None:
                 raise self._job.error
             raise StopIteration
-        return self._present(self._job, answer)
+        return self._present(answer)
 
     def close(self) -> None:
         """Want no more: at most the step that is running is still computed."""
@@ -89,7 +89,7 @@ class AsyncStream(AsyncIterator[Prediction]):
             if self._job.error is not None:
                 raise self._job.error
             raise StopAsyncIteration
-        return self._present(self._job, answer)
+        return self._present(answer)
 
     async def _next(self) -> Answer | None:
         if self._job is None:
