@@ -156,7 +156,7 @@ class BlockedEmitter(Emitter):
         """Slices that one convolution reads: earlier stages' together, what is made here alone."""
         groups: list[list[Slice]] = []
         for part in inputs:
-            if groups and all(self.graph.is_state(p.name) for p in (groups[-1][-1], part)):
+            if groups and self.graph.is_state(part.name):  # then so are those before it
                 groups[-1].append(part)
             else:
                 groups.append([part])
