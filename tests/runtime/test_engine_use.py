@@ -100,6 +100,20 @@ def test_images_are_taken_at_the_beginning(session: TorchSession) -> None:
     assert all(map(torch.equal, [logits for _, logits in stages(evaluation)], wanted))
 
 
+@pytest.mark.parametrize("name", [NAME, "depth_nested_sparse_resnet14"])
+def test_memory_that_was_left_half_way_serves_the_next(name: str) -> None:
+    session = TorchSession(create_model(name).eval())
+    x, other = images(1), images(1, seed=1)
+    wanted = answers(session, x)
+    for steps in range(1, len(session._program.tasks)):
+        evaluation = session.begin(other)
+        for _ in range(steps):
+            evaluation.step()
+        evaluation.close()
+        assert len(session._free) == 1
+        assert all(map(torch.equal, answers(session, x), wanted)), f"left after {steps} steps"
+
+
 def test_several_threads_at_once(session: TorchSession) -> None:
     batches = [images(1 + seed % 3, seed) for seed in range(12)]
     wanted = [answers(session, x) for x in batches]

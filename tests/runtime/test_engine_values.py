@@ -8,7 +8,7 @@ from cases import CASES, Case
 from torch import Tensor
 
 from anynest.nets import AnytimeNetwork, create_model
-from anynest.runtime import buffers, stages
+from anynest.runtime import copies, stages
 from anynest.runtime.torch_session import TorchSession
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
@@ -76,7 +76,7 @@ def test_sizes(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES[1::6], ids=str)
 def test_tiles(case: Case, tiling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in TILINGS[tiling].items():
-        monkeypatch.setattr(buffers, name, value)
+        monkeypatch.setattr(copies, name, value)
     network = case.network()
     session = TorchSession(network)
     for shape in ((1, 16, 16), (5, 7, 6)):
@@ -134,7 +134,7 @@ def test_an_image_that_is_no_number_spoils_no_other(
     broken: float, tiling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in TILINGS[tiling].items():
-        monkeypatch.setattr(buffers, name, value)
+        monkeypatch.setattr(copies, name, value)
     for name in ("width_nested_resnet10", "simultaneous_nested_sparse_resnet26"):
         network = create_model(name).eval()
         session = TorchSession(network)

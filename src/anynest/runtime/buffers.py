@@ -6,20 +6,13 @@ never again is *scratch*, shared by all layers of a size, and so stays in the ca
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import torch
 from torch import Tensor
 
-from ..nets.plan import IMAGE, Layer, Unit
-from .grid import Cut, Grid, aligned, cut
-from .matrices import CONSTANTS, taps
+from ..nets.plan import IMAGE, Layer
+from .copies import Copies
+from .grid import Grid
 from .program import Program
-
-BURIED = -1e30  # added to padding: the next rectification makes zeros of it
-TILE_BYTES = 3 << 18  # of shifted rows: they are written and read at once, from the cache
-WHOLE_BYTES = 7 << 16  # up to so many for one image, one product a kernel beats one a line
-MIN_COLUMNS = 256  # of a tile: below it, the products' fixed cost shows
 
 
 class Buffers:
@@ -31,6 +24,7 @@ class Buffers:
         results: by layer, its result ``[C, length]``, before rectification.
         inner: by (layer, unit's number), what the unit of the layer's earlier nodes gave.
         sums: by layers' names, sums that are read again.
+        copies: memory for the shifted copies that products read.
     """
 
     def __init__(self, program: Program, batch: int, height: int, width: int) -> None:
@@ -39,8 +33,8 @@ class Buffers:
         self.grids: dict[tuple[str, int], Grid] = {(IMAGE, 0): image}
         self.results = {IMAGE: _zeros(program.in_channels, image)}
         self.inner: dict[tuple[str, int], Tensor] = {}
-        self._scratch: dict[Hashable, Tensor] = {}
-        self._inputs: dict[Hashable, int] = {}
+        self._scratch: dict[tuple[str, Grid], Tensor] = {}
+        self.copies = Copies()
         for layer in program.plan.layers:
             self._lay_out(layer)
         self.sums = {
@@ -56,9 +50,7 @@ class Buffers:
             size = -(-grid.height // unit.stride), -(-grid.width // unit.stride)
             grid = self.grids[layer.name, number] = Grid(self.batch, *size)
             for node in layer.nodes:
-                own = node.units[number - 1]
-                key = self._key(grid, own)
-                self._inputs[key] = max(own.inputs, self._inputs.get(key, 0))
+                self.copies.expect(grid, node.units[number - 1])
             if number < units and len(layer.nodes) > 1:
                 channels = sum(node.units[number - 1].outputs for node in layer.nodes)
                 self.inner[layer.name, number] = _zeros(channels, grid)
@@ -85,43 +77,6 @@ class Buffers:
         if known is None or known.shape[0] < channels:
             known = self._scratch[purpose, grid] = _zeros(channels, grid)
         return known[:channels]
-
-    def whole(self, grid: Grid, unit: Unit) -> bool:
-        """Whether a unit's convolution is one product, or one for each line of its kernel."""
-        if unit.stride > 1 or unit.kernel == 1:
-            return True
-        return 4 * unit.kernel**2 * unit.inputs * grid.image <= WHOLE_BYTES
-
-    def _key(self, grid: Grid, unit: Unit) -> Hashable:
-        return grid, unit.kernel, unit.stride, self.whole(grid, unit)
-
-    def cut(self, grid: Grid, unit: Unit) -> Cut:
-        """How a unit's result is cut into tiles."""
-        rows = taps(unit, self.whole(grid, unit)) * self._inputs[self._key(grid, unit)]
-        return cut(grid, max(MIN_COLUMNS, TILE_BYTES // (4 * rows)))
-
-    def shifted(self, grid: Grid, unit: Unit) -> Tensor:
-        """Scratch for the shifted copies of what a unit reads, a tile's; the constants' rows in front.
-
-        Returns:
-            ``[2 + taps i, columns]``: with a product a line, ``kernel // 2`` lines more on both sides.
-        """
-        key, count = self._key(grid, unit), taps(unit, self.whole(grid, unit))
-        if key not in self._scratch:
-            shape = self.cut(grid, unit)
-            margin = 0 if self.whole(grid, unit) else unit.kernel // 2 * grid.pitch
-            rows = CONSTANTS + count * self._inputs[key]
-            made = torch.zeros(rows, aligned(shape.columns + 2 * margin))
-            centre = made[:CONSTANTS, margin : margin + shape.columns]
-            centre[0] = 1.0
-            centre[1] = BURIED
-            centre[1].as_strided(
-                (shape.images, shape.lines, grid.width),
-                (grid.image, grid.pitch, 1),
-                centre[1].storage_offset(),
-            ).zero_()
-            self._scratch[key] = made
-        return self._scratch[key][: CONSTANTS + count * unit.inputs]
 
     def keep(self, rows: Tensor, images: int) -> None:
         """Move some of the first ``images`` to the front, in the order of ``rows``."""

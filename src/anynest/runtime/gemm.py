@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..nets.plan import IMAGE, Layer, Node, Plan
 from .buffers import Buffers
+from .copies import layout
 from .grid import Grid, Tile
 from .matrices import CONSTANTS, Matrices, matrices
 from .program import Program
-from .schedule import Task
 from .shifts import shifts
 from .sums import Read
 
@@ -130,7 +130,7 @@ class GemmWorkspace:
         """A task's operations, to be run as they come; kept if it is worth the memory."""
         keep = self._images == self._buffers.batch and self._kept_ops < KEPT_OPS
         made: list[Op] = []
-        for op in self._task(self._program.tasks[index], self._program.reads[index]):
+        for op in self._task(index):
             if keep:
                 made.append(op)
             yield op
@@ -138,13 +138,26 @@ class GemmWorkspace:
             self._ops[index] = made
             self._kept_ops += len(made)
 
-    def _task(self, task: Task, read: Read) -> Iterator[Op]:
+    def _task(self, index: int) -> Iterator[Op]:
+        task, read = self._program.tasks[index], self._program.reads[index]
         yield from self._sum(read)
         if task.layer is not None and task.node is not None:
-            yield from self._node(task.layer, task.node, self._source(read))
+            yield from self._node(task.layer, task.node, self._source(read), self._left(index))
         else:
             assert task.exit is not None
             yield from self._exit(task.exit.stage, read)
+
+    def _left(self, index: int) -> Tensor | None:
+        """The constants in front of the shared copies when a task begins; None at the first."""
+        for task in reversed(self._program.tasks[:index]):
+            if task.layer is None or task.node is None:
+                continue
+            for number in range(len(task.node.units), 0, -1):
+                if task.node.units[number - 1].stride == 1:
+                    grid = self._buffers.grids[task.layer.name, number]
+                    key = layout(grid, task.node.units[number - 1])
+                    return self._buffers.copies.constants(key)
+        return None
 
     def _source(self, read: Read) -> Tensor:
         """The rows of what a task reads, ``[C, length]``."""
@@ -170,19 +183,25 @@ class GemmWorkspace:
         for part in rest:
             yield partial(total.add_, part)
 
-    def _node(self, layer: Layer, node: Node, source: Tensor) -> Iterator[Op]:
+    def _node(
+        self, layer: Layer, node: Node, source: Tensor, constants: Tensor | None
+    ) -> Iterator[Op]:
+        """A node's convolutions. ``constants``: those that the last node has left in front."""
         buffers = self._buffers
         grid, x = buffers.grids[node.reads[0], 0], source
         for number, unit in enumerate(node.units, 1):
             out_grid = buffers.grids[layer.name, number]
             out, start = self._destination(layer, node, number)
             own = out[start : start + unit.outputs]
-            whole = buffers.whole(out_grid, unit)
-            weights = self._compiled.matrices(layer.name, node.birth, number, whole)
+            key = layout(out_grid, unit)
+            weights = self._compiled.matrices(layer.name, node.birth, number, key.whole)
             added = self._residual(layer, node, source) if number == len(node.units) else None
-            shifted = buffers.shifted(out_grid, unit)
-            for tile in buffers.cut(out_grid, unit).tiles(self._images):
-                taken, copies = shifts(unit, x, grid, shifted, tile, whole)
+            shifted = buffers.copies.rows(key, unit.inputs)
+            if unit.stride == 1 and buffers.copies.constants(key) is not constants:
+                constants = buffers.copies.constants(key)
+                yield partial(shifted[:CONSTANTS].copy_, constants)
+            for tile in buffers.copies.cut(key).tiles(self._images):
+                taken, copies = shifts(unit, x, grid, shifted, tile, key.whole)
                 if number == 1 and node.reads == (IMAGE,):
                     yield partial(copies.copy_, taken)
                 else:

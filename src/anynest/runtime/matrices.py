@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..nets.plan import Unit
-
 # Columns in front of the weights: the bias, and a weight of 1 for the row that buries the padding.
 CONSTANTS = 2
 
@@ -41,6 +39,6 @@ def matrices(weight: Tensor, bias: Tensor, whole: bool) -> Matrices:
     return Matrices(centre, tuple(others))
 
 
-def taps(unit: Unit, whole: bool) -> int:
+def taps(kernel: int, whole: bool) -> int:
     """How many shifted copies of each channel a product reads."""
-    return unit.kernel * unit.kernel if whole else unit.kernel
+    return kernel * kernel if whole else kernel
