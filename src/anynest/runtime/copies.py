@@ -1,9 +1,9 @@
 """Where the shifted copies of a convolution's input are put: how much at a time, and in which memory.
 
-All convolutions of stride 1 share one piece of memory, whatever their image's size, so that it is in the cache
-when the next one comes. They write all that they read of it but for two rows in front, the constants: ones,
-and the number that buries the padding. Those are put there when a convolution of another layout was the last.
-Larger strides leave padding out as they copy, and have memory of their own.
+All convolutions of stride 1 share one piece of memory, whatever their image's size, so that it is in the
+cache when the next one comes. They write all that they read of it but for two rows in front, the constants:
+ones, and the number that buries the padding. Those are put there when a convolution of another layout was
+the last. Larger strides leave padding out as they copy, and have memory of their own.
 """
 
 from __future__ import annotations
