@@ -38,6 +38,12 @@ from anynest.multitask.wrappers import check_wrappers
 from anynest.nets import create_model, sync_batch_norm
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+TWO_ARE_ENOUGH = (
+    "a_wrapped_network_is_refused",
+    "what_cannot_be_sharded_is_refused",
+    "sharded_parameters_keep_their_rows_sharded",
+    "sharded_micro_batches_and_a_sharded_nested_network",
+)
 CASES: dict[str, Callable[[int, int], None]] = {}
 
 
@@ -186,6 +192,7 @@ def _methods(dtype: torch.dtype) -> None:
     add("refresh-2", lambda group: OSGD(refresh=2, group=group), sizes=(11, 8, 13))
     add("refresh-auto", lambda group: OSGD(refresh="auto", group=group), sizes=(11, 8, 13, 9))
     add("scope-tensor", lambda group: OSGD([1, 2, 0], scope="tensor", group=group))
+    add("osgd-scope-tensor", lambda group: OSGD(scope="tensor", group=group))
     add("unsaid-samples", lambda group: OSGD(group=group), sizes=(8, 12), said=False)
 
 
@@ -590,6 +597,122 @@ def what_no_task_shares_is_not_sent(rank: int, world: int) -> None:
         assert expected <= stats.sent_bytes < 1.02 * expected
 
 
+def sharded(network: nn.Module, world: int, parts: int | None = None, **more: Any) -> nn.Module:
+    """By ``fully_shard``; ``parts``: in so many shards, of which each lies on several ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    shape = (world,) if parts is None else (world // parts, parts)
+    names = ("shard",) if parts is None else ("copy", "shard")
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    for inner in network.children():
+        if not isinstance(inner, nn.ModuleList):
+            fully_shard(inner, mesh=mesh, **more)
+    fully_shard(network, mesh=mesh, **more)
+    return network
+
+
+def gathered(shards: list[nn.Parameter]) -> Tensor:
+    """The gradient of sharded parameters, whole."""
+    grads = [p.grad for p in shards]
+    return torch.cat([g.full_tensor().reshape(-1).double() for g in grads if g is not None])
+
+
+def beside_sharded(
+    rank: int, world: int, make: Callable[[Any], Combiner], parts: int | None = None, **more: Any
+) -> None:
+    """Three steps, the gradient added to what is in ``.grad``, the weights moved by an optimizer."""
+    one, ours = network(), sharded(network(), world, parts, **more)
+    shards = list(ours.parameters())
+    shared, alone = make(dist.group.WORLD), make(None)
+    steppers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (ours, one)]
+    for step in range(3):
+        x, y = batch(11, step)
+        mine = part(11, rank, world)
+        if step != 1:
+            for stepper in steppers:
+                stepper.zero_grad()
+        losses = losses_of(ours, x[mine], y[mine])
+        found = shared.backward(losses, shards, samples=len(y[mine]))
+        true = alone.backward(losses_of(one, x, y), one.parameters())
+        check(f"step {step}", relative(gathered(shards), flat(one)), 1e-12)
+        compare_stats(found, true, 1e-12)
+        for stepper in steppers:
+            stepper.step()
+    assert found.sent_bytes < 5000  # words and dots alone: the shards stay where they are
+
+
+@case
+def sharded_parameters_keep_their_rows_sharded(rank: int, world: int) -> None:
+    beside_sharded(rank, world, lambda group: OSGD(group=group))
+    for method in ("sgd-mean", "osgd-norm", "sgd-participants"):
+        more = {"reshard_after_forward": False} if method == "sgd-mean" else {}
+        beside_sharded(rank, world, lambda group, m=method: make_combiner(m, group=group), **more)
+    beside_sharded(rank, world, lambda group: OSGD(scope="tensor", group=group))
+    beside_sharded(rank, world, lambda group: OSGD(refresh=2, group=group))
+
+
+@case
+def shards_that_lie_on_several_ranks_count_once(rank: int, world: int) -> None:
+    beside_sharded(rank, world, lambda group: OSGD(normalize=True, group=group), parts=world // 2)
+
+
+@case
+def sharded_micro_batches_and_a_sharded_nested_network(rank: int, world: int) -> None:
+    one, ours = network(), sharded(network(), world)
+    shards = list(ours.parameters())
+    shared, alone = OSGD(group=dist.group.WORLD), OSGD()
+    for step, size in enumerate((9, 12)):
+        x, y = batch(size, step)
+        mine = part(size, rank, world)
+        losses = [loss / 2 for loss in losses_of(ours, x[mine], y[mine])]
+        shared.accumulate(losses, shards, samples=len(y[mine]))
+        alone.accumulate([loss / 2 for loss in losses_of(one, x, y)], one.parameters())
+    shared.combine()
+    alone.combine()
+    check("micro-batches", relative(gathered(shards), flat(one)), 1e-12)
+
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(5)
+    whole = create_model("width_nested_resnet10", num_classes=3, in_channels=1, base_width=2)
+    whole = whole.double()
+    spread = sync_batch_norm(copy.deepcopy(whole), dist.group.WORLD)
+    fully_shard(spread, mesh=init_device_mesh("cpu", (world,)))
+    shards = list(spread.parameters())
+    mine = part(12, rank, world)
+    OSGD(group=dist.group.WORLD).backward(
+        losses_of(spread, x[mine], y[mine]), shards, samples=len(y[mine])
+    )
+    OSGD().backward(losses_of(whole, x, y), whole.parameters())
+    check("nested", relative(gathered(shards), flat(whole)), 1e-11)
+
+
+@case
+def what_cannot_be_sharded_is_refused(rank: int, world: int) -> None:
+    net = sharded(network(), world)
+    shards = list(net.parameters())
+    x, y = batch(8)
+    losses = losses_of(net, x, y)
+    group = dist.group.WORLD
+    expect(ValueError, "give it group=", lambda: OSGD().backward(losses, shards))
+    extra = nn.Parameter(torch.ones(3).double())
+    expect(
+        ValueError,
+        "must all be sharded or none, found 1 of ",
+        lambda: OSGD(group=group).backward(losses, [*shards, extra]),
+    )
+    distributed.check_wrappers = check_wrappers
+    expect(  # those of the root, which has lent plain tensors since the forward pass
+        ValueError,
+        "must be its shards",
+        lambda: OSGD(group=group).backward(losses, net.heads.parameters()),
+    )
+    distributed.check_wrappers = no_search
+    OSGD(group=group).backward(losses, shards)
+
+
 @case
 def a_wrapped_network_is_refused(rank: int, world: int) -> None:
     distributed.check_wrappers = check_wrappers
@@ -639,7 +762,7 @@ def run_rank(rank: int, world: int, folder: Path, names: list[str]) -> None:
 
 def cases(world: int) -> list[str]:
     """The names of the cases for so many ranks."""
-    return [name for name in CASES if world == 2 or name != "a_wrapped_network_is_refused"]
+    return [name for name in CASES if world == 2 or name not in TWO_ARE_ENOUGH]
 
 
 def main() -> None:

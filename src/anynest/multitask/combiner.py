@@ -27,6 +27,7 @@ from .filling import Filling, Pattern
 from .given import Given
 from .gradients import accumulate, fill, gradient
 from .rows import Rows
+from .sharded import require_plain
 from .stats import Stats
 from .wrappers import check_wrappers
 
@@ -210,12 +211,13 @@ class Combiner(ABC):
         step = self._pending
         if step is None:
             zeros = torch.zeros_like(values)
-            filling = Filling(leaves, tasks, self._pattern, self.scopes_of(leaves, groups))
+            like = leaves if self.ranks is None else self.ranks.like(leaves)
+            filling = Filling(like, tasks, self._pattern, self.scopes_of(leaves, groups))
             step = Pending(leaves, filling, loss_scale, zeros, zeros)
         kept = [given.losses[i] for i in tasks]
         if tasks and not step.tasks:
             step.single = self.is_single(tasks)
-            if self.ranks is not None and into_grad:
+            if self.ranks is not None and self.ranks.shards is None and into_grad:
                 step.filling = SharedFilling(self.ranks, tasks, step.single, step.filling.scopes)
         self._pending = None  # an error in a pass leaves nothing half done
         if tasks and step.single:
@@ -243,6 +245,7 @@ class Combiner(ABC):
             return self.ranks.take(losses, parameters, samples, self.on_nonfinite, self._suits)
         found = check_losses(losses)
         leaves = check_parameters(parameters)
+        require_plain(leaves)
         check_samples(samples)
         self._suits(found, leaves)
         check_touched(found, leaves)

@@ -37,6 +37,7 @@ from .link import Link, Receive
 from .meeting import meet, refuse
 from .pieces import Pieces
 from .rows import Grads, Rows, wide_dtype
+from .sharded import Shards, is_sharded
 from .wrappers import check_wrappers
 
 SINGLE = -1  # the plan of a step of one pass, beside those of the tasks
@@ -53,6 +54,7 @@ class Ranks:
         # which tensors a task is expected to touch on some rank: known alike to all ranks
         self.plans: dict[int, bytes] = {}
         self.patterns: dict[bool, Pattern] = {}
+        self.shards: Shards | None = None  # of parameters that lie spread over the ranks
 
     def take(
         self,
@@ -66,16 +68,19 @@ class Ranks:
         try:
             leaves = check_parameters(parameters)
             fresh = self._is_fresh(leaves)
-            check_samples(samples)
-            found = list(losses) if samples == 0 else check_losses(losses)
-            if found:
-                suits(found, leaves)
-            if samples != 0:
-                check_touched(found, leaves)
-            values = loss_values(found) if found else None
+            shards = self.shards
             if fresh:
                 check_wrappers(leaves)
                 self.fingerprint = fingerprint(leaves)
+                shards = Shards(leaves, self.link.size) if any(map(is_sharded, leaves)) else None
+            check_samples(samples)
+            empty = samples == 0 and shards is None
+            found = list(losses) if empty else check_losses(losses)
+            if found:
+                suits(found, leaves)
+            if shards is None and not empty:
+                check_touched(found, leaves)
+            values = loss_values(found) if found else None
         except (TypeError, ValueError):
             refuse(self.link)
             raise
@@ -83,13 +88,13 @@ class Ranks:
         if meeting.fresh:
             self.leaves = leaves
             self.pieces = Pieces(leaves, self.link.size)
-            self.plans, self.patterns = {}, {}
+            self.plans, self.patterns, self.shards = {}, {}, shards
         if values is None or meeting.share == 0:
             device = leaves[0].device
             values = torch.zeros(meeting.count, dtype=wide_dtype(device), device=device)
             found = found or list(values.unbind())
         values = values * (meeting.share / self.link.size)
-        one_pass = partial(differentiate, meeting.share)
+        one_pass = partial(differentiate if shards is None else shards.differentiate, meeting.share)
         return Given(found, leaves, values, meeting.tasks, one_pass)
 
     def _is_fresh(self, leaves: Sequence[Tensor]) -> bool:
@@ -130,25 +135,39 @@ class Ranks:
         device = parts[0].device
         flat = self.link.total(torch.cat([part.reshape(-1).to(device) for part in parts]))
         sums = torch.split_with_sizes(flat, [part.numel() for part in parts])
-        return [
-            total.view(part.shape).to(part.device) for total, part in zip(sums, parts, strict=True)
-        ]
+        pairs = zip(sums, parts, strict=True)
+        return [total.view(part.shape).to(part.device) for total, part in pairs]
 
     def whole(self, rows: Rows, values_S: Tensor) -> tuple[Rows, Tensor]:
         """Rows that know the whole rows' Gram matrices and sizes; the joined batch's losses."""
+        if not rows.blocks:
+            raise untouched(self.leaves)
         values_S, *grams = self.total([values_S, *rows.block_grams()])
+        grams = self._once(grams)
         blocks = [
             replace(block, whole_gram=gram, whole_size=sum(map(self._numel, block.members)))
             for block, gram in zip(rows.blocks, grams, strict=True)
         ]
-        return replace(rows, blocks=tuple(blocks), across=self.total), values_S
+        return replace(rows, blocks=tuple(blocks), across=self._across), values_S
+
+    def _across(self, grams: list[Tensor]) -> list[Tensor]:
+        return self._once(self.total(grams))
+
+    def _once(self, sums: list[Tensor]) -> list[Tensor]:
+        """Dot products over ranks of which several may have held the same shard."""
+        copies = 1 if self.shards is None else self.shards.copies
+        return sums if copies == 1 else [total / copies for total in sums]
 
     def _numel(self, p: int) -> int:
-        return self.pieces.layouts[p].numel
+        return self.leaves[p].numel()
 
-    def share(self, filling: "Filling | SharedFilling", single: bool) -> "SharedFilling":
+    def like(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What a rank's own rows look like: its shards of sharded parameters."""
+        return leaves if self.shards is None else self.shards.like
+
+    def share(self, filling: "Filling | SharedFilling", single: bool) -> "Filling | SharedFilling":
         """The rows as pieces: those that were kept whole over micro-batches are sent now."""
-        if isinstance(filling, SharedFilling):
+        if isinstance(filling, SharedFilling) or self.shards is not None:
             return filling
         rows, tasks = filling.settle().tensors(), filling.tasks
         shared = SharedFilling(self, tasks, single, filling.scopes)
@@ -157,7 +176,9 @@ class Ranks:
         return shared
 
     def gather(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The whole update from every rank's pieces."""
+        """The whole update from every rank's pieces; of sharded parameters the shards."""
+        if self.shards is not None:
+            return self.shards.wrap(update, self.leaves)
         whole: list[Tensor | None] = [None] * len(update)
         members = [p for p, piece in enumerate(update) if piece is not None]
         for bucket in self.pieces.buckets(members):
@@ -226,10 +247,7 @@ class SharedFilling:
             touched = _union(ranks.link.compare_bytes(touched))
         self._land()
         if not any(touched) and not as_planned:
-            raise ValueError(
-                f"no loss of any rank touches any of the {len(ranks.leaves)} parameters: pass the"
-                " parameters of the network that made the losses"
-            )
+            raise untouched(ranks.leaves)
         rows = self._inner.settle()
         if as_planned:
             ranks.patterns[self.single] = self._inner.pattern()
@@ -277,6 +295,14 @@ def differentiate(
     scaled = [torch.full_like(out, share) if seed is None else seed * share for out, seed in pairs]
     found = gradient([out for out, _ in pairs], scaled, parameters, retain_graph)
     return found if share else nothing
+
+
+def untouched(leaves: Sequence[Tensor]) -> ValueError:
+    """The error of all ranks where none has a gradient."""
+    return ValueError(
+        f"no loss of any rank touches any of the {len(leaves)} parameters: pass the parameters of"
+        " the network that made the losses"
+    )
 
 
 def fingerprint(leaves: Sequence[Tensor]) -> int:
