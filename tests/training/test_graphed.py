@@ -23,6 +23,8 @@ from anynest.training.step import Stepper, require_capturable
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
+# The meta device's tensors have no values: what asks for one, or decides by one, raises there.
+META = torch.device("meta")
 
 
 class StandIn:
@@ -126,6 +128,22 @@ def test_what_cannot_be_recorded_is_refused(
     require_capturable(tiny(), CPU, World())
 
 
+def test_ranks_are_refused(tiny: Tiny) -> None:
+    config = tiny(run={"cuda_graph": True}, method={"on_nonfinite": "ignore"})
+    with pytest.raises(ConfigError, match="one process, found 2"):
+        require_capturable(config, torch.device("cuda"), World(size=2))
+
+
+def test_sgd_takes_the_form_that_reads_its_rate_on_the_device() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    make_capturable(optimizer, META)
+    (group,) = optimizer.param_groups
+    assert group["fused"]
+    assert not group["foreach"]
+    assert group["lr"].device == META
+    assert group["initial_lr"] == 0.3
+
+
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_an_optimizer_made_capturable_steps_as_before_under_a_schedule(
     tiny: Tiny, name: str, monkeypatch: pytest.MonkeyPatch
@@ -191,10 +209,6 @@ def test_a_refresh_is_counted_through_replays(
 
 
 # -- nothing waits ---------------------------------------------------------------------------------
-# The meta device's tensors have no values: what asks for one, or decides by one, raises there.
-META = torch.device("meta")
-
-
 @pytest.fixture
 def no_copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Call it to forbid numbers from the host: each is a copy, which a recording does not allow."""
