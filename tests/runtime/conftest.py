@@ -108,13 +108,16 @@ class Thread:
         return 0
 
 
-def open_apart(session: Any, **options: Any) -> AnytimePredictor:
-    """A predictor of a session that runs behind sockets, as in a process of its own."""
+def connect(session: Any) -> IsolatedSession:
+    """A session that runs behind sockets, as in a process of its own."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    apart = IsolatedSession(Thread(session, theirs), ours)
-    predictor = AnytimePredictor(apart, **options)
-    _apart.append(apart)
-    return predictor
+    return IsolatedSession(Thread(session, theirs), ours)
+
+
+def open_apart(session: Any, **options: Any) -> AnytimePredictor:
+    """A predictor of such a session."""
+    _apart.append(connect(session))
+    return AnytimePredictor(_apart[-1], **options)
 
 
 _apart: list[IsolatedSession] = []
