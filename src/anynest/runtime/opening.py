@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..nets import AnytimeNetwork, StageCost
+from ..nets.architecture import Architecture
+from ..nets.cost import stage_costs
+from ..nets.wiring import build_plan
 from ..profiling import Profile
 from ..store import WeightsInfo
 from .isolated import IsolatedSession
+from .manifest import read_manifest
 from .session import Session, check_options, open_session
-from .source import resolve
+from .source import Source, resolve
 
 KNOWN_SIZES = 64  # of images, whose costs are kept
+
+Cost = Callable[[tuple[int, int]], tuple[StageCost, ...]]
 
 
 @dataclass(eq=False)
 class Opened:
     """A session, and what its source tells.
 
-    ``owned``: whether it was opened here, and is to be closed with its predictor.
+    ``owned``: whether it was opened here, and is to be closed with its predictor; ``cost``: of every
+    stage for (height, width), where the source tells it.
     """
 
     session: Session
     owned: bool
     info: WeightsInfo | None = None
-    network: AnytimeNetwork | None = None
+    cost: Cost | None = None
     profile: Profile | None = None
     _costs: dict[tuple[int, int], tuple[int, ...] | None] = field(default_factory=dict)
 
@@ -38,11 +47,12 @@ class Opened:
             if len(self._costs) >= KNOWN_SIZES:
                 self._costs.clear()
             rows: tuple[StageCost, ...] = ()
-            if self.network is not None:
-                rows = self.network.cost(size)
+            if self.cost is not None:
+                rows = self.cost(size)
             elif self.profile is not None and size == (self.profile.image_size,) * 2:
                 rows = self.profile.costs
-            self._costs[size] = tuple(row.multiply_adds for row in rows) or None
+            told = len(rows) == self.session.num_stages  # not so for a part of a network
+            self._costs[size] = tuple(row.multiply_adds for row in rows) if told else None
         return self._costs[size]
 
     @property
@@ -82,7 +92,7 @@ def open_source(
             isolated = chosen == "torch" and os.name == "posix" and bool(sys.executable)
         make = IsolatedSession.open if isolated else open_session
         session: Session = make(needed, backend=chosen, threads=threads, device=device)
-        opened = Opened(session, True, info or found.info, found.network, read)
+        opened = Opened(session, True, info or found.info, _cost_of(found), read)
     if read is not None and read.num_stages != opened.session.num_stages:
         stages = opened.session.num_stages
         if opened.owned:
@@ -92,3 +102,16 @@ def open_source(
             f"{read.num_stages}: profile the network again"
         )
     return opened
+
+
+def _cost_of(found: Source) -> Cost:
+    """The stages' costs of a network, or of the one that an exported folder tells of."""
+    if found.network is not None:
+        return found.network.cost
+    assert found.export is not None
+    fields: dict[str, Any] = read_manifest(found.export).architecture
+    tuples: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+    }
+    plan = build_plan(Architecture(**tuples))
+    return lambda size: stage_costs(plan, size)
