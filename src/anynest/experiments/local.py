@@ -76,6 +76,7 @@ class LocalLauncher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # a terminal's Ctrl-C is the sweep's to pass on, once
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         worker = Worker(self.started, process)

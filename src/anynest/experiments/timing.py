@@ -84,7 +84,7 @@ def measure_plan(
     out: Path,
     data: Dataset,
     protocol: Protocol,
-    images: int = IMAGES,
+    images: int | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Line:
     """Time one panel's networks and put them to the deadlines; the line for the results.
@@ -93,7 +93,7 @@ def measure_plan(
 
     Errors: as ``open_session`` where a cell's weights are missing.
     """
-    inputs, labels = test_images(data, images)
+    inputs, labels = test_images(data, images or IMAGES)
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         sessions = []
@@ -194,7 +194,7 @@ def measure_missing(
     data: Dataset,
     results: Path,
     say: Callable[[str], None] = lambda text: None,
-    images: int = IMAGES,
+    images: int | None = None,
 ) -> int:
     """Measure every panel and seed that the results file does not have; how many those were."""
     known = {identity(line) for line in read_results(results)}
