@@ -1,6 +1,7 @@
 """``anynest reproduce``: plans, mistakes, and Table 3 on a small folder in ImageNet's layout."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ def test_a_dry_run_lists_the_cells_and_trains_nothing(
         (["--jobs", "0"], "--jobs must be at least 1, found 0"),
         (["--data", "digitz"], "unknown source 'digitz'"),
         (["--device", "gpu"], "run.device must be"),
+        (["--run-option", "precison=bf16"], "run has no key 'precison'; near matches: precision"),
+        (["--run-option", "seed=3"], "seed=... has a flag of its own: --seeds"),
         (["--imagenet", "x"], "--imagenet is for table3 beside others"),
     ],
 )
@@ -63,8 +66,6 @@ def test_mistakes_end_in_one_line(
     what = given.pop("what")
     assert status(what, *(part for pair in given.items() for part in pair)) == 2
     found = capsys.readouterr()
-    import re
-
     assert re.search(words, found.err), found.err
     assert found.err.count("\n") == 1
 

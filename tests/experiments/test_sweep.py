@@ -17,6 +17,7 @@ from anynest.experiments.results import add_results, read_results
 from anynest.experiments.sweep import Sweep
 from anynest.store import RunError, RunFolderError, load
 from anynest.training.progress import Silent
+from anynest.training.run_folder import RunFolder
 
 LABEL = "digits (200 training images)"
 
@@ -69,7 +70,9 @@ def test_a_line_tells_all_that_a_number_needs(tmp_path: Path, cells: list[Cell])
     assert [entry["epoch"] for entry in line["cosines"]] == [1, 2]
     assert -1 <= line["cosines"][0]["cosines"][0][0] <= 1
     assert line["settings"] == cell.settings
-    assert line["environment"]["threads"] == 1
+    assert line["environment"]["threads"] == line["machine"]["threads"] == 1
+    assert line["machine"]["precision"] == "float32"
+    assert "seed" not in line["machine"]
     assert {"torch", "processor"} <= set(line["environment"])
     assert line["revision"] == revision()
     assert line["seconds"] > 0
@@ -168,6 +171,11 @@ def test_folders_may_move_but_hold_one_run(tmp_path: Path, cells: list[Cell]) ->
     folder.rename(cells[1].folder(moved))
     with pytest.raises(RunFolderError, match="holds another run"):
         run_job(Job(cells[1], moved, "digits", machine))
+    folder = RunFolder(cells[0].folder(moved / "c"))
+    other = cells[0].config("digits", {**machine, "precision": "bf16"})
+    folder.start(other)
+    with pytest.raises(RunFolderError, match="holds another run"):
+        run_job(Job(cells[0], moved / "c", "digits", machine))
 
 
 def test_two_sweeps_in_one_folder_are_one_too_many(

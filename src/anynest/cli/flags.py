@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -111,7 +112,7 @@ def from_text(kind: Any, text: Any, flag: str) -> Any:
 
 def _guess(kind: Any, text: Any, flag: str) -> Any:
     if get_origin(kind) is dict:
-        return dict(_key_value(item, flag) for item in text)
+        return key_values(text, flag)
     if not isinstance(text, str):
         return text
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
@@ -128,6 +129,15 @@ def _guess(kind: Any, text: Any, flag: str) -> Any:
             return text
     wanted = " or ".join(describe(member) for member in members if member is not NoneType)
     raise ConfigError(f"{flag} must be {wanted}, found {text!r}")
+
+
+def key_values(items: Sequence[str], flag: str) -> dict[str, Any]:
+    """What ``KEY=VALUE`` texts say; values are JSON where they can be.
+
+    >>> key_values(["exit=linear", "n=3"], "--model-option")
+    {'exit': 'linear', 'n': 3}
+    """
+    return dict(_key_value(item, flag) for item in items)
 
 
 def _split(kind: Any, text: str) -> list[str]:

@@ -27,7 +27,7 @@ from ..training import ConfigError, Interrupted
 from ..training.environment import find_device, usable_cores
 from ..training.progress import clock, counted
 from .console import Console
-from .flags import Commands
+from .flags import Commands, key_values
 from .train import absolute
 
 EXAMPLES = """examples:
@@ -67,6 +67,13 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--launcher", choices=("local", "ray"), default="local")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a running cluster's (ray)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--run-option",
+        action="append",
+        metavar="KEY=VALUE",
+        help="how the runs compute, such as precision=bf16 or channels_last=true (see the section "
+        "run of anynest train); may be repeated",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the cells and the time")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(call=run)
@@ -182,7 +189,7 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
             continue
         cells = plan_cells(experiments, protocol, arguments.seeds)
         source = absolute(sources[family])
-        machine = {"device": str(find_device(arguments.device)), "threads": 1}
+        machine = machine_of(arguments)
         data = cells[0].config(source, machine).data.load()
         results = Path(arguments.results or out / f"{protocol.name}.jsonl")
 
@@ -199,6 +206,16 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
         sweep = Sweep(cells, out, results, source, data.label, machine, wanted_weights, say)
         parts.append(Part(experiments, sweep, data))
     return parts
+
+
+def machine_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the section ``run`` that are no cell's own."""
+    options = key_values(arguments.run_option or [], "--run-option")
+    for key in ("seed", "device"):
+        if key in options:
+            flag = "--seeds" if key == "seed" else "--device"
+            raise ConfigError(f"--run-option {key}=... has a flag of its own: {flag}")
+    return {"device": str(find_device(arguments.device)), "threads": 1, **options}
 
 
 def plan_cells(experiments: list[Experiment], protocol: Protocol, seeds: int) -> list[Cell]:

@@ -123,7 +123,7 @@ def load_once(config: DataConfig) -> Dataset:
 def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
     """The line of a cell whose run has just come to its end."""
     summary = read_object(folder.summary)
-    history = folder.read_history()
+    history, stored = folder.read_history(), read_config(folder.config).to_json()
     model = create_model(summary["model"], **summary["arguments"])
     costs = model.cost(data.image_size)
     test = summary["test"]
@@ -148,6 +148,7 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
         "epochs": summary["epochs"],
         "seconds": round(summary["training_seconds"], 3),
         "settings": cell.settings,
+        "machine": {key: value for key, value in stored["run"].items() if key != "seed"},
         "revision": revision(),
         "anynest": summary["anynest"],
         "environment": summary["environment"],
