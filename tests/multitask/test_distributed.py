@@ -77,3 +77,28 @@ def test_a_group_must_be_one() -> None:
         OSGD(group="world")
     w = torch.nn.Parameter(torch.ones(2))
     assert OSGD(group=None).backward([w.sum()], [w], samples=3).sent_bytes == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's sockets")
+def test_the_sockets_send_what_is_reckoned(tmp_path: Path) -> None:
+    """What the kernel says was sent is (S + 1) P or so, and less than whole gradients take."""
+    script = Path(__file__).parents[2] / "benchmarks" / "wire.py"
+    command = [sys.executable, script, "--models", "heads-4", "--ranks", "2", "--steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run(
+        [*command, "--json", tmp_path / "wire.json"],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=environment,
+    )
+    (result,) = json.loads((tmp_path / "wire.json").read_text())["results"]
+    rows = {row["step"]: row for row in result["rows"]}
+    for row in rows.values():
+        if row["counted"]:
+            assert row["counted"] == pytest.approx(row["reckoned"], rel=0.01)
+        if row["sockets"] is not None:
+            assert row["sockets"] == pytest.approx(row["reckoned"], rel=0.02)
+    ours, whole = rows["OSGD"], rows["OSGD, every gradient all-reduced"]
+    assert ours["reckoned"] == 4 * (result["touched"] + result["parameters"]) / 2
+    assert ours["reckoned"] < 0.65 * whole["reckoned"]
