@@ -19,18 +19,31 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 
 
-def torchrun(name: str, **environment: str) -> str:
-    """What two ranks of an example print."""
+@pytest.fixture(scope="module")
+def two_ranks() -> dict[str, list[list[float]]]:
+    """The numbers in what two ranks of each distributed example print, line by line."""
+    names = ["distributed_loop", "fsdp_loop", "accelerate_loop"]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *command, FOLDER / f"{name}.py"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        [sys.executable, *command, Path(__file__).with_name("example_runner.py"), *names],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
+    name = ""
+    for line in done.stdout.splitlines():
+        if line.startswith("== "):
+            name = line[3:]
+        elif line:
+            found[name].append(numbers(line))
+    return found
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.replace(",", "").split() if "." in word]
 
 
 def test_every_example_is_tested_and_listed() -> None:
@@ -106,25 +119,23 @@ def test_accelerate_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[4] == pytest.approx(found[1], rel=0.6)  # a mean of micro-batches, not their sum
 
 
-def test_accelerate_loop_on_two_ranks() -> None:
-    pytest.importorskip("accelerate")
-    lines = torchrun("accelerate_loop", ACCELERATE_USE_CPU="true").splitlines()
-    first, last = ([float(loss) for loss in line.split()[1:]] for line in map(clean, lines))
+def test_accelerate_loop_on_two_ranks(two_ranks: dict[str, list[list[float]]]) -> None:
+    first, last = two_ranks["accelerate_loop"]  # each printed once, for both
     assert all(b < a for a, b in zip(first, last, strict=True))
 
 
-def clean(line: str) -> str:
-    return line.replace(",", "")
-
-
-def test_distributed_loop(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "count"), [("distributed_loop", 3), ("fsdp_loop", 2)])
+def test_two_ranks_and_one_process_end_alike(
+    name: str,
+    count: int,
+    two_ranks: dict[str, list[list[float]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two ranks, of 16 and 15 samples, and one process end alike."""
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    run("distributed_loop", monkeypatch)
-    alone = [float(word) for word in clean(capsys.readouterr().out).split() if "." in word]
-    ranks = [float(word) for word in clean(torchrun("distributed_loop")).split() if "." in word]
-    assert len(alone) == 3
+    for variable in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    run(name, monkeypatch)
+    alone = numbers(capsys.readouterr().out)
+    assert len(alone) == count
+    (ranks,) = two_ranks[name]
     assert ranks == pytest.approx(alone, abs=2e-4)
