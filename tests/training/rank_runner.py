@@ -56,7 +56,9 @@ def run(
                     MASTER_PORT=str(port),
                 )
             told, status = "", 1
-            faulthandler.dump_traceback_later(240, exit=True)  # a rank that waits for ever says where
+            faulthandler.dump_traceback_later(
+                240, exit=True
+            )  # a rank that waits for ever says where
             try:
                 if arm is not None:
                     arm(rank)
