@@ -9,14 +9,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anynest.runtime.channel import BEGIN, ERROR, Channel, Layout, Message, shared_file
+from anynest.runtime.channel import BEGIN, CANCEL, ERROR, Channel, Layout, Message, shared_file
+from anynest.runtime.isolated import IsolatedEvaluation, IsolatedSession
 
 Pair = tuple[Channel, Channel]
 
@@ -130,3 +132,52 @@ def test_waiting(pair: Pair, monkeypatch: pytest.MonkeyPatch, many_handles: bool
     assert ours.wait(math.inf)
     with pytest.raises(EOFError):
         ours.receive()
+
+
+def fill(channel: Channel) -> int:
+    """Messages until the other side, which does not read, takes no more."""
+    for number in range(1_000_000):
+        try:
+            channel.send(Message(CANCEL, number))
+        except BlockingIOError:
+            return number
+    raise AssertionError("the socket takes everything")
+
+
+def test_a_full_channel_is_waited_for_and_no_longer_than_until() -> None:
+    ours, theirs = socket.socketpair()
+    near, far = Channel(ours, shared_file()), Channel(theirs, shared_file())
+    sent = fill(near)
+    begun = time.monotonic()
+    with pytest.raises(BlockingIOError):
+        near.send(Message(CANCEL, sent), until=begun + 0.05)
+    assert 0.05 <= time.monotonic() - begun < 2.0
+
+    def read() -> None:
+        time.sleep(0.05)
+        while far.receive() is not None:
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    near.send(Message(CANCEL, sent), until=math.inf)
+    reader.join()
+    near.close()
+    far.close()
+
+
+def test_a_process_that_is_behind_costs_answers_and_no_error() -> None:
+    """A starved process reads nothing for many deadlines: each has no answer, and none fails."""
+    ours, theirs = socket.socketpair()
+    channel, stuck = Channel(ours, shared_file()), Channel(theirs, shared_file())
+    fill(channel)
+    session = SimpleNamespace(in_channels=1, num_stages=2, num_classes=3, give_back=lambda _: None)
+    for _ in range(3):
+        due = time.monotonic() + 0.02
+        evaluation = IsolatedEvaluation(
+            cast(IsolatedSession, session), channel, 1, torch.zeros(1, 1, 2, 2), due, False
+        )
+        assert not evaluation.ready(due)
+        evaluation.close()
+    channel.close()
+    stuck.close()

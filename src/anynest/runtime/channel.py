@@ -146,10 +146,24 @@ class Channel:
         assert self.memory is not None
         return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
 
-    def send(self, message: Message) -> None:
-        """Send without waiting. OSError where the other side is gone, or takes nothing any more."""
+    def send(self, message: Message, until: float = -math.inf) -> None:
+        """Send, and wait until that time for the other side to take what it was sent before.
+
+        BlockingIOError where it has not by then; another OSError where it is gone.
+        """
         data = message.pack()
-        if self.socket.send(data) < len(data):
+        while True:
+            try:
+                sent = self.socket.send(data)
+                break
+            except BlockingIOError:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                poll = select.poll()
+                poll.register(self.socket, select.POLLOUT)
+                poll.poll(math.ceil(1000 * min(left, _LONGEST)))
+        if sent < len(data):
             raise BrokenPipeError("the other side does not read")
 
     def receive(self) -> Message | None:
