@@ -16,11 +16,14 @@ from cases import CASES, Case
 
 from anynest.nets import create_model
 from anynest.runtime import stages
-from anynest.runtime.block_choice import block_size, choose_packs
+from anynest.runtime.block_packs import choose_layout
+from anynest.runtime.block_size import block_size
+from anynest.runtime.export_check import of_stages
 from anynest.runtime.folded_network import FoldedNetwork
 from anynest.runtime.onnx_graph import stage_models, stage_pieces
 from anynest.runtime.onnx_session import OnnxSession
 from anynest.runtime.onnx_single import join, split
+from anynest.runtime.realign import realigned
 
 # of the large networks, one of each family: the others differ in size alone
 LARGE = ("width_nested_resnet42", "depth_nested_sparse_resnet98", "width_nested_resnet50")
@@ -173,13 +176,53 @@ def ask(session: Any, images: torch.Tensor, wanted: int) -> tuple[Any, int]:
     return logits, int(stage)
 
 
-def test_narrow_slices_are_packed_and_wide_ones_are_not() -> None:
-    def packs(name: str, block: int, width: int = 32) -> dict[int, int]:
-        return choose_packs(FoldedNetwork.of(create_model(name)).plan, width, block)
+@pytest.mark.parametrize("block", [4, 8])
+@some
+def test_realigned_nodes_stand_for_earlier_ones(case: Case, block: int) -> None:
+    network = FoldedNetwork.of(case.network())
+    aligned = realigned(network, block)
+    pieces = stage_pieces(aligned)
+    models, _ = stage_models(aligned, pieces, (case.image_size,) * 2)
+    names = [piece.names for piece in pieces]
+    answers = of_stages(models, names, case.network())
+    images = case.images()
+    for ours, theirs in zip(answers(images.float().numpy()), expected(case, images), strict=True):
+        close(torch.from_numpy(ours), theirs)
+    # no node computes more blocks than before, so no stage costs more
+    for before, after in zip(network.plan.layers, aligned.plan.layers, strict=True):
+        for old, new in zip(before.nodes, after.nodes, strict=True):
+            assert new.start <= old.start
+            for was, unit in zip(old.units, new.units, strict=True):
+                assert -(-unit.outputs // block) == -(-was.outputs // block)
 
-    assert packs("width_nested_resnet42", 16) == {0: 2}  # slices of 8, 8, 16 channels
-    assert packs("width_nested_resnet42", 8) == {}
-    assert packs("depth_nested_sparse_resnet98", 16) == {}
-    assert packs("alternating_nested_sparse_resnet98", 16) == {0: 4, 1: 2}  # of 4, 4, 8; 8, 8, 16
-    assert packs("width_nested_resnet42", 16, width=31) == {}  # pairs of pixels need an even row
-    assert packs("width_nested_resnet14", 16, width=64) == {}  # bottlenecks and pooling
+
+def test_nodes_begin_at_whole_blocks_where_they_can() -> None:
+    def starts(name: str, layer: str, block: int) -> list[int]:
+        plan = realigned(FoldedNetwork.of(create_model(name)), block).plan
+        return [node.start for entry in plan.layers if entry.name == layer for node in entry.nodes]
+
+    assert starts("width_nested_resnet42", "group1.layer3", 16) == [0, 0, 16]
+    assert starts("width_nested_resnet42", "group1.layer3", 8) == [0, 8, 16]
+    assert starts("even_width_resnet42", "group1.layer3", 16) == [0, 0, 16, 16]
+    assert starts("width_nested_resnet42", "group2.layer3", 16) == [0, 16, 32]
+    # from stage 4 on this layer reads others than before: what it has is not computed along
+    assert starts("alternating_nested_sparse_resnet98", "group1.layer5", 16) == [0, 0, 8]
+
+
+def test_narrow_slices_are_packed_and_wide_ones_are_not() -> None:
+    def choice(name: str, block: int, width: int = 32) -> tuple[bool, dict[tuple[int, int], int]]:
+        network = FoldedNetwork.of(create_model(name))
+        chosen, packs = choose_layout(network, width, block)
+        return chosen is not network, packs
+
+    assert choice("width_nested_resnet42", 16) == (True, {(0, 1): 2})  # slices of 8, 8, 16 channels
+    assert choice("width_nested_resnet42", 8) == (False, {})
+    assert choice("depth_nested_sparse_resnet98", 16) == (False, {})
+    aligned, packs = choice("even_width_resnet42", 16)
+    assert (aligned, packs) == (False, {(0, birth): 2 for birth in (1, 2, 3, 4)})
+    # a convolution of stride 2 may lead from fours of pixels to pairs, not to single ones
+    aligned, packs = choice("alternating_nested_sparse_resnet98", 16)
+    assert aligned
+    assert (packs[0, 1], packs[1, 1]) == (4, 2)
+    assert choice("width_nested_resnet42", 16, width=31)[1] == {}  # pairs need an even row
+    assert choice("width_nested_resnet14", 16, width=64)[1] == {}  # bottlenecks and pooling

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anynest.nets import AnytimeNetwork, create_model
 from anynest.runtime import onnx_programs, open_session, stages
-from anynest.runtime.block_choice import block_size
+from anynest.runtime.block_size import block_size
 from anynest.runtime.export import export
 from anynest.runtime.onnx_program import Slot
 from anynest.runtime.onnx_session import FREE_SLOTS, OnnxSession

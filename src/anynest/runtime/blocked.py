@@ -45,13 +45,17 @@ class BlockedEmitter(Emitter):
 
     Args:
         network: what to compute.
+        packs: per level (how often the image is halved) and birth, the pixels that stand side by side.
         width: pixels in a row of the images.
         block: Q, channels that the kernels compute at once.
-        packs: per level (how often the image's side is halved) the pixels that stand side by side.
     """
 
     def __init__(
-        self, network: FoldedNetwork, width: int, block: int, packs: Mapping[int, int]
+        self,
+        network: FoldedNetwork,
+        packs: Mapping[tuple[int, int], int],
+        width: int,
+        block: int,
     ) -> None:
         super().__init__(network)
         self.width, self.block = width, block
@@ -86,7 +90,7 @@ class BlockedEmitter(Emitter):
         sizes = node.units[unit]
         weight, bias = self.network.convolutions[layer.name, node.birth][unit]
         level = self._levels[inputs[0].name] + sizes.stride // 2
-        layout = Layout(1 if layer.pool else self.packs.get(level, 1))
+        layout = Layout(self.packs.get((level, node.birth), 1))
         after = [(u.kernel, u.stride) for u in node.units[unit + 1 : unit + 2]]
         if layout.pack > 1 and sizes.kernel == 3 and after == [(3, 1)]:
             layout = layout._replace(shift=1)

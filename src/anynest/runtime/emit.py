@@ -209,10 +209,10 @@ class Emitter(ABC):
                 f"{own}.unpooled" if pooled else own,
             )
             known = self._slices.setdefault((layer.name, LAST if last else number), [])
-            start = known[-1].stop if known else 0
-            made = Slice(value, start, start + unit.outputs, node.birth)
+            stop = node.start + unit.outputs if last else node.units[number + 1].inputs
+            made = Slice(value, stop - unit.outputs, stop, node.birth)
             known.append(made._replace(name=self.pool(made, own)) if pooled else made)
-            inputs = [s for s in known if s.birth <= node.birth]
+            inputs = cover(known, node.birth)
 
     def _residual(
         self, layer: Layer, node: Node, read: Sequence[Slice], unit: Unit
@@ -220,7 +220,7 @@ class Emitter(ABC):
         if node.residual is None:
             return None
         if node.residual != "input":
-            return next(s for s in self._slices[node.residual, LAST] if s.birth == node.birth)
+            read = cover(self._slices[node.residual, LAST], node.birth)
         name = f"{layer.name}.stage{node.birth}.residual"
         return self._part(read, node.start, node.start + unit.outputs, name)
 
@@ -228,7 +228,7 @@ class Emitter(ABC):
         """The sum of layers as it stands at a birth, in the finest slices that they have in common."""
         if names == (IMAGE,):
             return [Slice(IMAGE, 0, self.network.in_channels, 0)]
-        columns = [[s for s in self._slices[source, LAST] if s.birth <= birth] for source in names]
+        columns = [cover(self._slices[source, LAST], birth) for source in names]
         cuts = sorted(set.intersection(*({s.stop for s in column} for column in columns)))
         relu = self.network.plan.relu_reads
         result: list[Slice] = []
@@ -277,3 +277,12 @@ class Emitter(ABC):
             return self._logits[stage]
         upto = [name for known, name in self._logits.items() if known <= stage]
         return self.graph.add("Mean", upto, f"logits{number}")
+
+
+def cover(slices: Sequence[Slice], birth: int) -> list[Slice]:
+    """The newest slices, of those born by then, that hold all channels."""
+    found: list[Slice] = []
+    for part in reversed(slices):
+        if part.birth <= birth and (not found or part.start < found[0].start):
+            found.insert(0, part)
+    return found

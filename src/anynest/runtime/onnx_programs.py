@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..nets.plan import IMAGE
-from .block_choice import block_size, choose_packs
+from .block_packs import choose_layout
+from .block_size import block_size
 from .blocked import DOMAIN, BlockedEmitter, Mask
 from .folded_network import Array, FoldedNetwork
 from .manifest import StageNames
@@ -133,7 +134,7 @@ class Programs:
 
 def _blocked(network: FoldedNetwork, width: int, threads: int | None) -> Program:
     block = block_size()
-    emitter = BlockedEmitter(network, width, block, choose_packs(network.plan, width, block))
+    emitter = BlockedEmitter(*choose_layout(network, width, block), width, block)
     pieces = emitter.emit()
     models = [
         model_of(piece, f"stage{number}", {}, [DOMAIN]).SerializeToString()
