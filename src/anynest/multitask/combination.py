@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .distributed import SharedFilling
 from .filling import Filling
+from .shared import SharedFilling
 from .stats import Stats
 
 

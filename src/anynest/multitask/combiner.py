@@ -22,12 +22,13 @@ from .checks import (
     split_groups,
 )
 from .combination import Combination, OnePass, Pending, stats_of
-from .distributed import Ranks, SharedFilling
+from .distributed import Ranks
 from .filling import Filling, Pattern
 from .given import Given
 from .gradients import accumulate, fill, gradient
 from .rows import Rows
 from .sharded import require_plain
+from .shared import SharedFilling
 from .stats import Stats
 from .wrappers import check_wrappers
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -54,10 +55,10 @@ def train(
         ...     len(train(config, folder).test_error)  # one error a stage
         3
     """
-    with joined() as world, contextlib.ExitStack() as stack:
+    run_folder = RunFolder(folder)
+    with joined() as world, together(world, run_folder), contextlib.ExitStack() as stack:
         if reporter is None or not world.leads:
             reporter = Silent()
-        run_folder = RunFolder(folder)
         told = world.first(lambda: opened(run_folder, config, resume))
         assert told is not None
         found = json.loads(told)
@@ -89,20 +90,26 @@ def train(
 
         world.first(begin)
         stack.enter_context(stop)
-        try:
-            loop.run()
-            model.requires_grad_(True)
-            history = loop.history
-            result = finish(config, run_folder, data, model, device, history, loop.check_in, world)
-            loop.poll.heard()
-        except RuntimeError as error:
-            if world.size == 1 or not is_lost(error):
-                raise
-            raise RunError(
-                f"rank {world.rank} has lost the others {loop.where()}: one of them failed or was "
-                f"ended; go on with: {run_folder.resume_command()}"
-            ) from error
+        loop.run()
+        model.requires_grad_(True)
+        history = loop.history
+        result = finish(config, run_folder, data, model, device, history, loop.check_in, world)
+        loop.poll.heard()
         return result
+
+
+@contextlib.contextmanager
+def together(world: World, folder: RunFolder) -> Iterator[None]:
+    """One line where another rank is gone; its own error says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1 or isinstance(error, RunError) or not is_lost(error):
+            raise
+        raise RunError(
+            f"rank {world.rank} has lost another rank, which failed or was ended; go on with: "
+            f"{folder.resume_command()}"
+        ) from error
 
 
 def opened(folder: RunFolder, config: TrainConfig | None, resume: bool) -> bytes:
