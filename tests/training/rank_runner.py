@@ -22,7 +22,7 @@ import torch
 
 from anynest.data import load
 from anynest.store import RunError, files
-from anynest.training import Interrupted, TrainConfig, evaluate, loop, step, train
+from anynest.training import Interrupted, MethodConfig, TrainConfig, evaluate, loop, step, train
 from anynest.training.distributed import joined
 
 DATA = load("digits")  # once, for all that are forked
@@ -153,6 +153,37 @@ def minutes(rank: int) -> None:
         loop.time = SimpleNamespace(monotonic=monotonic)
 
 
+def noisy(rank: int) -> None:
+    """The losses depend on each rank's own generator, as dropout makes them."""
+    real = MethodConfig.criterion
+
+    def criterion(method: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return real(method, logits, labels) * (0.9 + 0.2 * torch.rand(()))
+
+    MethodConfig.criterion = criterion
+
+
+def each(*arms: Arm) -> Arm:
+    def arm(rank: int) -> None:
+        for one in arms:
+            one(rank)
+
+    return arm
+
+
+def unlike(rank: int) -> None:
+    """Rank 1 builds other weights than rank 0."""
+    module = sys.modules["anynest.training.train"]
+    real = module.seed_everything
+    module.seed_everything = lambda seed: real(seed + rank)
+
+
+def other_data(rank: int) -> None:
+    global DATA
+    if rank == 1:
+        DATA = load("digits", limit=1000)
+
+
 def watch_states(folder: Path) -> Arm:
     """Each rank writes down its weights and buffers before step 5."""
 
@@ -184,9 +215,11 @@ def main() -> None:
     run("full", config, folder / "full", 2, full_disk)
     run("greedy-one", greedy, folder / "greedy-one", 1)
     run("greedy-two", greedy, folder / "greedy-two", 2)
-    run("local", local, folder / "local", 2, watch_states(folder))
-    run("local-stopped", local, folder / "local-stopped", 2, terminate(1, 7))
-    run("local-resumed", local, folder / "local-stopped", 2, resume=True)
+    run("local", local, folder / "local", 2, each(noisy, watch_states(folder)))
+    run("local-stopped", local, folder / "local-stopped", 2, each(noisy, terminate(1, 7)))
+    run("local-resumed", local, folder / "local-stopped", 2, noisy, resume=True)
+    run("unlike", config, folder / "unlike", 2, unlike)
+    run("other-data", config, folder / "other-data", 2, other_data)
     run("minutes", configs["minutes"], folder / "minutes", 2, minutes)
     print(json.dumps(ends))
 

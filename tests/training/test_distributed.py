@@ -160,6 +160,10 @@ def test_a_signal_for_one_rank_stops_all_and_costs_no_bit(
         ("used", "RunFolderError: run folder .*two must be empty or new"),
         ("poisoned", "RunError: loss 1 is not finite on rank 1 at epoch 1, batch 4 of 5"),
         ("full", "RunError: cannot write .*No space left on device"),
+        (
+            "other-data",
+            "ConfigError: all ranks must read the same data, found digits, .* on rank 1",
+        ),
     ],
 )
 def test_ranks_fail_together_with_the_same_words(
@@ -176,6 +180,12 @@ def test_ranks_hold_one_state_without_joined_norms(runs: tuple[Path, dict[str, A
     one, other = (torch.load(folder / f"state.{rank}", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert any("running_mean" in key for key in one)
+
+
+def test_all_ranks_begin_with_the_first_ones_weights(runs: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = runs
+    files = [folder / name / "weights.safetensors" for name in ("unlike", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_leaders_clock_saves_for_all(runs: tuple[Path, dict[str, Any]]) -> None:
