@@ -23,7 +23,7 @@ from anynest.runtime import (
     calibrate,
     simulate,
 )
-from anynest.runtime.thresholds import ALWAYS, NEVER, Exits, Thresholds, search
+from anynest.runtime.thresholds import ALWAYS, NEVER, Exits, Thresholds, _between, search
 
 
 def held_out(seed: int, stages: int = 3, images: int = 200, classes: int = 5) -> HeldOut:
@@ -159,6 +159,9 @@ def test_neighbouring_floats_are_told_apart() -> None:
     _, report = calibrate(Confidence(), data, target_accuracy=1.0)
     assert report.leaving == (0.5, 0.5)
     assert report.reached
+    for one in torch.rand(50):
+        pair = torch.stack([torch.nextafter(one, torch.tensor(2.0)), one])
+        assert (pair >= _between(pair.double(), 1)).tolist() == [True, False]
 
 
 def test_the_report_counts() -> None:

@@ -31,18 +31,20 @@ def images(*values: float) -> torch.Tensor:
 def test_all_stages(both: Any) -> None:
     session, _ = both
     assert (session.num_stages, session.num_classes, session.in_channels) == (3, 4, 1)
-    for x in (images(2.0), images(1.0, 2.0, 3.0)):
+    kept = []
+    for x in (images(2.0), images(1.0, 2.0, 3.0), images(4.0)):
         evaluation = session.begin(x)
         found = list(stages(evaluation))
         assert [stage for stage, _ in found] == [1, 2, 3]
-        for stage, logits in found:  # each the caller's own, whatever came after it
-            assert torch.equal(logits[:, 0], x[:, 0, 0, 0] * stage)
+        kept += [(x, stage, logits) for stage, logits in found]
         with pytest.raises(RuntimeError, match="every stage is finished"):
             evaluation.step()
         evaluation.close()
         evaluation.close()
         with pytest.raises(RuntimeError, match=r"every stage is finished|closed"):
             evaluation.step()
+    for x, stage, logits in kept:  # the caller's own, whatever came after
+        assert torch.equal(logits[:, 0], x[:, 0, 0, 0] * stage)
 
 
 def test_stages_are_finished_when_they_say(both: Any) -> None:
