@@ -22,23 +22,18 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[str, list[list[float]]]:
     """The numbers in what two ranks of each distributed example print, line by line."""
-    names = ["distributed_loop", "fsdp_loop", "accelerate_loop"]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *command, Path(__file__).with_name("example_runner.py"), *names],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[list[float]]] = {name: [] for name in names}
-    name = ""
-    for line in done.stdout.splitlines():
-        if line.startswith("== "):
-            name = line[3:]
-        elif line:
-            found[name].append(numbers(line))
+    found = {}
+    for name in ("distributed_loop", "fsdp_loop", "accelerate_loop"):
+        done = subprocess.run(
+            [sys.executable, *command, FOLDER / f"{name}.py"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = [numbers(line) for line in done.stdout.splitlines() if line]
     return found
 
 

@@ -24,14 +24,16 @@ def start(out: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_checkpoint(out: Path, besides: set[Path], seconds: float = 120) -> set[Path]:
+def checkpoints(out: Path) -> set[Path]:
+    return set((out / "slow").glob("*/checkpoints/*.ckpt"))
+
+
+def wait_for_new_checkpoint(out: Path, seconds: float = 120) -> None:
+    before = checkpoints(out)
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = set((out / "slow").glob("*/checkpoints/*.ckpt")) - besides
-        if found:
-            return found
+    while checkpoints(out) <= before:
+        assert time.monotonic() < until, "no checkpoint was written"
         time.sleep(0.02)
-    raise AssertionError("no checkpoint was written")
 
 
 def worker_of(parent: int) -> int:
@@ -49,7 +51,7 @@ def worker_of(parent: int) -> int:
 def test_stopped_killed_and_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = start(out)
-    before = wait_for_checkpoint(out, set())
+    wait_for_new_checkpoint(out)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: the sweep and its worker
     said, _ = first.communicate(timeout=120)
     assert first.returncode == 130, said
@@ -59,7 +61,7 @@ def test_stopped_killed_and_finished(tmp_path: Path) -> None:
     assert len(done) < 2
 
     second = start(out)
-    wait_for_checkpoint(out, before)
+    wait_for_new_checkpoint(out)
     worker = worker_of(second.pid)
     os.kill(second.pid, signal.SIGKILL)  # the sweep alone: its worker must find out
     second.communicate(timeout=120)

@@ -77,15 +77,15 @@ FAST = Protocol(
 # (four blocks a group) with 8, 16 and 32 channels; on ResNets 10 layers with 16, 32 and 64.
 MICRO = Protocol(
     "micro",
-    "small members of the same designs, 4,000 images of 12 pixels, 5 epochs",
+    "small members of the same designs, 10,000 images of 12 pixels, 4 epochs",
     {
         "cifar": {
             "data": {
                 "augment": "cifar",
-                "batch_size": 32,
+                "batch_size": 64,
                 "holdout": 250,
                 "image_size": 12,
-                "limit": 4000,
+                "limit": 10000,
             },
             "optimizer": {
                 "name": "sgd",
@@ -94,7 +94,7 @@ MICRO = Protocol(
                 "options": {"momentum": 0.9, "nesterov": True},
             },
             "schedule": {
-                "epochs": 5,
+                "epochs": 4,
                 "shape": "steps",
                 "milestones": [0.3, 0.6, 0.8],
                 "factor": 0.2,
