@@ -35,6 +35,14 @@ class Protocol:
         """The section ``model`` of a design's config."""
         return self.models.get(design.name, {"name": design.model})
 
+    def has_papers_network(self, design: str) -> bool:
+        """Whether it trains the very network that the paper does.
+
+        >>> PAPER.has_papers_network("width"), MICRO.has_papers_network("width")
+        (True, False)
+        """
+        return self.model(DESIGNS[design]) == {"name": DESIGNS[design].model}
+
     def growth(self, design: str) -> tuple[tuple[int, int], ...]:
         """(width, depth) of each stage as this protocol trains the design."""
         own = DESIGNS[design]

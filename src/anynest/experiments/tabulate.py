@@ -154,15 +154,15 @@ def table_of(
 
 
 def entries_of(run: Run, protocol: Protocol, errors: list[list[float]]) -> tuple[Entry, ...]:
-    """A run's stages; the paper's number stands beside ours where the stage is the paper's."""
-    growth, full = protocol.growth(run.design), DESIGNS[run.design].growth
-    count = 1 if run.independent else len(growth)
+    """A run's stages; the paper's number stands beside ours where the network is the paper's."""
+    papers = protocol.has_papers_network(run.design)
+    count = 1 if run.independent else len(protocol.growth(run.design))
     return tuple(
         Entry(
             stage,
             tuple(100 * values[stage - 1] for values in errors),
             printed_error(run.design, run.variant, stage, run.independent)
-            if growth == full
+            if papers
             else None,
         )
         for stage in range(1, count + 1)
