@@ -12,9 +12,9 @@ import torch
 
 from .. import __version__
 from ..training import Interrupted, RunError
-from . import demo, doctor, evaluate, export, models, predict, profile, reproduce, train
+from . import demo, doctor, evaluate, export, models, predict, profile, report, reproduce, train
 
-COMMANDS = (train, evaluate, predict, profile, export, reproduce, models, doctor, demo)
+COMMANDS = (train, evaluate, predict, profile, export, reproduce, report, models, doctor, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

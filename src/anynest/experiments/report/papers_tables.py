@@ -1,0 +1,53 @@
+"""The paper's tables by themselves, where ours are of other networks or other data."""
+
+from ..designs import DESIGNS
+from ..experiment import Experiment
+from ..paper import ERRORS, METHODS, TOP5_ERRORS, Key, Printed
+from ..variants import title_of
+from .document import Cell, Fold, Group, Table, Text
+from .section import Section
+from .words import error_text
+
+ORIENTATION = (
+    "The paper's, for orientation; another network or other data, not to be compared number by "
+    "number."
+)
+
+
+def papers_table(section: Section, experiment: Experiment) -> Fold | None:
+    """Those designs of the table that ours cannot be compared with; none where all can."""
+    found = dict.fromkeys(run.design for run in experiment.runs(section.protocol))
+    designs = [
+        design
+        for design in found
+        if not section.comparable(design) and any(key[0] == design for key in ERRORS)
+    ]
+    if not designs:
+        return None
+    metrics: list[tuple[str, dict[Key, Printed]]] = [("", ERRORS)]
+    if experiment.family == "imagenet":
+        metrics = [(", top-1", ERRORS), (", top-5", TOP5_ERRORS)]
+    methods = [method for method in METHODS if (designs[0], method, 1) in ERRORS]
+    columns = [(method, name, table) for method in methods for name, table in metrics]
+    groups = []
+    for design in designs:
+        rows = []
+        for stage, name in enumerate(DESIGNS[design].subscripts(), start=1):
+            printed = [table[design, method, stage] for method, _, table in columns]
+            best = {
+                metric: min(table[design, method, stage].mean for method in methods)
+                for metric, table in metrics
+            }
+            numbers = [
+                Cell(error_text(one.mean, one.deviation), strong=one.mean == best[metric])
+                for one, (_, metric, _) in zip(printed, columns, strict=True)
+            ]
+            rows.append((Cell(f"{stage} {name}"), *numbers))
+        groups.append(Group(tuple(rows), DESIGNS[design].title))
+    data = "ImageNet" if experiment.family == "imagenet" else "CIFAR-10"
+    caption = f"{experiment.source} as the paper prints it: test error in %, {data}"
+    head = ("stage", *(title_of(method) + metric for method, metric, _ in columns))
+    title = f"{experiment.source} as the paper prints it"
+    return Fold(
+        title, (Text(ORIENTATION), Table(caption, head, tuple(groups))), note="for orientation"
+    )

@@ -1,0 +1,137 @@
+"""What one protocol and one data label have: a report's numbers never mix two of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ...store import RunFolderError
+from ...training import ConfigError
+from ..designs import DESIGNS
+from ..evidence import Evidence
+from ..experiment import SEEDS, Experiment, Run
+from ..protocols import PROTOCOLS, Protocol
+from ..results import CELL, DEADLINES, Line
+from ..tabulate import Tabulated, table_of
+from ..timing import plans
+from .words import anchor_of
+
+
+@dataclass(frozen=True)
+class Section:
+    """lines: those of cells and measurements that the protocol has; passed_over: how many others
+    there were; seeds: how many each cell should have; elsewhere: the families of networks that
+    another section of the same protocol has."""
+
+    protocol: Protocol
+    data: str
+    lines: tuple[Line, ...]
+    passed_over: int
+    seeds: int = SEEDS
+    elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def label(self) -> str:
+        """What every number of it is labelled with."""
+        return f"protocol {self.protocol.name}, {self.data}"
+
+    @property
+    def anchor(self) -> str:
+        """For links and files' names."""
+        return anchor_of(self.protocol.name, self.data)
+
+    @property
+    def evidence(self) -> Evidence:
+        """As the claims and figures read it."""
+        return Evidence.of(self.lines, self.protocol, self.data)
+
+    @property
+    def cells(self) -> list[Line]:
+        """The lines of training runs."""
+        return [line for line in self.lines if line["kind"] == CELL]
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Whose networks it has."""
+        found = {DESIGNS[line["design"]].family for line in self.cells}
+        return frozenset(found or {"cifar"})
+
+    def table(self, experiment: Experiment) -> Tabulated:
+        """An experiment's numbers, from all seeds there are."""
+        most = max((line["seed"] + 1 for line in self.cells), default=0)
+        return table_of(experiment, self.protocol, max(self.seeds, most), self.cells)
+
+    def comparable(self, design: str) -> bool:
+        """Whether the paper's numbers may stand beside ours: its network, on its data."""
+        return self.protocol.has_papers_network(design) and self.is_papers_data(design)
+
+    def is_papers_data(self, design: str) -> bool:
+        """CIFAR-10 by its label, which also names what was done to it; ImageNet by its size."""
+        if DESIGNS[design].family == "cifar":
+            return self.data == "CIFAR-10" or self.data.startswith("CIFAR-10 ")
+        sizes = {line.get("test_images") for line in self.cells if line["design"] == design}
+        return sizes == {50000}
+
+
+def split(lines: Sequence[Line], seeds: int) -> tuple[list[Section], dict[str, int]]:
+    """A section for each known protocol and each data label, and how many lines there are of each
+    protocol that is not known here.
+
+    Errors: RunFolderError for a known cell whose stages are not the protocol's.
+    """
+    by_label: dict[tuple[str, str], list[Line]] = {}
+    unknown: dict[str, int] = {}
+    for line in lines:
+        if line["protocol"] in PROTOCOLS:
+            by_label.setdefault((line["protocol"], line["data"]), []).append(line)
+        else:
+            unknown[line["protocol"]] = unknown.get(line["protocol"], 0) + 1
+    names = list(PROTOCOLS)
+    sections = []
+    for name, data in sorted(by_label, key=lambda label: (names.index(label[0]), label[1])):
+        every = by_label[name, data]
+        kept = tuple(known_lines(every, PROTOCOLS[name]))
+        sections.append(Section(PROTOCOLS[name], data, kept, len(every) - len(kept), seeds))
+    return [with_elsewhere(section, sections) for section in sections], unknown
+
+
+def with_elsewhere(section: Section, sections: Sequence[Section]) -> Section:
+    """The section, told what its neighbours have."""
+    others = [s for s in sections if s.protocol == section.protocol and s.data != section.data]
+    elsewhere = frozenset(family for other in others for family in other.families)
+    return Section(
+        section.protocol,
+        section.data,
+        section.lines,
+        section.passed_over,
+        section.seeds,
+        elsewhere - section.families,
+    )
+
+
+def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterable[Line]:
+    """Those of cells and measurements as the protocol has them now."""
+    listed = list(lines)
+    most = max((line["seed"] + 1 for line in listed if line["kind"] == DEADLINES), default=0)
+    measured = {plan.key for plan in plans(protocol, most)} if most else set()
+    for line in listed:
+        if line["kind"] == CELL and is_known_cell(line, protocol):
+            stages = 1 if line["independent"] else len(protocol.growth(line["design"]))
+            if len(line["error"]) != stages:
+                raise RunFolderError(
+                    f"cell {line['key']} of protocol {protocol.name} must have {stages} stages, "
+                    f"found {len(line['error'])}: train it again with anynest reproduce"
+                )
+            yield line
+        elif line["kind"] == DEADLINES and line["key"] in measured:
+            yield line
+
+
+def is_known_cell(line: Line, protocol: Protocol) -> bool:
+    """Whether the protocol has a cell of these very settings."""
+    if line["design"] not in DESIGNS:
+        return False
+    try:
+        run = Run(line["design"], line["variant"], line["independent"])
+        cell = run.cell(protocol, line["seed"])
+    except (ConfigError, ValueError):  # a method of another version
+        return False
+    return bool(cell.settings == line["settings"] and cell.key == line["key"])
