@@ -1,4 +1,4 @@
-"""Networks that every structural test runs on: each registered model, and random growths.
+"""Networks that every structural test runs on: each registered model, random growths, shared parts.
 
 Large members are made thin (``base_width``) and see small images: the structure is that of the whole.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,7 +67,12 @@ def _random_growth(rng: random.Random, *, depth: bool, width: bool) -> Growth:
     return tuple(stages)
 
 
-def _random(seed: int) -> Case:
+def _shared(name: str, **options: str) -> Case:
+    label = "-".join(["shared", *options])
+    return Case(f"{name}-{label}", lambda: create_model(name, **options), 8)
+
+
+def _random(seed: int, *, shared: bool = False) -> Case:
     rng = random.Random(seed)
     kind = ("interlaced", "prefix", "residual", "interlaced", "ensemble")[seed % 5]
     growth = _random_growth(rng, depth=kind != "residual", width=kind != "prefix" or seed % 2 == 0)
@@ -83,8 +88,26 @@ def _random(seed: int) -> Case:
         isolated=kind == "ensemble",
         average=kind == "ensemble" and rng.random() < 0.5,
     )
+    if shared:
+        architecture = replace(
+            architecture, exit="conv", head="shared", norm="shared", isolated=False, average=False
+        )
+        kind = f"shared-{kind}"
     label = "-".join(f"{width}x{depth}" for width, depth in growth)
     return Case(f"{seed}-{kind}-{label}", lambda: AnytimeNetwork(architecture), 16)
 
 
-CASES = [_registered(name) for name in list_models()] + [_random(seed) for seed in range(20)]
+# what stages may share: the head, and the norm of a transition's versions
+SHARED = [
+    _shared("width_nested_resnet10", head="shared"),
+    _shared("cascade_sparse_resnet26", head="shared"),
+    _shared("depth_nested_sparse_resnet14", head="shared", norm="shared"),
+    _shared("alternating_nested_sparse_resnet14", norm="shared"),
+    _shared("simultaneous_nested_sparse_resnet26", head="shared", norm="shared"),
+    *(_random(seed, shared=True) for seed in range(20, 25)),
+]
+CASES = [
+    *map(_registered, list_models()),
+    *map(_random, range(20)),
+    *SHARED,
+]

@@ -13,6 +13,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("interlaced", "prefix"),
     "stem": ("cifar", "imagenet"),
     "exit": ("conv", "linear"),
+    "head": ("separate", "shared"),
+    "norm": ("separate", "shared"),
 }
 
 
@@ -32,6 +34,12 @@ class Architecture:
         stem: ``cifar`` (3x3) or ``imagenet`` (7x7, stride 2, max pooling).
         exit: how an output reads features of an early group (cascades only): ``conv`` brings them
             to the last group's width and resolution first, ``linear`` reads them as they are.
+        head: ``separate``: a linear layer of each stage's own; ``shared``: one for all stages, each
+            reading the columns of its own features (the leading ones) and the one bias.
+        norm: of a group's transition, which has a version per sum that it acts on: a batch norm of
+            each version's own (``separate``), or one for all (``shared``): the same affine
+            parameters and running statistics. In training each version normalises by its own
+            batch's statistics, and moves the running ones in the order of the stages.
         isolated: no stage reads another's nodes (the ensemble, Figure 1).
         average: output s is the mean of the logits 1..s (ensembles only), not the logits s alone.
         num_classes: logits of each output.
@@ -49,6 +57,8 @@ class Architecture:
     order: str = "interlaced"
     stem: str = "cifar"
     exit: str = "conv"
+    head: str = "separate"
+    norm: str = "separate"
     isolated: bool = False
     average: bool = False
     num_classes: int = 10
@@ -72,6 +82,12 @@ class Architecture:
             raise ValueError(
                 "average=True is for ensembles; nested stages contain the earlier ones"
             )
+        for field in ("head", "norm"):
+            if self.isolated and getattr(self, field) == "shared":
+                raise ValueError(
+                    f"{field}='shared' is for nested stages; an ensemble's members share nothing, got "
+                    f"isolated=True; use {field}='separate'"
+                )
         deepens = self.growth[0].depth != self.growth[-1].depth
         if (
             deepens
@@ -83,6 +99,12 @@ class Architecture:
                 "depth nesting needs skips to the layers 1, 2, 4, ... back (section 3.3.1), got growth "
                 f"{[tuple(stage) for stage in self.growth]} with plain residual skips; use a "
                 "sparse_resnet model, or grow in width alone"
+            )
+
+        if self.head == "shared" and deepens and (self.order, self.exit) == ("prefix", "linear"):
+            raise ValueError(
+                "head='shared' needs outputs that read the same channels, got exits at different groups "
+                "with exit='linear'; use exit='conv'"
             )
 
     @property
@@ -99,9 +121,19 @@ class Architecture:
         return 4 if self.block == "bottleneck" else 1
 
     def plain(self, stage: int) -> Architecture:
-        """The un-nested network of one stage's size, nothing cut (the Oracle's member, section 5.3)."""
+        """The un-nested network of one stage's size, nothing cut (the Oracle's member, section 5.3).
+
+        With one stage there is nothing to share.
+        """
         size = self.growth[check_stage(stage, self.num_stages) - 1]
-        return replace(self, growth=(Stage(*size),), isolated=False, average=False)
+        return replace(
+            self,
+            growth=(Stage(*size),),
+            head="separate",
+            norm="separate",
+            isolated=False,
+            average=False,
+        )
 
 
 def check_stage(stage: int, count: int) -> int:

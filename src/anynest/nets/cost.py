@@ -39,9 +39,14 @@ def stage_costs(plan: Plan, image_size: tuple[int, int]) -> tuple[StageCost, ...
 
     for layer in plan.layers:
         resolution[layer.name] = _count_layer(layer, resolution, add)
+    for piece in plan.norms():
+        add(piece.birth, 2 * piece.channels, 0)
+    for piece in plan.heads():
+        add(piece.birth, piece.channels * plan.num_classes, 0)
+    for first in {exit_.head[0] for exit_ in plan.exits}:
+        add(first.birth, plan.num_classes, 0)  # the bias
     for exit_ in plan.exits:
-        linear = exit_.features * plan.num_classes
-        add(exit_.stage, linear + plan.num_classes, linear)
+        add(exit_.stage, 0, exit_.features * plan.num_classes)
     rows: list[StageCost] = []
     births = sorted(parameters)
     for exit_ in plan.exits:
@@ -63,6 +68,6 @@ def _count_layer(
         result = size
         for unit in node.units:
             result = _halved(result[0], unit.stride), _halved(result[1], unit.stride)
-            weights = unit.inputs * unit.outputs * unit.kernel**2
-            add(node.birth, unit.parameters, weights * result[0] * result[1])
+            norm = 0 if node.norms else 2 * unit.outputs
+            add(node.birth, unit.weights + norm, unit.weights * result[0] * result[1])
     return (_halved(result[0], 2), _halved(result[1], 2)) if layer.pool else result

@@ -50,36 +50,39 @@ class FusedRun:
         self.units = range(1, stripes[0].depth + 1)
         self.shapes: dict[tuple[object, ...], Shape] = {}
 
-    def batch_norms(self) -> list[list[Norm]] | None:
-        """Per unit the nodes' norms as they stand, or None where the dense kernels cannot stand in.
+    def batch_norms(self) -> list[list[list[Norm]]] | None:
+        """Per unit and node the norms as they stand, or None where the dense kernels cannot stand in.
+
+        One a node, or the pieces of one that is shared.
 
         They can with autograd on and plain batch norms in one mode; a user may have put others in place.
         """
         if len(self.stripes) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        first = self.stripes[0].norm(1)
-        rows: list[list[Norm]] = []
+        first = self.stripes[0].norms(1)[0]
+        rows: list[list[list[Norm]]] = []
         for u in self.units:
-            row: list[Norm] = []
+            row: list[list[Norm]] = []
             for stripe in self.stripes:
-                norm = stripe.norm(u)
-                if not (
-                    (type(norm) is nn.BatchNorm2d or type(norm) is SyncBatchNorm)
-                    and type(norm) is type(first)
-                    and norm.track_running_stats
-                    and norm.affine
-                    and norm.momentum == first.momentum
-                    and norm.eps == first.eps
-                    and norm.training == first.training
-                ):
-                    return None
-                row.append(norm)
+                row.append([])
+                for norm in stripe.norms(u):
+                    if not (
+                        (type(norm) is nn.BatchNorm2d or type(norm) is SyncBatchNorm)
+                        and type(norm) is type(first)
+                        and norm.track_running_stats
+                        and norm.affine
+                        and norm.momentum == first.momentum
+                        and norm.eps == first.eps
+                        and norm.training == first.training
+                    ):
+                        return None
+                    row[-1].append(norm)
             rows.append(row)
         return rows
 
     def __call__(
         self,
-        norms: list[list[Norm]],
+        norms: list[list[list[Norm]]],
         parts: Sequence[Tensor],
         reads: Sequence[int],
         added: Sequence[Tensor],
@@ -101,10 +104,11 @@ class FusedRun:
             dtype = torch.get_autocast_dtype(device)
         shape = self._shape(tuple(part.shape[1] for part in parts), tuple(reads), device, dtype)
         weights = [stripe.conv(u).weight for u in self.units for stripe in self.stripes]
-        gammas = [norm.weight for row in norms for norm in row]
-        betas = [norm.bias for row in norms for norm in row]
+        gammas = [_whole([norm.weight for norm in own]) for row in norms for own in row]
+        betas = [_whole([norm.bias for norm in own]) for row in norms for own in row]
+        flat = [[norm for own in row for norm in own] for row in norms]
         apply: Callable[..., tuple[Tensor, ...]] = _Fused.apply
-        return list(apply(shape, norms, dtype, *parts, *added, *weights, *gammas, *betas))
+        return list(apply(shape, flat, dtype, *parts, *added, *weights, *gammas, *betas))
 
     def _shape(
         self, channels: tuple[int, ...], reads: tuple[int, ...], device: str, dtype: torch.dtype
@@ -123,6 +127,10 @@ class FusedRun:
                 residual=self.residual,
             )
         return self.shapes[key]
+
+
+def _whole(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class _Fused(torch.autograd.Function):

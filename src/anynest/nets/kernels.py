@@ -199,7 +199,9 @@ def normalise(
         return a, mean, variance, None
     sizes = [norm.num_features for norm in norms]
     updated = (*torch.split(mean, sizes), *torch.split(variance, sizes))
-    torch._foreach_copy_(means + variances, updated)
+    # as torch's kernel writes them, without counting a version: a shared norm's other uses have them
+    # saved for their backward passes, which in training do not read them
+    torch._foreach_copy_([kept.data for kept in means + variances], updated)
     counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     torch._foreach_add_(counts, 1)
     return a, batch_mean, batch_invstd, None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fused import FusedRun
 from .plan import Layer
-from .stripe import Stripe, join
+from .stripe import SharedNorm, Stripe, join
 
 # What a layer has computed: its nodes' results in order of birth, with the births.
 Slices = list[tuple[int, Tensor]]
@@ -22,15 +23,24 @@ class NestedLayer(nn.Module):
         layer: the plan's entry.
         stripes: the nodes' modules by birth, where they are shared with another network (a subnetwork);
             new ones otherwise.
+        norms: by name, the shared norms that new nodes use.
     """
 
-    def __init__(self, layer: Layer, stripes: Mapping[int, Stripe] | None = None) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        stripes: Mapping[int, Stripe] | None = None,
+        norms: Mapping[str, SharedNorm] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.runs = tuple(layer.runs())
         self.nodes = {node.birth: node for node in layer.nodes}
         for birth, node in self.nodes.items():
-            stripe = stripes[birth] if stripes else Stripe(node, layer.relu)
+            if stripes:
+                stripe = stripes[birth]
+            else:
+                stripe = Stripe(node, layer.relu, [norms[piece.name] for piece in node.norms])
             self.add_module(f"stage{birth}", stripe)
         self._fused: dict[tuple[int, ...], FusedRun] = {}
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .architecture import Architecture, check_stage
 from .cost import StageCost, stage_costs
 from .layer import NestedLayer, Slices
-from .plan import IMAGE, Exit, Plan
-from .stripe import Stripe, join
+from .plan import IMAGE, Exit, Piece, Plan
+from .stripe import SharedNorm, Stripe, join
 from .wiring import build_plan
 
 
@@ -48,20 +48,27 @@ class AnytimeNetwork(nn.Module):
         self.plan = plan
         self.outputs = tuple(exit_.stage for exit_ in plan.exits)
         self._layers: list[NestedLayer] = []
+        norms: dict[str, SharedNorm] = {}
+        for piece in plan.norms():
+            norm = whole.get_submodule(piece.name) if whole else SharedNorm(piece.channels)
+            assert isinstance(norm, SharedNorm)
+            norms[piece.name] = norm
+            _place(self, piece.name, norm)
         for layer in plan.layers:
             shared: dict[int, Stripe] | None = None
             if whole is not None:
                 theirs = whole.get_submodule(layer.name)
                 assert isinstance(theirs, NestedLayer)
                 shared = {node.birth: theirs.stripe(node.birth) for node in layer.nodes}
-            nested = NestedLayer(layer, shared)
+            nested = NestedLayer(layer, shared, norms)
             self._layers.append(nested)
             _place(self, layer.name, nested)
         for exit_ in plan.exits:
-            head = whole.head(exit_.stage) if whole is not None else None
-            self.add_module(
-                f"head{exit_.stage}", head or nn.Linear(exit_.features, plan.num_classes)
-            )
+            for piece in exit_.head:
+                if whole is not None:
+                    self.add_module(piece.name, whole.get_submodule(piece.name))
+                elif piece.birth == exit_.stage:  # otherwise an earlier exit has made it
+                    self.add_module(piece.name, _head(exit_, piece, plan.num_classes))
         # the last layer that reads each: in one pass over all stages, it may be dropped afterwards
         self._last_reader: dict[str, int] = {}
         for number, layer in enumerate(plan.layers):
@@ -88,9 +95,18 @@ class AnytimeNetwork(nn.Module):
         return self.architecture.in_channels
 
     def head(self, stage: int) -> nn.Linear:
+        """The linear layer that a stage adds; a shared one is the sum of those up to the stage."""
         head = getattr(self, f"head{stage}")
         assert isinstance(head, nn.Linear)
         return head
+
+    def classifier(self, stage: int) -> tuple[Tensor, Tensor]:
+        """Weight ``[K, features]`` and bias ``[K]`` of output ``stage``, shared or its own."""
+        (exit_,) = [exit_ for exit_ in self.plan.exits if exit_.stage == stage]
+        heads = [self.head(piece.birth) for piece in exit_.head]
+        weight = heads[0].weight if len(heads) == 1 else torch.cat([h.weight for h in heads], 1)
+        bias = heads[0].bias
+        return weight, weight.new_zeros(len(weight)) if bias is None else bias
 
     def subnetwork(self, stage: int) -> AnytimeNetwork:
         """Stage ``stage`` alone (N3): a network with one output that shares this one's parameters.
@@ -115,8 +131,8 @@ class AnytimeNetwork(nn.Module):
         modules: list[nn.Module] = [
             layer.stripe(stage) for layer in self._layers if stage in layer.nodes
         ]
-        if any(exit_.stage == stage for exit_ in self.plan.exits):
-            modules.append(self.head(stage))
+        pieces = [*self.plan.norms(), *self.plan.heads()]
+        modules += [self.get_submodule(piece.name) for piece in pieces if piece.birth == stage]
         if not modules:
             raise ValueError(
                 f"no module is born at stage {stage!r} of {self.name or 'this network'}"
@@ -243,8 +259,23 @@ class _Run:
 
     def _head(self, exit_: Exit) -> Tensor:
         ((_, features),) = self._read(exit_.reads, [exit_.stage])
-        logits: Tensor = self.net.head(exit_.stage)(features.mean(dim=(2, 3)))
-        return logits
+        pooled = features.mean(dim=(2, 3))
+        first, *others = exit_.head
+        if not others:
+            logits: Tensor = self.net.head(first.birth)(pooled)
+            return logits
+        parts = torch.split(pooled, [piece.channels for piece in exit_.head], dim=1)
+        pairs = zip(exit_.head, parts, strict=True)
+        return torch.stack([self.net.head(piece.birth)(part) for piece, part in pairs]).sum(dim=0)
+
+
+def _head(exit_: Exit, piece: Piece, classes: int) -> nn.Linear:
+    """A new piece of a head; its columns are drawn as those of the stage's whole head would be."""
+    head = nn.Linear(piece.channels, classes, bias=piece == exit_.head[0])
+    if piece.channels < exit_.features:
+        with torch.no_grad():
+            head.weight.mul_((piece.channels / exit_.features) ** 0.5)
+    return head
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

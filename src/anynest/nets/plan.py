@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 IMAGE = "image"
 
@@ -25,8 +26,19 @@ class Unit:
     stride: int
 
     @property
-    def parameters(self) -> int:
-        return self.inputs * self.outputs * self.kernel**2 + 2 * self.outputs
+    def weights(self) -> int:
+        return self.inputs * self.outputs * self.kernel**2
+
+
+class Piece(NamedTuple):
+    """Channels of a head or of a shared norm: those new at one stage, with parameters of their own.
+
+    name: dotted path of the module that holds them; birth: the stage that adds it.
+    """
+
+    name: str
+    birth: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Node:
         reads: layers whose sum is the input, taken with all their nodes born no later than ``birth``.
         residual: what is added to the result: ``"input"``, a layer's name, or None.
         units: the convolutions, in order; unit 2 reads unit 1 of this node and of the layer's earlier ones.
+        norms: the shared norm of a node of one unit, in pieces that adjoin; empty where norms are its own.
     """
 
     birth: int
@@ -46,6 +59,7 @@ class Node:
     reads: tuple[str, ...]
     residual: str | None
     units: tuple[Unit, ...]
+    norms: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,11 +91,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Exit:
-    """An output: global average pooling of a sum of layers, then a linear head."""
+    """An output: global average pooling of a sum of layers, then a linear head.
+
+    head: the columns for the features, in pieces that adjoin; the first one has the bias.
+    """
 
     stage: int
     reads: tuple[str, ...]
-    features: int
+    head: tuple[Piece, ...]
+
+    @property
+    def features(self) -> int:
+        return sum(piece.channels for piece in self.head)
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,15 @@ class Plan:
     num_classes: int
     relu_reads: bool  # a read is rectified (sparse skips) or its source already is (residual)
     average: bool = False
+
+    def norms(self) -> tuple[Piece, ...]:
+        """The pieces of shared norms, each once."""
+        nodes = [node for layer in self.layers for node in layer.nodes]
+        return tuple(dict.fromkeys(piece for node in nodes for piece in node.norms))
+
+    def heads(self) -> tuple[Piece, ...]:
+        """The pieces of heads, each once."""
+        return tuple(dict.fromkeys(piece for exit_ in self.exits for piece in exit_.head))
 
     def restrict(self, stage: int) -> Plan:
         """The nodes that output ``stage`` depends on, and no others."""

@@ -14,16 +14,30 @@ from torch import Tensor, nn
 from .plan import Node
 
 
+class SharedNorm(nn.Module):
+    """A batch norm that several stripes use: channels of the norm that a group's transitions share.
+
+    The network has it as a module, the stripes only refer to it, so that its parameters are
+    registered once. Another norm may be put in the place of ``norm``, for all of them.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm: nn.Module = nn.BatchNorm2d(channels)
+
+
 class Stripe(nn.Module):
     """The slice of a layer that is born at one stage.
 
     Args:
         node: its sizes.
         relu: whether its result is rectified.
+        shared: the pieces that ``node.norms`` names; none where it has norms of its own.
     """
 
-    def __init__(self, node: Node, relu: bool) -> None:
+    def __init__(self, node: Node, relu: bool, shared: Sequence[SharedNorm] = ()) -> None:
         super().__init__()
+        self._shared = tuple(shared)  # in a tuple they are not registered
         self.node = node
         self.relu = relu
         self.depth = len(node.units)
@@ -34,7 +48,8 @@ class Stripe(nn.Module):
             # He et al. 2015, by fan-in: a slice's rows are then drawn as the whole layer's would be
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
             self.add_module(f"conv{number}", conv)
-            self.add_module(f"norm{number}", nn.BatchNorm2d(unit.outputs))
+            if not shared:
+                self.add_module(f"norm{number}", nn.BatchNorm2d(unit.outputs))
 
     def conv(self, number: int) -> nn.Conv2d:
         conv = getattr(self, f"conv{number}")
@@ -45,6 +60,19 @@ class Stripe(nn.Module):
         norm = getattr(self, f"norm{number}")
         assert isinstance(norm, nn.Module)
         return norm
+
+    def norms(self, number: int) -> list[nn.Module]:
+        """What a unit's channels are normalised by: its own norm, or the pieces of a shared one."""
+        return [piece.norm for piece in self._shared] or [self.norm(number)]
+
+    def normalise(self, number: int, z: Tensor) -> Tensor:
+        """A unit's norm of its convolution's result: channel by channel, so piece by piece."""
+        norms = self.norms(number)
+        if len(norms) == 1:
+            normalised: Tensor = norms[0](z)
+            return normalised
+        parts = torch.split(z, [piece.channels for piece in self.node.norms], dim=1)
+        return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=1)
 
     def forward(
         self, x: Tensor, below: Sequence[Sequence[Tensor]], residual: Tensor | None
@@ -61,7 +89,7 @@ class Stripe(nn.Module):
         """
         inner: list[Tensor] = []
         for number in range(1, self.depth + 1):
-            x = self.norm(number)(self.conv(number)(x))
+            x = self.normalise(number, self.conv(number)(x))
             if number < self.depth:
                 x = x.relu_()  # in place: no norm needs its own result for its backward pass
                 inner.append(x)

@@ -9,11 +9,11 @@ after the last would read. A sparse layer p reads p-1, p-2, p-4, p-8, ...; a res
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from .architecture import Architecture
 from .growth import Stage
-from .plan import IMAGE, Exit, Layer, Node, Plan, Unit
+from .plan import IMAGE, Exit, Layer, Node, Piece, Plan, Unit
 
 # Layers come in the order (group, place): the stem, then per group its transitions, layers and exits.
 Place = tuple[int, int, int]
@@ -57,7 +57,15 @@ def _relabel(plan: Plan, stage: int) -> Plan:
         )
         for layer in plan.layers
     ]
-    exits = [replace(e, stage=stage, reads=tuple(rename(n) for n in e.reads)) for e in plan.exits]
+    exits = [
+        replace(
+            e,
+            stage=stage,
+            reads=tuple(rename(n) for n in e.reads),
+            head=(Piece(f"head{stage}", stage, e.features),),
+        )
+        for e in plan.exits
+    ]
     return replace(plan, layers=tuple(layers), exits=tuple(exits))
 
 
@@ -69,6 +77,9 @@ class _Builder:
         self.layers: dict[str, tuple[Place, Layer]] = {}
         # per group: what its transition reads, by the transition's name, in order of making
         self.transitions: list[dict[str, tuple[str, ...]]] = [{} for _ in architecture.blocks]
+        # what stages share so far: the transitions' norm, per group, and the head
+        self.norms: list[list[Piece]] = [[] for _ in architecture.blocks]
+        self.head: list[Piece] = []
 
     def build(self) -> Plan:
         exits = [self._stage(s, size) for s, size in enumerate(self.arch.growth, 1)]
@@ -137,7 +148,11 @@ class _Builder:
             versions[name] = reads
         place = (group, 0, len(versions))
         unit = Unit(self._channels(group - 1), self._channels(group), 1, self._stride(group))
-        self._grow(name, place, stage, size, reads, None, (unit,), relu=False)
+        shared: tuple[Piece, ...] = ()
+        if self.arch.norm == "shared":
+            piece = f"group{group + 1}.transitions.stage{stage}"
+            shared = _extend(self.norms[group], piece, stage, unit.outputs * size.width)
+        self._grow(name, place, stage, size, reads, None, (unit,), relu=False, norms=shared)
         return (name,)
 
     # -- building -----------------------------------------------------------------------------------
@@ -153,10 +168,12 @@ class _Builder:
         *,
         relu: bool,
         pool: bool = False,
+        norms: tuple[Piece, ...] = (),
     ) -> None:
         """Give a layer the channels of ``size``, by one node, unless it has them.
 
         ``units`` are in channels at width 1; the node reads all channels of the stage and adds its own.
+        ``norms``: a shared norm of all the layer's channels; the node uses the pieces of its own.
         """
         nodes = self.layers[name][1].nodes if name in self.layers else ()
         start = nodes[-1].start + nodes[-1].units[-1].outputs if nodes else 0
@@ -172,7 +189,9 @@ class _Builder:
             )
             for unit in units
         ]
-        node = Node(stage, start, reads, residual, tuple(new))
+        ends = accumulate(piece.channels for piece in norms)
+        own = tuple(piece for piece, end in zip(norms, ends, strict=True) if end > start)
+        node = Node(stage, start, reads, residual, tuple(new), own)
         self.layers[name] = (place, Layer(name, (*nodes, node), relu, pool))
 
     def _stage(self, stage: int, size: Stage) -> Exit:
@@ -221,7 +240,17 @@ class _Builder:
             name = f"exit{stage}"
             self._grow(name, (group, 2, stage), stage, size, reads, None, units, relu=True)
             reads, group = (name,), final
-        return Exit(stage, reads, self._channels(group) * size.width)
+        features = self._channels(group) * size.width
+        pieces = self.head if self.arch.head == "shared" else []
+        return Exit(stage, reads, _extend(pieces, f"head{stage}", stage, features))
+
+
+def _extend(pieces: list[Piece], name: str, stage: int, channels: int) -> tuple[Piece, ...]:
+    """Bring pieces to a number of channels, by one more that ``stage`` adds, unless they have them."""
+    missing = channels - sum(piece.channels for piece in pieces)
+    if missing:
+        pieces.append(Piece(name, stage, missing))
+    return tuple(pieces)
 
 
 def _layer_name(group: int, index: int) -> str:

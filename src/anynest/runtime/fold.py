@@ -33,24 +33,36 @@ def folded(network: AnytimeNetwork) -> dict[tuple[str, int], Folded]:
             stripe = network.get_submodule(f"{layer.name}.stage{node.birth}")
             assert isinstance(stripe, Stripe)
             result[layer.name, node.birth] = [
-                _fold(
-                    f"{layer.name}.stage{node.birth}.norm{unit}",
-                    stripe.conv(unit),
-                    stripe.norm(unit),
-                )
+                _unit(f"{layer.name}.stage{node.birth}", stripe, unit)
                 for unit in range(1, stripe.depth + 1)
             ]
     return result
 
 
 @torch.no_grad()
-def _fold(name: str, conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _unit(name: str, stripe: Stripe, number: int) -> tuple[Tensor, Tensor]:
+    """A unit's convolution with its norm, or with the pieces of a shared one, folded in."""
+    conv, pieces = stripe.conv(number), stripe.node.norms
     weight = conv.weight.detach().cpu().double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64)
     if conv.bias is not None:
         bias = conv.bias.detach().cpu().double()
+    names = [f"{piece.name}.norm" for piece in pieces] or [f"{name}.norm{number}"]
+    sizes = [piece.channels for piece in pieces] or [len(bias)]
+    rows = zip(
+        names,
+        torch.split(weight, sizes),
+        torch.split(bias, sizes),
+        stripe.norms(number),
+        strict=True,
+    )
+    weights, biases = zip(*(_fold(*own) for own in rows), strict=True)
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _fold(name: str, weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     if isinstance(norm, nn.Identity):
-        return weight.clone(), bias.clone()
+        return weight, bias
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
         raise ValueError(
             f"{name} must be a batch norm with running statistics to be folded, got "

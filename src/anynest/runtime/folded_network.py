@@ -42,8 +42,8 @@ class FoldedNetwork:
         }
         heads = {}
         for exit_ in network.plan.exits:
-            head = network.head(exit_.stage)
-            heads[exit_.stage] = (_float32(head.weight), _float32(head.bias))
+            weight, bias = network.classifier(exit_.stage)
+            heads[exit_.stage] = (_float32(weight), _float32(bias))
         return cls(network.plan, network.outputs, network.in_channels, convolutions, heads)
 
     @property

@@ -72,10 +72,9 @@ def compile_program(network: AnytimeNetwork) -> Program:
             ]
     heads = {}
     for exit_ in plan.exits:
-        head = network.head(exit_.stage)
-        bias = head.bias if head.bias is not None else torch.zeros(head.out_features)
+        weight, bias = network.classifier(exit_.stage)
         heads[exit_.stage] = (
-            head.weight.detach().to("cpu", torch.float32, copy=True),
+            weight.detach().to("cpu", torch.float32, copy=True),
             bias.detach().to("cpu", torch.float32, copy=True),
         )
     return Program(
