@@ -141,7 +141,7 @@ class Ranks:
         """Rows that know the whole rows' Gram matrices and sizes; the joined batch's losses."""
         if not rows.blocks:
             raise untouched(self.leaves)
-        values_S, *grams = self.total([values_S, *rows.block_grams()])
+        values_S, *grams = self.total([values_S, *rows.block_grams])
         grams = self._once(grams)
         blocks = [
             replace(block, whole_gram=gram, whole_size=sum(map(self._numel, block.members)))

@@ -19,9 +19,9 @@ from torch import Tensor
 
 Grads = Sequence[Tensor | None]
 
-# Entries turned to float64 at a time: on a CPU a chunk of four rows stays in the second-level
-# cache; on a GPU few launches matter more.
-CHUNK_CPU = 1 << 14
+# Entries turned to float64 at a time, of all rows together on a CPU, where they stay in the
+# second-level cache; of each on a GPU, where few launches matter more.
+CHUNK_CPU = 1 << 16
 CHUNK_GPU = 1 << 22
 
 
@@ -96,7 +96,7 @@ class Block:
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """The block in float64, ``(where, [k, n])`` at a time; each is valid until the next."""
         device, (k, size) = self.values.device, self.values.shape
-        step = min(size, CHUNK_CPU if device.type == "cpu" else CHUNK_GPU)
+        step = min(size, -(-CHUNK_CPU // k) if device.type == "cpu" else CHUNK_GPU)
         room = self.values.new_empty((k, step), dtype=wide_dtype(device))
         for start in range(0, size, step or 1):
             where = slice(start, min(start + step, size))
@@ -110,6 +110,10 @@ class Block:
 
     def mixed_gram(self, mixing_rk: Tensor | None) -> Tensor:
         """[r, r] dot products of ``mixing @ values``; the mixing is done before the dots."""
+        if len(self.tasks) == 1 and mixing_rk is None:
+            wide = wide_dtype(self.values.device)
+            norm: Tensor = torch.linalg.vector_norm(self.values, dtype=wide)
+            return norm.square().reshape(1, 1)
         size = len(self.tasks) if mixing_rk is None else mixing_rk.shape[0]
         gram = self.values.new_zeros((size, size), dtype=wide_dtype(self.values.device))
         for _, chunk in self.chunks():
@@ -262,6 +266,27 @@ class Rows:
         part = part.index_select(1, index_on(block.tasks, device))
         return part.to(block.values.device, non_blocking=True)
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """[S, S] dot products of the rows over their common entries, in float64."""
+        total = self.new(self.num_tasks, self.num_tasks)
+        alone: dict[int, list[Tensor]] = {}
+        for block, part in zip(self.blocks, self.block_grams, strict=True):
+            tasks, part = self.rows_in(block), part.to(total.device, non_blocking=True)
+            if len(tasks) == 1:
+                alone.setdefault(tasks[0], []).append(part)
+            elif len(tasks) == len(total):
+                total += part
+            else:
+                index = index_on(tasks, total.device)
+                total.index_put_((index[:, None], index[None, :]), part, accumulate=True)
+        if alone:
+            index = index_on(tuple(i for i, parts in alone.items() for _ in parts), total.device)
+            squares = torch.cat([part for parts in alone.values() for part in parts]).reshape(-1)
+            total.diagonal().index_add_(0, index, squares)
+        return total
+
+    @cached_property
     def block_grams(self) -> list[Tensor]:
         """For each block the dot products [r, r] over its entries of ``rows_in(block)``."""
         if self.mixing is None:

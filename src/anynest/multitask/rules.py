@@ -39,26 +39,14 @@ class Orthogonal(NamedTuple):
 
 def gram_matrix(rows: Rows) -> Tensor:
     """[S, S] dot products of the rows over their common entries, in float64."""
-    total = rows.new(rows.num_tasks, rows.num_tasks)
-    for block, gram in zip(rows.blocks, rows.block_grams(), strict=True):
-        _add_at(total, rows.rows_in(block), gram)
-    return total
-
-
-def _add_at(total_SS: Tensor, tasks: tuple[int, ...], part_kk: Tensor) -> None:
-    part = part_kk.to(total_SS.device, non_blocking=True)
-    if len(tasks) == len(total_SS):
-        total_SS += part
-    else:
-        index = index_on(tasks, total_SS.device)
-        total_SS.index_put_((index[:, None], index[None, :]), part, accumulate=True)
+    return rows.gram
 
 
 def rounding_noise(rows: Rows) -> Tensor:
     """[S] the squared norm of each row's own rounding: (eps of its dtype * norm)^2, per block."""
     noise = rows.new(rows.num_tasks)
     floor = ROUNDING_FLOOR * torch.finfo(noise.dtype).eps
-    for block, gram in zip(rows.blocks, rows.block_grams(), strict=True):
+    for block, gram in zip(rows.blocks, rows.block_grams, strict=True):
         eps = max(torch.finfo(block.values.dtype).eps, floor)
         index = index_on(rows.rows_in(block), noise.device)
         noise.index_add_(0, index, gram.diagonal().to(noise.device) * eps**2)
@@ -110,12 +98,16 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
         return matrix if natural else matrix.index_select(0, index).index_select(1, index)
 
     gram = in_order(gram_matrix(rows), index)
+    reads = _reads(rows, order)
+    lower = _at_once(gram, max((torch.finfo(b.values.dtype).eps for b in rows.blocks), default=0.0))
+    if lower is not None:
+        components = rows.mixed(in_order(_invert(lower), back), reads)
+        return Orthogonal(components, in_order(lower, back))
     squares = gram.diagonal()
     noise = rounding_noise(rows).index_select(0, index)
     floor = FIRST_ROUND_FLOOR * torch.finfo(gram.dtype).eps
     coefficients, rest = _eliminate(gram, torch.maximum(noise, squares * floor))
     inverse = _invert(coefficients)
-    reads = _reads(rows, order)
     if not _well_conditioned(rest, squares):
         projected = rows.mixed(in_order(inverse, back), reads)
         coefficients_2, rest = _eliminate(in_order(gram_matrix(projected), index), noise)
@@ -124,6 +116,20 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
     dropped = (rest <= noise) & (squares > 0)
     inverse = torch.where(dropped[:, None], torch.zeros_like(inverse), inverse)
     return Orthogonal(rows.mixed(in_order(inverse, back), reads), in_order(coefficients, back))
+
+
+def _at_once(gram_SS: Tensor, eps: float) -> Tensor | None:
+    """L where one round is exact enough and no remainder is near its rounding (``eps``: the rows'),
+    in few operations, which are much of a small network's step. None otherwise, and off the CPU."""
+    if gram_SS.device.type != "cpu":
+        return None
+    root, failed = torch.linalg.cholesky_ex(gram_SS)  # L diag(sqrt(rest))
+    left = root.diagonal()
+    squares = gram_SS.diagonal()
+    if not _well_conditioned(left.square() - (2 * eps) ** 2 * squares, squares) or failed:
+        return None
+    lower: Tensor = root / left
+    return lower
 
 
 def _eliminate(gram_SS: Tensor, noise_S: Tensor) -> tuple[Tensor, Tensor]:
