@@ -5,7 +5,7 @@ from .experiment import Experiment
 
 FIG10 = Experiment(
     "fig10",
-    "Error at seven deadlines and at none, with latencies measured on this machine",
+    "Error at seven deadlines and at none, with measured latencies",
     "Figure 10",
     "cifar",
     fig9.runs,

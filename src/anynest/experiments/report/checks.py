@@ -108,7 +108,7 @@ def check_line(line: Line, place: str) -> None:
             raise wrong(place, f"{key} must be {rule}, found {shortened(found)}")
     if line["kind"] == CELL:
         for key in ("multiply_adds", "top5_error"):
-            if len(line.get(key, line["error"])) != len(line["error"]):
+            if key in line and len(line[key]) != len(line["error"]):
                 raise wrong(place, f"{key} must have as many stages as error")
     if line["kind"] == DEADLINES:
         check_schemes(line, place)

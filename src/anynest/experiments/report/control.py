@@ -21,10 +21,10 @@ MEANING = (
 )
 
 
-def control(section: Section, family: str) -> list[Block]:
+def control(section: Section) -> list[Block]:
     """The last two stages of each design, seed by seed; nothing where no pair has run."""
     evidence, groups = section.evidence, []
-    for design in (name for name, own in DESIGNS.items() if own.family == family):
+    for design in DESIGNS:
         names = stage_names(section.protocol, design)
         stages = range(max(1, len(names) - 1), len(names) + 1)
         columns = [evidence.paired(design, one, other, list(stages)) for _, one, other in COLUMNS]

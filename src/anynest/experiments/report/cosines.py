@@ -87,7 +87,7 @@ def last(curve: dict[int, float] | None) -> str:
 def draw(design: str, curves: dict[str, Curves], section: Section) -> Picture:
     """Both methods in one panel."""
     with styled():
-        figure, axes = new_axes(4.2, 3.0)
+        figure, axes = new_axes(3.7, 2.8)
         axes.axhline(0, color=INK, lw=0.8, alpha=0.5)
         for method, pairs in curves.items():
             color, marker = METHODS[method], "o" if method == "osgd" else "s"

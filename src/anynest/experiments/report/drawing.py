@@ -37,7 +37,7 @@ def styled() -> Any:
     return rc_context(RC)
 
 
-def new_axes(width: float = 4.6, height: float = 3.4) -> tuple[Any, Any]:
+def new_axes(width: float = 3.7, height: float = 3.0) -> tuple[Any, Any]:
     """A figure without a background, and its axes with a faint grid."""
     figure = new_figure(width, height)
     figure.patch.set_alpha(0)

@@ -53,7 +53,7 @@ def draw(figure: Figure, section: Section) -> Picture:
             )
         names = ["none" if s.x is None else f"{s.x:.2f}" for s in figure.series[0].spots]
         axes.set_xticks(range(len(names)), names)
-        axes.set_xlabel("deadline, as a share of the biggest network's mean latency")
+        axes.set_xlabel("deadline / mean latency of the biggest network")
         axes.set_ylabel("error (%)")
         legend(axes)
         title = panel_title(figure, section)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ..experiment import Experiment
 from ..figures import FIGURES, Figure
 from . import figure8, figure9, figure10
-from .document import Block, Cell, Fold, Group, Picture, Pictures, Table
+from .document import Block, Cell, Fold, Group, Picture, Pictures, Table, Text
 from .section import Section
 from .words import count_text, error_text
 
@@ -23,10 +23,14 @@ def figure_blocks(section: Section, experiment: Experiment) -> list[Block]:
         return []
     panels = tuple(DRAW[experiment.name](figure, section) for figure in figures)
     caption = (
-        f"{experiment.source}: {experiment.title}. Means over seeds, bars are one standard "
-        f"deviation; {section.label}"
+        f"{experiment.source}: test error in %, means over seeds, bars are one standard deviation; "
+        f"{section.label}"
     )
-    return [Pictures(caption, panels), numbers(section, experiment, figures)]
+    return [
+        Text(f"{experiment.title}."),
+        Pictures(caption, panels),
+        numbers(section, experiment, figures),
+    ]
 
 
 def numbers(section: Section, experiment: Experiment, figures: list[Figure]) -> Fold:

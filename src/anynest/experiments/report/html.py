@@ -32,7 +32,7 @@ def render(document: Document) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n"
-        f"{contents(document)}\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<header><h1>{title}</h1></header>\n{contents(document)}\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -107,9 +107,11 @@ def table_html(table: Table) -> str:
             found = [cell_html(cell, table, index) for index, cell in enumerate(cells)]
             rows.append(f"<tr>{''.join(found)}</tr>")
         bodies.append("<tbody>" + "\n".join(rows) + "</tbody>")
-    caption = f"<caption><span>{escape(table.caption)}</span></caption>"
     body = "\n".join(bodies)
-    return f'<div class="scroll"><table>{caption}{shown}\n{body}</table></div>'
+    return (
+        f"<figure><figcaption>{escape(table.caption)}</figcaption>\n"
+        f'<div class="scroll"><table>{shown}\n{body}</table></div></figure>'
+    )
 
 
 def cell_html(cell: Cell, table: Table, index: int) -> str:

@@ -52,8 +52,8 @@ def read_all(files: Iterable[Path]) -> tuple[list[Line], list[Source]]:
     by_identity: dict[tuple[str, str, str], tuple[Line, str]] = {}
     sources = []
     for path in files:
-        lines = read_results(path)
-        sources.append(Source(str(path), len(lines), hashlib.sha256(path.read_bytes()).hexdigest()))
+        lines, digest = read_one(path)
+        sources.append(Source(str(path), len(lines), digest))
         for number, line in enumerate(lines, start=1):
             place = f"{path}, line {number}"
             check_line(line, place)
@@ -64,6 +64,15 @@ def read_all(files: Iterable[Path]) -> tuple[list[Line], list[Source]]:
                     f"(key {line['key']}): leave one of the files out"
                 )
     return sorted((line for line, _ in by_identity.values()), key=order), sources
+
+
+def read_one(path: Path) -> tuple[list[Line], str]:
+    """A file's lines and its digest, both of one moment: a sweep may replace it meanwhile."""
+    while True:
+        before = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines = read_results(path)
+        if hashlib.sha256(path.read_bytes()).hexdigest() == before:
+            return lines, before
 
 
 def order(line: Line) -> tuple[str, ...]:

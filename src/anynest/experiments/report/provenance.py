@@ -19,7 +19,10 @@ def what_ran(section: Section) -> list[Block]:
         ("seeds", [", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))]),
         ("training images", shared(cells, lambda line: text_of(line, "train_images"))),
         ("test images", shared(cells, lambda line: text_of(line, "test_images"))),
-        ("training time", [f"{clock(sum(line.get('seconds', 0) for line in cells))} in all"]),
+        (
+            "training time",
+            [f"{clock(sum(line.get('seconds', 0) for line in cells))}, all cells together"],
+        ),
         ("hardware", shared(lines, hardware)),
         ("versions", shared(lines, versions)),
         ("commits", shared(lines, commit)),

@@ -1,7 +1,8 @@
 """What one protocol and one data label have: a report's numbers never mix two of them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ...store import RunFolderError
 from ...training import ConfigError
@@ -38,17 +39,17 @@ class Section:
         """For links and files' names."""
         return anchor_of(self.protocol.name, self.data)
 
-    @property
+    @cached_property
     def evidence(self) -> Evidence:
         """As the claims and figures read it."""
         return Evidence.of(self.lines, self.protocol, self.data)
 
-    @property
+    @cached_property
     def cells(self) -> list[Line]:
         """The lines of training runs."""
         return [line for line in self.lines if line["kind"] == CELL]
 
-    @property
+    @cached_property
     def families(self) -> frozenset[str]:
         """Whose networks it has."""
         found = {DESIGNS[line["design"]].family for line in self.cells}
@@ -97,14 +98,7 @@ def with_elsewhere(section: Section, sections: Sequence[Section]) -> Section:
     """The section, told what its neighbours have."""
     others = [s for s in sections if s.protocol == section.protocol and s.data != section.data]
     elsewhere = frozenset(family for other in others for family in other.families)
-    return Section(
-        section.protocol,
-        section.data,
-        section.lines,
-        section.passed_over,
-        section.seeds,
-        elsewhere - section.families,
-    )
+    return replace(section, elsewhere=elsewhere - section.families)
 
 
 def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterable[Line]:
@@ -115,11 +109,13 @@ def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterable[Line]:
     for line in listed:
         if line["kind"] == CELL and is_known_cell(line, protocol):
             stages = 1 if line["independent"] else len(protocol.growth(line["design"]))
-            if len(line["error"]) != stages:
-                raise RunFolderError(
-                    f"cell {line['key']} of protocol {protocol.name} must have {stages} stages, "
-                    f"found {len(line['error'])}: train it again with anynest reproduce"
-                )
+            told = {len(entry["cosines"]) + 1 for entry in line.get("cosines", [])}
+            for found in (len(line["error"]), *told):
+                if found != stages:
+                    raise RunFolderError(
+                        f"cell {line['key']} of protocol {protocol.name} must have {stages} "
+                        f"stages, found {found}: train it again with anynest reproduce"
+                    )
             yield line
         elif line["kind"] == DEADLINES and line["key"] in measured:
             yield line

@@ -17,10 +17,12 @@ html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body {
   margin: 0 auto; max-width: 84rem; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
-  display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 0 2.5rem; padding: 0 1.5rem;
+  display: grid; gap: 0 2.5rem; padding: 0 1.5rem;
+  grid-template: "nav header" auto "nav main" 1fr / 15rem minmax(0, 1fr);
 }
+header { grid-area: header; padding-top: 1.6rem; }
 nav {
-  position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto;
+  grid-area: nav; position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto;
   padding: 2.2rem 0; font-size: 0.86rem; line-height: 1.35;
 }
 nav ul { list-style: none; margin: 0; padding: 0; }
@@ -30,7 +32,7 @@ nav ul ul { margin-top: 0.3rem; padding-left: 0.7rem; border-left: 1px solid var
 nav ul ul li { padding: 0.12rem 0; }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
-main { padding: 1.6rem 0 5rem; min-width: 0; overflow-wrap: break-word; }
+main { grid-area: main; padding: 0 0 5rem; min-width: 0; overflow-wrap: break-word; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0.4rem 0 1rem; text-wrap: balance; }
 h2 {
   font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 0.8rem; padding-top: 0.9rem;
@@ -54,13 +56,8 @@ pre {
 .tile.holds { border-left-color: var(--holds); }
 .tile.fails { border-left-color: var(--fails); }
 .tile.undecided { border-left-color: var(--undecided); }
-.scroll { overflow-x: auto; margin: 0.8rem 0 1rem; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-caption {
-  caption-side: top; text-align: left; color: var(--soft); font-size: 0.84rem;
-  padding-bottom: 0.45rem;
-}
-caption span { display: block; max-width: 46rem; }
 th, td {
   padding: 0.3rem 0.75rem; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); font-weight: 400;
@@ -76,13 +73,13 @@ td:not(.word), td small { white-space: nowrap; }
 td.far small:last-child { color: var(--far); font-weight: 600; }
 td.below > span { text-decoration: underline; text-underline-offset: 3px; }
 figure { margin: 0.8rem 0 1rem; }
-.panels { display: grid; gap: 1.2rem 1.4rem; }
+.panels { display: grid; gap: 1.2rem 1.4rem; align-items: end; }
 .panels.many { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
-.panels.one { max-width: 38rem; }
+.panels.one { max-width: 36rem; }
 .panel { min-width: 0; }
 .panel svg { width: 100%; height: auto; display: block; }
 .panel svg text { font-family: inherit !important; }
-figcaption { color: var(--soft); font-size: 0.84rem; max-width: 46rem; margin-top: 0.5rem; }
+figcaption { color: var(--soft); font-size: 0.84rem; max-width: 46rem; margin: 0.5rem 0 0.4rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: 0.45rem 0; }
 summary {
   cursor: pointer; padding: 0.5rem 0.8rem; display: flex; gap: 0.7rem; align-items: baseline;
@@ -93,6 +90,7 @@ summary::before { content: "\\25B8"; color: var(--soft); flex: none; }
 details[open] > summary::before { content: "\\25BE"; }
 summary:hover { background: var(--raised); }
 summary small { display: block; }
+.inside ul { columns: 17rem; padding-left: 1.2rem; font-size: 0.88rem; }
 .inside { padding: 0 1rem 0.6rem; border-top: 1px solid var(--line); }
 .badge {
   flex: none; min-width: 5.4rem; text-align: center; font-size: 0.78rem; font-weight: 600;
@@ -103,20 +101,21 @@ summary small { display: block; }
 .badge.fails { color: var(--fails); }
 @media (max-width: 62rem) {
   body { display: block; padding: 0 1rem; }
-  nav { position: static; max-height: none; padding: 1rem 0 0; }
+  header { padding-top: 0.6rem; }
+  nav { position: static; max-height: none; padding: 0 0 0.6rem; }
   nav ul ul { border: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0 0.9rem; }
-  main { padding-top: 0.4rem; }
   h1 { font-size: 1.4rem; }
   h2 { font-size: 1.18rem; margin-top: 2.2rem; }
 }
 @media (max-width: 34rem) {
   th, td { padding: 0.3rem 0.5rem; }
+  td.word { min-width: 9.5rem; }
   th[scope="row"] { position: sticky; left: 0; background: var(--page); }
   th.group span { position: sticky; left: 0.5rem; display: inline-block; max-width: 82vw; }
-  caption span { max-width: 88vw; position: sticky; left: 0; }
   summary { flex-wrap: wrap; gap: 0.2rem 0.6rem; padding: 0.5rem 0.6rem; }
-  summary > span:last-child { flex-basis: 100%; }
-  .inside { padding: 0 0.6rem 0.5rem; }
+  .badge + span { flex-basis: 100%; }
+  .inside ul { columns: 17rem; padding-left: 1.2rem; font-size: 0.88rem; }
+.inside { padding: 0 0.6rem 0.5rem; }
   .tile { flex: 1; min-width: 5.5rem; padding: 0.35rem 0.7rem; }
 }
 @media print { nav { display: none; } body { display: block; } details { break-inside: avoid; } }

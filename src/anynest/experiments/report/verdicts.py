@@ -4,7 +4,7 @@ from collections import Counter
 
 from ..claim_list import CLAIMS, judge_all
 from ..claims import Claim, Outcome, Verdict
-from .document import Block, Cell, Fold, Group, Items, Table, Text, Tile, Tiles
+from .document import Block, Cell, Fold, Group, Table, Text, Tile, Tiles
 from .section import Section
 from .words import probability, signed
 
@@ -39,7 +39,9 @@ def claims(section: Section) -> list[Block]:
     idle = tuple(folded for verdict, folded in folds if not verdict.n)
     if idle:
         what = f"{len(idle)} claims" if len(idle) > 1 else "1 claim"
-        blocks.append(Fold(f"{what} without any pair of runs", idle, tone="undecided"))
+        blocks.append(
+            Fold(f"{what} for which no pair of runs is there yet", idle, tone="undecided")
+        )
     return blocks
 
 
@@ -49,9 +51,10 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
     facts = [claim.source, f"n = {verdict.n}"]
     if verdict.difference is not None:
         facts.append(f"pooled difference {signed(verdict.difference, 2)} points")
+    if verdict.n > 1:
         facts.append(f"p {equals(probability(verdict.p))}")
     blocks: list[Block] = [
-        Text(f"{claim.name}: {verdict.test}. {section.label}.", quiet=True),
+        Text(f"{claim.name}: {verdict.test}; {section.label}.", quiet=True),
     ]
     if verdict.comparisons:
         rows = tuple(
@@ -61,9 +64,10 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
         caption = f"{claim.name}, comparisons: mean difference in points; {section.label}"
         blocks.append(Table(caption, ("comparison", "difference", "n"), (Group(rows),)))
     if verdict.missing:
-        blocks.append(Text("Fewer than two pairs of runs yet for:"))
-        blocks.append(Items(verdict.missing))
-    return Fold(claim.text, tuple(blocks), " \N{MIDDLE DOT} ".join(facts), verdict.outcome)
+        blocks.append(Text(f"Fewer than two pairs of runs yet for {', '.join(verdict.missing)}."))
+    return Fold(
+        claim.text.replace("*", ""), tuple(blocks), " \N{MIDDLE DOT} ".join(facts), verdict.outcome
+    )
 
 
 def equals(text: str) -> str:
