@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,23 @@ from anynest.experiments.protocols import FAST, MICRO, PAPER, Protocol
 from anynest.experiments.report import cosines, figure8, figure9, figure10, make_report
 from anynest.experiments.report import html as page_of
 from anynest.experiments.report import markdown as text_of
-from anynest.experiments.report.document import Document, pictures_of
+from anynest.experiments.report.document import (
+    Block,
+    Cell,
+    Code,
+    Document,
+    Fold,
+    Group,
+    Heading,
+    Items,
+    Picture,
+    Pictures,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    pictures_of,
+)
 from anynest.experiments.report.section import Section, split
 from anynest.experiments.table1 import DESIGNS as TABLE_1
 from anynest.experiments.timing import plans
@@ -400,6 +417,43 @@ def test_hostile_words_stay_words() -> None:
         assert bad not in outside
     for picture in pictures_of(found.blocks):
         assert re.fullmatch(r"paper-[0-9a-f]{6}-[a-z0-9-]+", picture.name)
+
+
+BLOCKS: list[Block] = [
+    Heading(2, HOSTILE, "a"),
+    Text(HOSTILE),
+    Items((HOSTILE,)),
+    Code(HOSTILE),
+    Tiles((Tile("1", HOSTILE),)),
+    Tiles((Tile(HOSTILE, "1"),)),
+    Table(HOSTILE, ("a",), ()),
+    Table("a", (HOSTILE,), ()),
+    Table("a", ("a",), (Group(((Cell(HOSTILE),),)),)),
+    Table("a", ("a", "b"), (Group(((Cell("a"), Cell("b", (HOSTILE,))),)),)),
+    Table("a", ("a",), (Group((), HOSTILE),)),
+    Table("a", ("a",), (Group((), "a", HOSTILE),)),
+    Pictures(HOSTILE, ()),
+    Pictures("a", (Picture("a", HOSTILE, "<svg/>"), Picture("b", "b", "<svg/>"))),
+    Fold(HOSTILE, ()),
+    Fold("a", (), HOSTILE),
+    Fold("a", (Text(HOSTILE),)),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: type(block).__name__)
+def test_every_text_of_every_block_is_escaped(block: Block) -> None:
+    found = Document("title", (block,))
+    text, rendered = page_of.render(found), text_of.render(found)
+    page = Page(text)
+    assert not {"script", "img"} & set(page.tags)
+    assert not [key for _, key, _ in page.attributes if key.startswith("on")]
+    assert escape(HOSTILE) in text
+    if isinstance(block, Code):
+        assert f"    {HOSTILE}" in rendered  # indented code shows what there is
+        return
+    assert not re.search(r"<(script|img|b>|a )", rendered)
+    in_summary = isinstance(block, Fold) and HOSTILE in (block.title, block.note)
+    assert in_summary or not re.search(r"(?<!\\)\[c|(?<!\\)`a|(?<!\\)\*b", rendered)
 
 
 def test_the_same_lines_give_the_same_bytes(lines: list[Line], full: Document) -> None:

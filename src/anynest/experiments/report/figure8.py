@@ -18,7 +18,7 @@ def draw(figure: Figure, section: Section) -> Picture:
     titles = [title_of(fig8.priority_variant(order)) for order in orders]
     styles = dict(zip(titles, STYLES, strict=True))
     with styled():
-        made, axes = new_axes(5.6, 3.7)
+        made, axes = new_axes(4.6, 3.5)
         for number, series in enumerate(figure.series):
             color, marker, dash = styles.get(series.name, SGD)
             standard = series.name == titles[0]

@@ -7,6 +7,7 @@ from ..figures import FIGURES, Figure
 from . import figure8, figure9, figure10
 from .document import Block, Cell, Fold, Group, Picture, Pictures, Table, Text
 from .section import Section
+from .tables import seeds_text
 from .words import count_text, error_text
 
 DRAW: dict[str, Callable[[Figure, Section], Picture]] = {
@@ -22,9 +23,10 @@ def figure_blocks(section: Section, experiment: Experiment) -> list[Block]:
     if not figures:
         return []
     panels = tuple(DRAW[experiment.name](figure, section) for figure in figures)
+    counts = {spot.n for figure in figures for one in figure.series for spot in one.spots}
     caption = (
-        f"{experiment.source}: test error in %, means over seeds, bars are one standard deviation; "
-        f"{section.label}"
+        f"{experiment.source}: test error in %, means over {seeds_text(counts)}, bars are one "
+        f"standard deviation; {section.label}"
     )
     return [
         Text(f"{experiment.title}."),

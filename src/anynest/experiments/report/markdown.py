@@ -31,11 +31,20 @@ def plain(text: str) -> str:
 
     >>> plain("a_b *c* <b> [x](y) | `d`")
     'a_b \\*c\\* &lt;b&gt; \\[x\\](y) \\| \\`d\\`'
+    >>> plain("# a"), plain("1. a"), plain("1 a")
+    ('\\# a', '1\\. a', '1 a')
     """
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    text = re.sub(r"^(#+|[+-]|\d+(?=[.)]))([.)]?\s)", start, text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def start(found: re.Match[str]) -> str:
+    """What would begin a heading or a list."""
+    mark, rest = found.groups()
+    return f"{mark}\\{rest}" if mark.isdigit() else f"\\{mark}{rest}"
 
 
 def block_markdown(block: Block) -> str:

@@ -75,7 +75,7 @@ td.below > span { text-decoration: underline; text-underline-offset: 3px; }
 figure { margin: 0.8rem 0 1rem; }
 .panels { display: grid; gap: 1.2rem 1.4rem; align-items: end; }
 .panels.many { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
-.panels.one { max-width: 36rem; }
+.panels.one { max-width: 31rem; }
 .panel { min-width: 0; }
 .panel svg { width: 100%; height: auto; display: block; }
 .panel svg text { font-family: inherit !important; }

@@ -81,12 +81,12 @@ def heading(column: Column, several: bool) -> str:
 def seeds_text(counts: set[int]) -> str:
     """
     >>> seeds_text({3}), seeds_text({1}), seeds_text({1, 3}), seeds_text(set())
-    ('n = 3 seeds', 'n = 1 seed', 'n seeds', 'seeds')
+    ('n = 3 seeds', 'n = 1 seed', 'n = 1 to 3 seeds', 'seeds')
     """
     if not counts:
         return "seeds"
     if len(counts) > 1:
-        return "n seeds"
+        return f"n = {min(counts)} to {max(counts)} seeds"
     (count,) = counts
     return f"n = {count} seed{'' if count == 1 else 's'}"
 
