@@ -98,7 +98,7 @@ def test_a_key_knows_the_run_and_not_its_place() -> None:
 
 def test_keys_stand_still() -> None:
     """A key that changes makes every result of it a stranger: only a changed run may do that."""
-    assert Run("width", "osgd").cell(MICRO, 0).key == "135e05c082d498a0"
+    assert Run("width", "osgd").cell(MICRO, 0).key == "38a49a20160d4d4a"
     assert Run("alternating", "normsgd", 5).cell(PAPER, 2).key == "75581586fe6f69e6"
 
 
@@ -136,9 +136,28 @@ def test_variants_change_what_they_say() -> None:
     printed = Run("width", "osgd-norm+C=0.5").cell(PAPER, 0).settings["method"]["C"]
     assert printed == 0.5
     assert title_of("osgd+raw") == "OSGD, raw projection"
+    shared = settings_of("osgd+shared-head+shared-norm")
+    assert shared["model"] == {"options": {"head": "shared", "norm": "shared"}}
+    assert title_of("sgd-mean+shared-head") == "SGD, shared head"
     for wrong in ("osgdd", "osgd+rw", "+raw"):
         with pytest.raises(ConfigError, match="found"):
             settings_of(wrong)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_ablations_that_share_have_something_to_share(protocol) -> None:
+    """Every cell of them builds a network with fewer weights than the one that shares nothing."""
+    runs = [run for run in EXPERIMENTS["ablations"].runs(protocol) if "shared" in run.variant]
+    assert len(runs) == 2 * (3 + 2)
+    for run in runs:
+        sizes = []
+        for variant in (run.variant, run.variant.split("+")[0]):
+            config = Run(run.design, variant).cell(protocol, 0).config("digits", {})
+            with torch.device("meta"):
+                model = config.model.build(10, 3)
+            sizes.append(model.cost()[-1].parameters)
+            assert tuple(map(tuple, model.architecture.growth)) == protocol.growth(run.design)
+        assert sizes[0] < sizes[1], run
 
 
 def test_unknown_names_list_near_ones() -> None:

@@ -56,8 +56,16 @@ def test_each_phase_moves_its_own_stage_alone(
             assert untouched == (stage != phase), (phase, stage)
 
 
-def test_a_phase_holds_exactly_its_stages_weights(tiny: Tiny) -> None:
-    config = tiny(model={"growth": [[1, 1], [2, 1], [3, 1]]}, method={"name": "greedy"})
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_a_phase_holds_exactly_its_stages_weights(tiny: Tiny, shared: bool) -> None:
+    network: dict[str, Any] = {"growth": [[1, 1], [2, 1], [3, 1]]}
+    if shared:
+        network = {
+            "name": "simultaneous_nested_sparse_resnet26",
+            "growth": [[1, 1], [2, 2], [4, 4]],
+            "options": {"head": "shared", "norm": "shared"},
+        }
+    config = tiny(model=network, method={"name": "greedy"})
     model = config.model.build(10, 1)
     phases: list[Phase] = []
     for index in range(3):

@@ -5,7 +5,8 @@ osgd+priority=1,0,2     another order of the losses
 osgd+raw                projects onto the gradients as they came, not onto what is left of them
 osgd+tensor             projects every parameter tensor by itself, not all weights at once
 osgd+shared-head        one classifier for all stages, each reading its own features
-    normsgd+C=0.5           the paper's constant as it is printed, not calibrated
+osgd+shared-norm        one batch norm for all versions of a group's transition
+normsgd+C=0.5           the paper's constant as it is printed, not calibrated
 """
 
 from ..multitask import list_methods
@@ -15,6 +16,8 @@ from .cell import Settings, overlay
 CHANGES: dict[str, Settings] = {
     "raw": {"method": {"projection": "raw"}},
     "tensor": {"method": {"scope": "tensor"}},
+    "shared-head": {"model": {"options": {"head": "shared"}}},
+    "shared-norm": {"model": {"options": {"norm": "shared"}}},
     "C=0.5": {"method": {"C": 0.5}},
 }
 TITLES = {
@@ -28,6 +31,8 @@ TITLES = {
     "osgd-norm": "OSGD Norm",
     "raw": "raw projection",
     "tensor": "projected per tensor",
+    "shared-head": "shared head",
+    "shared-norm": "shared norms",
     "C=0.5": "C = 1/2 as printed",
 }
 
