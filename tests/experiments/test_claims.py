@@ -128,7 +128,14 @@ def test_missing_runs_leave_a_claim_open() -> None:
     assert verdict.outcome == "undecided"
     assert verdict.missing == ("even",)
     alone = judge_all(evidence(papers_own, seeds=1))
-    assert alone["osgd-late"].outcome == "undecided"  # one seed says nothing about another
+    assert {verdict.outcome for verdict in alone.values()} == {"undecided"}
+
+    def worse(run: Run, seed: int) -> list[float]:
+        return [e + (5.0 if run.variant == "osgd" else 0.0) for e in papers_own(run, seed)]
+
+    assert judge_all(evidence(worse))["osgd-late"].outcome == "fails"
+    # one seed says nothing about another, however many designs agree
+    assert judge_all(evidence(worse, seeds=1))["osgd-late"].outcome == "undecided"
     assert judge_all(Evidence.of([], PAPER, DATA)).keys() == {claim.name for claim in CLAIMS}
 
 

@@ -89,7 +89,8 @@ def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
         return Verdict("undecided", test, 0, None, None, comparisons, missing)
     mean, p = sum(pool) / len(pool), below_zero(pool, margin)
     against = holm([above_zero(c.values, margin) for c in comparisons if c.n > 1])
-    if above_zero(pool, margin) < LEVEL or any(value < LEVEL for value in against):
+    pool_against = not missing and above_zero(pool, margin) < LEVEL
+    if pool_against or any(value < LEVEL for value in against):
         outcome: Outcome = "fails"
     elif p < LEVEL and not missing and all(c.mean < margin for c in comparisons):
         outcome = "holds"
