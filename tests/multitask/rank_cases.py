@@ -461,13 +461,13 @@ class Normed(nn.Module):
         return [self.heads[0](a), self.heads[1](self.more(a).relu())]
 
 
-def normed(name: str, dtype: torch.dtype, rank: int, world: int) -> None:
+def normed(name: str, dtype: torch.dtype, rank: int, world: int, **options: str) -> None:
     """Three whole steps with synchronised norms: gradients, running statistics, evaluation."""
     torch.manual_seed(11)
     made: nn.Module = (
         Normed()
         if name == "plain"
-        else create_model(name, num_classes=3, in_channels=1, base_width=4)
+        else create_model(name, num_classes=3, in_channels=1, base_width=4, **options)
     )
     one = made.to(dtype)
     ours = copy.deepcopy(sync_batch_norm(copy.deepcopy(one), dist.group.WORLD))
@@ -503,6 +503,9 @@ def normed(name: str, dtype: torch.dtype, rank: int, world: int) -> None:
 
 for _name in ("plain", "width_nested_resnet10", "alternating_nested_sparse_resnet14"):
     CASES[f"sync-norm-{_name}"] = partial(normed, _name, torch.float64)
+CASES["sync-norm-shared"] = partial(
+    normed, "alternating_nested_sparse_resnet14", torch.float64, head="shared", norm="shared"
+)
 CASES["sync-norm-float32"] = partial(normed, "width_nested_resnet10", torch.float32)
 
 
