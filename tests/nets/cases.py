@@ -51,7 +51,8 @@ def _registered(name: str) -> Case:
     def build() -> AnytimeNetwork:
         return create_model(name, base_width=2) if large else create_model(name)
 
-    return Case(name, build, 32 if imagenet else 8)
+    # a deep one needs more than a pixel a channel at its end: norms over three values magnify rounding
+    return Case(name, build, (64 if large else 32) if imagenet else 8)
 
 
 def _random_growth(rng: random.Random, *, depth: bool, width: bool) -> Growth:

@@ -161,9 +161,7 @@ def entries_of(run: Run, protocol: Protocol, errors: list[list[float]]) -> tuple
         Entry(
             stage,
             tuple(100 * values[stage - 1] for values in errors),
-            printed_error(run.design, run.variant, stage, run.independent)
-            if papers
-            else None,
+            printed_error(run.design, run.variant, stage, run.independent) if papers else None,
         )
         for stage in range(1, count + 1)
     )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .stripe import every
 from .sync import SyncBatchNorm, joined_backward, joined_statistics
 
 Norm = nn.BatchNorm2d | SyncBatchNorm
@@ -95,9 +96,13 @@ def leading(x: Tensor, channels: int) -> Tensor:
     """The first channels of a buffer, dense in memory."""
     if x.shape[1] == channels:
         return x
+    return x[:, :channels].contiguous(memory_format=layout_of(x))
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """How a dense buffer lies in memory."""
     nhwc = x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    return x[:, :channels].contiguous(memory_format=layout)
+    return torch.channels_last if nhwc else torch.contiguous_format
 
 
 def convolve(
@@ -105,6 +110,8 @@ def convolve(
 ) -> tuple[Tensor, list[Tensor]]:
     """All nodes' convolutions of one unit; the result and the groups' dense kernels."""
     size, stride = shape.kernels[unit]
+    if size == 1:  # as ``Pointwise``, and for its reason
+        a, stride = every(a, stride), 1
     results, kernels = [], []
     for first, end in shape.groups[unit]:
         start = shape.rows(unit, first).start
@@ -133,6 +140,7 @@ def convolve_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Back through ``convolve`` for the leading ``active`` nodes; the nodes' weight gradients."""
     size, stride = shape.kernels[unit]
+    taken, step = (every(a, stride), 1) if size == 1 else (a, stride)
     total: Tensor | None = None
     weights: list[Tensor] = []
     for kernel, (first, end) in zip(reversed(kernels), reversed(shape.groups[unit]), strict=True):
@@ -143,10 +151,10 @@ def convolve_backward(
         inputs = shape.reads(unit, end - 1)
         part, dense, _ = aten.convolution_backward(
             grad[:, start:stop],
-            a[:, :inputs],
+            taken[:, :inputs],
             kernel[: stop - start, :inputs].contiguous(),
             None,
-            [stride, stride],
+            [step, step],
             [size // 2, size // 2],
             [1, 1],
             False,
@@ -161,6 +169,10 @@ def convolve_backward(
             dense[rows.start - start : rows.stop - start, : shape.reads(unit, j)]
             for j, rows in enumerate(own, first)
         ] + weights
+    if total is not None and step != stride:
+        whole = torch.zeros_like(a[:, : total.shape[1]], memory_format=layout_of(a))
+        every(whole, stride).copy_(total)
+        total = whole
     return (grad if total is None else total), weights
 
 

@@ -9,9 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .plan import Node
+from .plan import Node, Unit
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride, taken of every ``stride``-th pixel with none.
+
+    The same numbers, past a fault of oneDNN 3.12 (torch 2.13): on CPUs without AVX-512 its weight
+    gradient of such a convolution writes beyond its memory where the images are ``channels_last``
+    and have fewer than 8 channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(every(x, self.stride[0]), self.weight)
+
+
+def every(x: Tensor, stride: int) -> Tensor:
+    """``[B, C, H, W]``: every ``stride``-th row and column, a view."""
+    return x[:, :, ::stride, ::stride]
+
+
+def convolution(unit: Unit) -> nn.Conv2d:
+    """The module of a unit."""
+    kind = Pointwise if unit.kernel == 1 and unit.stride > 1 else nn.Conv2d
+    return kind(unit.inputs, unit.outputs, unit.kernel, unit.stride, unit.kernel // 2, bias=False)
 
 
 class SharedNorm(nn.Module):
@@ -42,9 +66,7 @@ class Stripe(nn.Module):
         self.relu = relu
         self.depth = len(node.units)
         for number, unit in enumerate(node.units, 1):
-            conv = nn.Conv2d(
-                unit.inputs, unit.outputs, unit.kernel, unit.stride, unit.kernel // 2, bias=False
-            )
+            conv = convolution(unit)
             # He et al. 2015, by fan-in: a slice's rows are then drawn as the whole layer's would be
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
             self.add_module(f"conv{number}", conv)
