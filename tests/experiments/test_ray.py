@@ -26,7 +26,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
         import_ray()
 
 
-def kill_a_worker(out: Path, cells: list[Cell], seconds: float = 60) -> Cell:
+def kill_a_worker(out: Path, cells: list[Cell], seconds: float = 300) -> Cell:
     """Kill the process that trains some cell, which has a checkpoint; that cell."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
