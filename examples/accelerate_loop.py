@@ -51,6 +51,7 @@ def train(epochs: int = 2, precision: str = "bf16", micro_batches: int = 2) -> l
                 optimizer.zero_grad()
         means.append(accelerator.reduce(torch.stack(seen).mean(dim=0), "mean").tolist())
         accelerator.print("losses " + ", ".join(f"{loss:.3f}" for loss in means[-1]))
+    accelerator.end_training()  # ranks leave their group together
     return means
 
 
