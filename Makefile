@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test lint types check clean
+.PHONY: setup demo test report lint types check clean
 
 setup: $(READY)
 
@@ -20,6 +20,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+report: $(READY) # results/*.jsonl -> results/report.md and report.html
+	$(BIN)/anynest report results --out results
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -36,7 +36,11 @@ class MethodConfig:
     )
     C: float | str | None = field(
         default=None,
-        metadata={"flag": "--norm-c", "help": "normalising methods: C of equation 2 or calibrated"},
+        metadata={
+            "flag": "--norm-c",
+            "help": "normalising methods: C of equation 2, a number or calibrated (default: 0.5, as the "
+            "paper prints it; anynest reproduce takes calibrated)",
+        },
     )
     refresh: int | str | None = field(
         default=None,

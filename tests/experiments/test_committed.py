@@ -1,0 +1,38 @@
+"""What is committed under results/ says what its own lines say."""
+
+from pathlib import Path
+
+import pytest
+
+from anynest.experiments.report import find_files, make_report, read_all, write_report
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_report_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``make report`` brings it up to date."""
+    monkeypatch.chdir(ROOT)
+    report = make_report(*read_all(find_files(["results"])), ["results"])
+    write_report(report, tmp_path)
+    names = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert names
+    for name in names:
+        assert (ROOT / "results" / name).is_file(), f"{name} is missing: make report"
+    # pictures and the page that holds them depend on the drawing library's version, the text does not
+    assert (ROOT / "results/report.md").read_text() == (tmp_path / "report.md").read_text()
+
+
+def test_the_readme_says_what_the_claims_do() -> None:
+    """README.md names two verdicts in words."""
+    (micro,) = [
+        section
+        for section in make_report(
+            *read_all(find_files([str(ROOT / "results")])), ["results"]
+        ).to_json()["sections"]
+        if section["protocol"] == "micro"
+    ]
+    assert micro["claims"]["osgd-late"]["outcome"] == "holds"
+    assert micro["claims"]["osgd-late-against-sum"]["outcome"] == "fails"
+    said = (ROOT / "README.md").read_text()
+    assert "lower error than the paper's SGD at the last two stages of every design" in said
+    assert "not than SGD on the sum of the losses" in said
