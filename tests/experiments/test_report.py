@@ -649,6 +649,13 @@ def test_without_names_the_folder_results_is_read(
     assert "- results/micro.jsonl: 3 lines, SHA-256 " in text
 
 
+def test_a_line_of_an_unknown_kind_is_passed_over(some: Path, tmp_path: Path) -> None:
+    strange = {"kind": "new", "key": "k", "protocol": "micro", "data": SMALL, "seed": None}
+    with (some / "micro.jsonl").open("a") as file:
+        file.write(json.dumps(strange) + "\n")
+    assert main(["report", str(some), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_an_empty_file_says_what_there_is_to_do(tmp_path: Path) -> None:
     (tmp_path / "micro.jsonl").touch()
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
@@ -687,7 +694,9 @@ MEASURED = lines_of(MICRO, SMALL, 1)[-1]
         ({**GOOD, "error": [0.1], "multiply_adds": [1]}, "must have 3 stages, found 1"),
         ({**GOOD, "multiply_adds": [1, 2]}, "multiply_adds must have as many stages as error"),
         ({**GOOD, "multiply_adds": [0, 1, 2]}, "multiply_adds must be a list of numbers above 0"),
-        ({**GOOD, "seed": -1}, "seed must be a whole number from 0 on, found -1"),
+        ({**GOOD, "seed": -1}, "seed must be a whole number from 0 to 999, found -1"),
+        ({**GOOD, "seed": 10**9}, "seed must be a whole number from 0 to 999"),
+        ({**GOOD, "multiply_adds": [1, 2, 10**400]}, "multiply_adds must be a list of numbers"),
         ({**GOOD, "independent": 0}, "independent must be null or a stage's number, found 0"),
         ({k: v for k, v in GOOD.items() if k != "settings"}, "settings must be an object"),
         ({**GOOD, "cosines": [{"epoch": 1, "cosines": [[0.1, 0.2]]}]}, "cosines must be"),
@@ -695,6 +704,8 @@ MEASURED = lines_of(MICRO, SMALL, 1)[-1]
         ({**GOOD, "environment": "E" * 200}, "environment must be an object, found 'EEE"),
         ({**MEASURED, "panel": "z"}, "panel must be one of a, b, c, found 'z'"),
         ({**MEASURED, "error": {"oracle-all": [0.1]}}, "error must have 8 numbers from 0 to 1"),
+        ({**MEASURED, "error": {**MEASURED["error"], "old": [0.1] * 8}}, ", found old"),
+        ({**MEASURED, "seed": 7}, "must be of panel"),
     ],
 )
 def test_a_bad_line_ends_in_one_line(line: Any, words: str, tmp_path: Path, capsys: Out) -> None:

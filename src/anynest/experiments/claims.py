@@ -4,7 +4,8 @@ How a verdict about several networks comes about (``judge_differences``): the di
 seed by seed. The claim *holds* where every mean difference has the claimed sign and, pooled over
 all runs (differences that share runs are averaged first, so that pairs are independent), the
 difference is significant. It *fails* where a single comparison, or the pool, is significantly the other way
-(Holm's adjustment over the comparisons). Otherwise, and where runs are missing, it is *undecided*.
+(Holm's adjustment over the comparisons). Otherwise it is *undecided*. Where runs are missing the
+pool decides nothing.
 """
 
 from collections.abc import Callable, Sequence

@@ -132,7 +132,8 @@ class Filling:
         self._rows, self._pattern, self._filled = None, None, set()
 
     def settle(self) -> Rows:
-        """The rows so far, in ``tasks``' order; more may be added to them."""
+        """The rows so far, in ``tasks``' order; more may be added to them, but not once their dot
+        products have been asked for."""
         if self._rows is not None and self._filled != set(self._places):
             self._loosen(self._rows)
         if self._rows is None:

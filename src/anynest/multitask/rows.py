@@ -110,7 +110,7 @@ class Block:
 
     def mixed_gram(self, mixing_rk: Tensor | None) -> Tensor:
         """[r, r] dot products of ``mixing @ values``; the mixing is done before the dots."""
-        if len(self.tasks) == 1 and mixing_rk is None:
+        if len(self.tasks) == 1 and mixing_rk is None and self.values.shape[1] <= CHUNK_CPU:
             wide = wide_dtype(self.values.device)
             norm: Tensor = torch.linalg.vector_norm(self.values, dtype=wide)
             return norm.square().reshape(1, 1)
@@ -268,22 +268,21 @@ class Rows:
 
     @cached_property
     def gram(self) -> Tensor:
-        """[S, S] dot products of the rows over their common entries, in float64."""
+        """[S, S] dot products of the rows over their common entries, in float64; not to be written to."""
         total = self.new(self.num_tasks, self.num_tasks)
         alone: dict[int, list[Tensor]] = {}
         for block, part in zip(self.blocks, self.block_grams, strict=True):
             tasks, part = self.rows_in(block), part.to(total.device, non_blocking=True)
             if len(tasks) == 1:
-                alone.setdefault(tasks[0], []).append(part)
+                alone.setdefault(tasks[0], []).append(part.reshape(()))
             elif len(tasks) == len(total):
                 total += part
             else:
                 index = index_on(tasks, total.device)
                 total.index_put_((index[:, None], index[None, :]), part, accumulate=True)
         if alone:
-            index = index_on(tuple(i for i, parts in alone.items() for _ in parts), total.device)
-            squares = torch.cat([part for parts in alone.values() for part in parts]).reshape(-1)
-            total.diagonal().index_add_(0, index, squares)
+            squares = torch.stack([torch.stack(parts).sum() for parts in alone.values()])
+            total.diagonal().index_add_(0, index_on(tuple(alone), total.device), squares)
         return total
 
     @cached_property

@@ -39,7 +39,7 @@ class Orthogonal(NamedTuple):
 
 def gram_matrix(rows: Rows) -> Tensor:
     """[S, S] dot products of the rows over their common entries, in float64."""
-    return rows.gram
+    return rows.gram.clone()
 
 
 def rounding_noise(rows: Rows) -> Tensor:
@@ -62,7 +62,7 @@ def normalize(rows: Rows, C: float = 0.5) -> Rows:
     >>> normalize(rows, C=1.0).tensors()[0][0] / 2**0.5
     tensor([0.6000, 0.8000])
     """
-    norms = gram_matrix(rows).diagonal().sqrt()
+    norms = rows.gram.diagonal().sqrt()
     roots = torch.stack([norms.new_full((), d**0.5) for d in rows.sizes])
     scales = torch.where(norms == 0, torch.zeros_like(norms), roots * C / norms)
     return rows.mixed(torch.diag(scales))
@@ -97,9 +97,12 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
     def in_order(matrix: Tensor, index: Tensor) -> Tensor:
         return matrix if natural else matrix.index_select(0, index).index_select(1, index)
 
-    gram = in_order(gram_matrix(rows), index)
+    gram = in_order(rows.gram, index)
     reads = _reads(rows, order)
-    lower = _at_once(gram, max((torch.finfo(b.values.dtype).eps for b in rows.blocks), default=0.0))
+    lower = None
+    if rows.across is None:  # ranks must not decide by what a library's last bit may be elsewhere
+        eps = max((torch.finfo(block.values.dtype).eps for block in rows.blocks), default=0.0)
+        lower = _at_once(gram, eps)
     if lower is not None:
         components = rows.mixed(in_order(_invert(lower), back), reads)
         return Orthogonal(components, in_order(lower, back))
@@ -110,7 +113,7 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
     inverse = _invert(coefficients)
     if not _well_conditioned(rest, squares):
         projected = rows.mixed(in_order(inverse, back), reads)
-        coefficients_2, rest = _eliminate(in_order(gram_matrix(projected), index), noise)
+        coefficients_2, rest = _eliminate(in_order(projected.gram, index), noise)
         coefficients = coefficients @ coefficients_2
         inverse = _invert(coefficients_2) @ inverse
     dropped = (rest <= noise) & (squares > 0)

@@ -71,6 +71,7 @@ class FusedRun:
                         and type(norm) is type(first)
                         and norm.track_running_stats
                         and norm.affine
+                        and norm.momentum is not None  # a running mean over all batches
                         and norm.momentum == first.momentum
                         and norm.eps == first.eps
                         and norm.training == first.training

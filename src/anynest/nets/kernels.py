@@ -110,7 +110,7 @@ def convolve(
 ) -> tuple[Tensor, list[Tensor]]:
     """All nodes' convolutions of one unit; the result and the groups' dense kernels."""
     size, stride = shape.kernels[unit]
-    if size == 1:  # as ``Pointwise``, and for its reason
+    if size == 1 and a.device.type == "cpu":  # as ``Pointwise``, and for its reason
         a, stride = every(a, stride), 1
     results, kernels = [], []
     for first, end in shape.groups[unit]:
@@ -140,7 +140,9 @@ def convolve_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Back through ``convolve`` for the leading ``active`` nodes; the nodes' weight gradients."""
     size, stride = shape.kernels[unit]
-    taken, step = (every(a, stride), 1) if size == 1 else (a, stride)
+    taken, step = a, stride
+    if size == 1 and a.device.type == "cpu":
+        taken, step = every(a, stride), 1
     total: Tensor | None = None
     weights: list[Tensor] = []
     for kernel, (first, end) in zip(reversed(kernels), reversed(shape.groups[unit]), strict=True):

@@ -16,7 +16,7 @@ from .plan import Node, Unit
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride, taken of every ``stride``-th pixel with none.
+    """A 1x1 convolution with a stride; on a CPU one without, of every ``stride``-th pixel.
 
     The same numbers, past a fault of oneDNN 3.12 (torch 2.13): on CPUs without AVX-512 its weight
     gradient of such a convolution writes beyond its memory where the images are ``channels_last``
@@ -24,7 +24,9 @@ class Pointwise(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(every(x, self.stride[0]), self.weight)
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return F.conv2d(every(x, self.stride[0]), self.weight, self.bias)
 
 
 def every(x: Tensor, stride: int) -> Tensor:

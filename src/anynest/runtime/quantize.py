@@ -1,6 +1,6 @@
 """8-bit graphs: static quantisation, calibrated stage by stage on real images.
 
-Weights have 7 bits, so that every CPU gives the same answers, and one scale an output channel; activations
+Weights have 7 bits, so that sums do not overflow on any CPU, and one scale an output channel; activations
 have one a tensor, chosen by the range that they take on the calibration images (Jacob et al. 2018; ONNX
 Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages before it really hand on.
 State passes between stages in float32.

@@ -11,6 +11,8 @@ from ..fig9 import PANELS
 from ..results import CELL, DEADLINES, Line
 
 Rule = tuple[str, Callable[[Any], bool]]
+MOST = 10**18  # beyond all that is counted here
+SEEDS = 1000
 
 
 def is_share(value: Any) -> bool:
@@ -19,13 +21,15 @@ def is_share(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite one."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite one that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < MOST if isinstance(value, int) else math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
     """A number from 0 on, such as a seed's."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
 
 
 def is_list_of(value: Any, kind: Callable[[Any], bool]) -> bool:
@@ -52,7 +56,8 @@ def is_cosines(value: Any) -> bool:
 WORDS: Rule = ("a text", lambda value: isinstance(value, str))
 OBJECT: Rule = ("an object", lambda value: isinstance(value, dict))
 SHARES: Rule = ("a list of numbers from 0 to 1", lambda value: is_list_of(value, is_share))
-SEED: Rule = ("a whole number from 0 on", is_whole)
+COUNT_RULE: Rule = ("a whole number from 0 on", is_whole)
+SEED: Rule = (f"a whole number from 0 to {SEEDS - 1}", lambda value: is_whole(value) and value < SEEDS)
 COUNTS: Rule = (
     "a list of numbers above 0",
     lambda value: is_list_of(value, lambda one: is_number(one) and one > 0),
@@ -85,8 +90,8 @@ REQUIRED: dict[str, dict[str, Rule]] = {
 OPTIONAL: dict[str, Rule] = {
     "top5_error": SHARES,
     "seconds": LENGTH,
-    "train_images": SEED,
-    "test_images": SEED,
+    "train_images": COUNT_RULE,
+    "test_images": COUNT_RULE,
     "cosines": ("a list of epochs with the rows of a lower triangle", is_cosines),
     "environment": OBJECT,
     "revision": WORDS,
@@ -117,11 +122,15 @@ def check_line(line: Line, place: str) -> None:
 def check_schemes(line: Line, place: str) -> None:
     """A panel's line has an error for each of its schemes at each deadline and at none."""
     panel = next(panel for panel in PANELS if panel.name == line["panel"])
-    for kind in ("base", "nest", "oracle-all", "oracle-each"):
-        for scheme in schemes(panel, kind):
-            errors = line["error"].get(scheme, [])
-            if not (is_list_of(errors, is_share) and len(errors) == COUNT + 1):
-                raise wrong(place, f"error must have {COUNT + 1} numbers from 0 to 1 for {scheme}")
+    kinds = ("base", "nest", "oracle-all", "oracle-each")
+    known = [scheme for kind in kinds for scheme in schemes(panel, kind)]
+    for scheme in known:
+        errors = line["error"].get(scheme, [])
+        if not (is_list_of(errors, is_share) and len(errors) == COUNT + 1):
+            raise wrong(place, f"error must have {COUNT + 1} numbers from 0 to 1 for {scheme}")
+    if len(line["error"]) != len(known):
+        others = ", ".join(sorted(set(line["error"]) - set(known)))
+        raise wrong(place, f"error must be of {', '.join(known)}, found {shortened(others)}")
 
 
 def wrong(place: str, rule: str) -> RunFolderError:

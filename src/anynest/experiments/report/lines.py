@@ -78,4 +78,4 @@ def read_one(path: Path) -> tuple[list[Line], str]:
 def order(line: Line) -> tuple[str, ...]:
     """Seeds last, so that numbers are averaged in one order wherever they come from."""
     network = [str(line.get(key, "")) for key in ("design", "independent", "variant", "panel")]
-    return (line["kind"], *network, f"{line.get('seed', 0):09}", *identity(line))
+    return (line["kind"], *network, str(line.get("seed", 0)).zfill(9), *identity(line))

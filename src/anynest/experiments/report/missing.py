@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ...training.progress import counted
 from ..catalog import EXPERIMENTS
 from ..experiment import Experiment, cells_of
 from ..results import DEADLINES
@@ -63,7 +64,7 @@ def still_missing(section: Section) -> list[Block]:
             folds.append(
                 Fold(f"{name}: {len(one.missing)} of {one.cells} missing", (Items(one.missing),))
             )
-    seeds = f"{section.seeds} seed{'' if section.seeds == 1 else 's'}"
+    seeds = counted(section.seeds, "seed")
     caption = f"Finished cells of {seeds}; a cell that several need is in each; {section.label}"
     head = ("name", "source", "finished", "wanted", "state")
     blocks: list[Block] = [Table(caption, head, (Group(tuple(rows)),), words=2)]

@@ -105,7 +105,7 @@ def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterable[Line]:
     """Those of cells and measurements as the protocol has them now."""
     listed = list(lines)
     most = max((line["seed"] + 1 for line in listed if line["kind"] == DEADLINES), default=0)
-    measured = {plan.key for plan in plans(protocol, most)} if most else set()
+    measured = {plan.key: (plan.panel.name, plan.seed) for plan in plans(protocol, most)}
     for line in listed:
         if line["kind"] == CELL and is_known_cell(line, protocol):
             stages = 1 if line["independent"] else len(protocol.growth(line["design"]))
@@ -118,6 +118,13 @@ def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterable[Line]:
                     )
             yield line
         elif line["kind"] == DEADLINES and line["key"] in measured:
+            if measured[line["key"]] != (line["panel"], line["seed"]):
+                panel, seed = measured[line["key"]]
+                raise RunFolderError(
+                    f"latencies {line['key']} of protocol {protocol.name} must be of panel {panel}, "
+                    f"seed {seed}, found {line['panel']}, {line['seed']}: measure again with anynest "
+                    "reproduce fig10"
+                )
             yield line
 
 

@@ -114,8 +114,7 @@ summary small { display: block; }
   th.group span { position: sticky; left: 0.5rem; display: inline-block; max-width: 82vw; }
   summary { flex-wrap: wrap; gap: 0.2rem 0.6rem; padding: 0.5rem 0.6rem; }
   .badge + span { flex-basis: 100%; }
-  .inside ul { columns: 17rem; padding-left: 1.2rem; font-size: 0.88rem; }
-.inside { padding: 0 0.6rem 0.5rem; }
+  .inside { padding: 0 0.6rem 0.5rem; }
   .tile { flex: 1; min-width: 5.5rem; padding: 0.35rem 0.7rem; }
 }
 @media print { nav { display: none; } body { display: block; } details { break-inside: avoid; } }

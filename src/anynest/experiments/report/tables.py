@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ...training.progress import counted
 from ..experiment import Experiment, Run
 from ..paper import METHODS, TOP5_ERRORS
 from ..tabulate import Entry, Tabulated, table_of
@@ -88,7 +89,7 @@ def seeds_text(counts: set[int]) -> str:
     if len(counts) > 1:
         return f"n = {min(counts)} to {max(counts)} seeds"
     (count,) = counts
-    return f"n = {count} seed{'' if count == 1 else 's'}"
+    return f"n = {counted(count, 'seed')}"
 
 
 def tabulated(section: Section, experiment: Experiment, metric: str) -> Tabulated:

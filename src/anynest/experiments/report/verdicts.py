@@ -12,8 +12,8 @@ OUTCOMES: tuple[Outcome, ...] = ("holds", "fails", "undecided")
 RULES = (
     "Holds: every mean difference has the claimed sign and the pooled one is significant. Fails: a "
     "single comparison (after Holm's adjustment) or the pool is significantly the other way. "
-    "Undecided: neither, or runs are missing. Differences are in percentage points, taken seed by "
-    "seed; n counts independent pairs."
+    "Undecided: neither; with runs missing, the pool decides nothing. Differences are in percentage "
+    "points, taken seed by seed; n counts independent pairs."
 )
 
 

@@ -46,10 +46,12 @@ def count_text(number: float) -> str:
     """
     >>> count_text(455360), count_text(41_960_000), count_text(1.2e9), count_text(12)
     ('455k', '42M', '1.2G', '12')
+    >>> count_text(999_600), count_text(999_999_999)
+    ('1M', '1G')
     """
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}".rstrip() + letter
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
     return f"{number:g}"
 
 
