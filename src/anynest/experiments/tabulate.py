@@ -110,8 +110,7 @@ class Tabulated:
         }
 
     def show(self, console: Console) -> None:
-        """A table a network: stages down, methods across; the paper's number below ours where the
-        protocol is the paper's."""
+        """A table a network."""
         for network in dict.fromkeys((row.run.design, row.run.independent) for row in self.rows):
             rows = [r for r in self.rows if (r.run.design, r.run.independent) == network]
             console.print(self.table(network_name(*network), rows))
@@ -119,17 +118,16 @@ class Tabulated:
             console.print(f"missing: {len(self.missing)} of the cells")
 
     def table(self, name: str, rows: Sequence[Row]) -> Table:
-        """One network's."""
+        """One network's: a row a method, a column a stage, so that a terminal's width is enough."""
         title = f"{self.experiment.source}, {name}: test error %, {' / '.join(self.data)}"
         table = Table(title=f"{title}, protocol {self.protocol.name}, mean (deviation) of seeds")
-        table.add_column("stage", justify="right")
-        for row in rows:
-            table.add_column(title_of(row.run.variant), justify="right")
+        table.add_column("method")
         names = DESIGNS[rows[0].run.design].subscripts(self.protocol.growth(rows[0].run.design))
         for index in range(max(len(row.entries) for row in rows)):
             stage = rows[0].run.independent or index + 1
-            cells = [row.entries[index].text() if index < len(row.entries) else "-" for row in rows]
-            table.add_row(f"{stage} {names[stage - 1]}", *cells)
+            table.add_column(f"{stage} {names[stage - 1]}", justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(title_of(row.run.variant), *(entry.text() for entry in row.entries))
         return table
 
 
