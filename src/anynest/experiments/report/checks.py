@@ -57,7 +57,10 @@ WORDS: Rule = ("a text", lambda value: isinstance(value, str))
 OBJECT: Rule = ("an object", lambda value: isinstance(value, dict))
 SHARES: Rule = ("a list of numbers from 0 to 1", lambda value: is_list_of(value, is_share))
 COUNT_RULE: Rule = ("a whole number from 0 on", is_whole)
-SEED: Rule = (f"a whole number from 0 to {SEEDS - 1}", lambda value: is_whole(value) and value < SEEDS)
+SEED: Rule = (
+    f"a whole number from 0 to {SEEDS - 1}",
+    lambda value: is_whole(value) and value < SEEDS,
+)
 COUNTS: Rule = (
     "a list of numbers above 0",
     lambda value: is_list_of(value, lambda one: is_number(one) and one > 0),
