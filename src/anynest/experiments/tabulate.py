@@ -18,6 +18,18 @@ from .results import CELL, Line
 from .variants import title_of
 
 
+def error_text(mean: float, deviation: float | None) -> str:
+    """As the paper prints it.
+
+    >>> error_text(7.31, 0.26), error_text(7.31, None), error_text(10.2, 0.04)
+    ('7.3 (0.3)', '7.3', '10.2 (0.04)')
+    """
+    if deviation is None or math.isnan(deviation):
+        return f"{mean:.1f}"
+    digits = 2 if 0 < deviation < 0.05 else 1
+    return f"{mean:.1f} ({deviation:.{digits}f})"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One run's error at one stage, in %. values: one a seed, in the order of the seeds."""
@@ -48,10 +60,8 @@ class Entry:
         return (self.mean - self.paper.mean) / spread if spread else None
 
     def text(self) -> str:
-        """As the paper prints it: ``7.3 (0.3)``."""
-        if not self.values:
-            return "-"
-        return f"{self.mean:.1f}" + (f" ({self.deviation:.1f})" if self.n > 1 else "")
+        """As the paper prints it; a dash where there is none."""
+        return error_text(self.mean, self.deviation) if self.values else "-"
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,17 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
+def pointwise(a: Tensor, size: int, stride: int) -> tuple[Tensor, int]:
+    """What a convolution reads, and its stride: as ``Pointwise`` does it, and for its reason."""
+    return (every(a, stride), 1) if size == 1 and a.device.type == "cpu" else (a, stride)
+
+
 def convolve(
     a: Tensor, weights: Sequence[Tensor], shape: Shape, unit: int
 ) -> tuple[Tensor, list[Tensor]]:
     """All nodes' convolutions of one unit; the result and the groups' dense kernels."""
     size, stride = shape.kernels[unit]
-    if size == 1 and a.device.type == "cpu":  # as ``Pointwise``, and for its reason
-        a, stride = every(a, stride), 1
+    a, stride = pointwise(a, size, stride)
     results, kernels = [], []
     for first, end in shape.groups[unit]:
         start = shape.rows(unit, first).start
@@ -140,9 +144,7 @@ def convolve_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Back through ``convolve`` for the leading ``active`` nodes; the nodes' weight gradients."""
     size, stride = shape.kernels[unit]
-    taken, step = a, stride
-    if size == 1 and a.device.type == "cpu":
-        taken, step = every(a, stride), 1
+    taken, step = pointwise(a, size, stride)
     total: Tensor | None = None
     weights: list[Tensor] = []
     for kernel, (first, end) in zip(reversed(kernels), reversed(shape.groups[unit]), strict=True):

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from ..experiment import Experiment
 from ..figures import FIGURES, Figure
+from ..tabulate import error_text
 from . import figure8, figure9, figure10
 from .document import Block, Cell, Fold, Group, Picture, Pictures, Table, Text
 from .section import Section
 from .tables import seeds_text
-from .words import count_text, error_text
+from .words import count_text
 
 DRAW: dict[str, Callable[[Figure, Section], Picture]] = {
     "fig8": figure8.draw,

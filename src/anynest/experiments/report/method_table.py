@@ -8,7 +8,7 @@ from ..tabulate import Entry
 from ..variants import title_of
 from .document import Cell, Group, Table
 from .section import Section
-from .tables import notes, number_text, seeds_text
+from .tables import notes, seeds_text
 from .words import network_title, stage_names
 
 
@@ -53,5 +53,5 @@ def cells(
         rivals = [round(other[index].mean, 1) for _, other in rows if other[index].n]
         best = len(rivals) > 1 and entry.n > 0 and round(entry.mean, 1) == min(rivals)
         below = notes(entry, section.comparable(run.design), len(counts) > 1)
-        made.append(Cell(number_text(entry), below, strong=best))
+        made.append(Cell(entry.text(), below, strong=best))
     return tuple(made)

@@ -3,10 +3,10 @@
 from ..designs import DESIGNS
 from ..experiment import Experiment
 from ..paper import ERRORS, METHODS, TOP5_ERRORS, Key, Printed
+from ..tabulate import error_text
 from ..variants import title_of
 from .document import Cell, Fold, Group, Table, Text
 from .section import Section
-from .words import error_text
 
 ORIENTATION = (
     "The paper's, for orientation; another network or other data, not to be compared number by "

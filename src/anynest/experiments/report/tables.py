@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from ...training.progress import counted
 from ..experiment import Experiment, Run
 from ..paper import METHODS, TOP5_ERRORS
-from ..tabulate import Entry, Tabulated, table_of
+from ..tabulate import Entry, Tabulated, error_text, table_of
 from ..variants import title_of
 from .document import Cell, Group, Table
 from .section import Section
-from .words import error_text, network_title, signed, stage_names
+from .words import network_title, signed, stage_names
 
 FAR = 2.0  # standard deviations from which a difference is marked
 TOP1, TOP5 = "top-1", "top-5"
@@ -132,7 +132,7 @@ def cells(
         mean = round(entry.mean, 1) if entry.n else math.nan
         made.append(
             Cell(
-                number_text(entry),
+                entry.text(),
                 notes(entry, compared, len(counts) > 1),
                 strong=column.printed and mean == best,
                 below=not column.printed and mean < best,
@@ -140,11 +140,6 @@ def cells(
             )
         )
     return made
-
-
-def number_text(entry: Entry) -> str:
-    """Mean and deviation."""
-    return error_text(entry.mean, entry.deviation) if entry.n else "-"
 
 
 def notes(entry: Entry, compared: bool, with_n: bool) -> tuple[str, ...]:

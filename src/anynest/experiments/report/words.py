@@ -1,7 +1,6 @@
 """Numbers and names as the report writes them."""
 
 import hashlib
-import math
 
 from ..designs import DESIGNS
 from ..protocols import Protocol
@@ -28,18 +27,6 @@ def probability(p: float | None) -> str:
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def error_text(mean: float, deviation: float | None) -> str:
-    """As the paper prints it.
-
-    >>> error_text(7.31, 0.26), error_text(7.31, None)
-    ('7.3 (0.3)', '7.3')
-    """
-    if deviation is None or math.isnan(deviation):
-        return f"{mean:.1f}"
-    digits = 2 if 0 < deviation < 0.05 else 1  # as the paper does: 10.2 (0.04)
-    return f"{mean:.1f} ({deviation:.{digits}f})"
 
 
 def count_text(number: float) -> str:
