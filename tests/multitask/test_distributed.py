@@ -102,3 +102,30 @@ def test_the_sockets_send_what_is_reckoned(tmp_path: Path) -> None:
     ours, whole = rows["OSGD"], rows["OSGD, every gradient all-reduced"]
     assert ours["reckoned"] == 4 * (result["touched"] + result["parameters"]) / 2
     assert ours["reckoned"] < 0.65 * whole["reckoned"]
+
+
+ONE_RANK = """
+import os
+import torch
+import torch.distributed as dist
+from anynest import OSGD
+
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+weight = torch.nn.Parameter(torch.ones(4))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+OSGD(group=dist.group.WORLD).backward([(weight**2).sum(), (weight**3).sum()], [weight])
+optimizer.step()
+dist.destroy_process_group()
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+print(sum("gloo" in name for name in names))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_nothing_keeps_a_group_that_was_destroyed() -> None:
+    """Its threads would otherwise outlive it, and now and then abort the process as it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_RANK], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0"]

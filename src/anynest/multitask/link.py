@@ -11,6 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if dist.is_available():
+    # The first optimizer step imports this, and its functions' defaults then hold the group that is
+    # there, for ever (torch 2.13): gloo's threads outlive destroy_process_group, and now and then the
+    # process aborts as it ends. Imported before there is a group, it holds none.
+    import torch.distributed.nn  # noqa: F401
+
 Receive = Callable[[], Tensor]
 
 # the backends whose reduce-scatter is one; gloo's is an all-reduce, which sends twice as much
