@@ -15,7 +15,7 @@ if dist.is_available():
     # The first optimizer step imports this, and its functions' defaults then hold the group that is
     # there, for ever (torch 2.13): gloo's threads outlive destroy_process_group, and now and then the
     # process aborts as it ends. Imported before there is a group, it holds none.
-    import torch.distributed.nn  # noqa: F401
+    import torch.distributed.nn
 
 Receive = Callable[[], Tensor]
 
