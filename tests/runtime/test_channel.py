@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
@@ -23,12 +23,16 @@ from anynest.runtime.isolated import IsolatedEvaluation, IsolatedSession
 Pair = tuple[Channel, Channel]
 
 
+def memory() -> tuple[BinaryIO, BinaryIO]:
+    return shared_file(), shared_file()
+
+
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    file = shared_file()
-    other = os.fdopen(os.dup(file.fileno()), "r+b", buffering=0)
-    channels = Channel(ours, file), Channel(theirs, other)
+    files = memory()
+    others = [os.fdopen(os.dup(file.fileno()), "r+b", buffering=0) for file in files]
+    channels = Channel(ours, files), Channel(theirs, others)
     yield channels
     for channel in channels:
         channel.close()
@@ -83,10 +87,11 @@ def test_tensors_do_not_overlap(shape: tuple[int, ...]) -> None:
     layout = Layout(*shape)
     batch, channels, height, width, stages, classes = shape
     assert layout.pixels == batch * channels * height * width
-    assert 4 * layout.pixels <= layout.logits
-    assert layout.logits + 4 * stages * batch * classes <= layout.rows
-    assert layout.rows + 8 * batch <= layout.total
-    assert layout.logits % 8 == layout.rows % 8 == 0
+    images, results = layout.sizes
+    assert 4 * layout.pixels <= images
+    assert 4 * stages * batch * classes <= layout.rows
+    assert layout.rows + 8 * batch <= results
+    assert layout.rows % 8 == 0
 
 
 def test_both_sides_see_the_same(pair: Pair) -> None:
@@ -146,7 +151,7 @@ def fill(channel: Channel) -> int:
 
 def test_a_full_channel_is_waited_for_and_no_longer_than_until() -> None:
     ours, theirs = socket.socketpair()
-    near, far = Channel(ours, shared_file()), Channel(theirs, shared_file())
+    near, far = Channel(ours, memory()), Channel(theirs, memory())
     sent = fill(near)
     begun = time.monotonic()
     with pytest.raises(BlockingIOError):
@@ -169,7 +174,7 @@ def test_a_full_channel_is_waited_for_and_no_longer_than_until() -> None:
 def test_a_process_that_is_behind_costs_answers_and_no_error() -> None:
     """A starved process reads nothing for many deadlines: each has no answer, and none fails."""
     ours, theirs = socket.socketpair()
-    channel, stuck = Channel(ours, shared_file()), Channel(theirs, shared_file())
+    channel, stuck = Channel(ours, memory()), Channel(theirs, memory())
     fill(channel)
     session = SimpleNamespace(in_channels=1, num_stages=2, num_classes=3, give_back=lambda _: None)
     for _ in range(3):

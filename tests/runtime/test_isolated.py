@@ -13,7 +13,7 @@ from anynest.runtime import stages
 from anynest.runtime.channel import CANCEL, Message
 from anynest.runtime.isolated import IsolatedSession
 
-from .conftest import FakeSession, connect, settle
+from .conftest import PATIENCE, FakeSession, Gate, connect, settle
 
 
 @pytest.fixture
@@ -100,6 +100,23 @@ def test_old_messages_are_not_taken_for_new_ones(both: Any) -> None:
     found = [logits[0, 0].item() for _, logits in stages(new)]
     assert found == [1.0, 2.0, 3.0]
     new.close()
+
+
+def test_what_is_left_does_not_write_into_the_next_images() -> None:
+    """A step may end when its caller has left and another's images lie in the same channel."""
+    for size in (1, 5):
+        gate = Gate(1, 2)
+        session = connect(FakeSession(stages=3, steps=2, on_step=gate))
+        old = session.begin(images(*[7.0] * size))
+        assert gate.reached.wait(PATIENCE)
+        old.close()
+        new = session.begin(images(*map(float, range(1, 30))))
+        gate.opened.set()
+        found = [logits[:, 0].tolist() for _, logits in stages(new)]
+        assert found == [[float(n * stage) for n in range(1, 30)] for stage in (1, 2, 3)]
+        new.close()
+        assert len(session._all) == 1
+        session.close()
 
 
 def test_channels_are_used_again(both: Any) -> None:

@@ -1,10 +1,15 @@
 """Between a caller and the compute process: one channel for each prediction under way.
 
-A channel is a pair of sockets for short messages, and a piece of shared memory for tensors. The caller writes
-the images there and says BEGIN; the compute process writes each stage's logits and says LOGITS, with the time
+A channel is a pair of sockets for short messages, and two pieces of shared memory for tensors. The caller
+writes the images and says BEGIN; the compute process writes each stage's logits and says LOGITS, with the time
 at which they were finished. Messages of an earlier evaluation on the same channel are told by its number.
 
-Memory, in this order: images float32 ``[B, C, H, W]``, logits float32 ``[S, B, K]``, rows int64 ``[B]``.
+Images lie in a memory of their own: the compute process may still write an earlier evaluation's logits, laid
+out by its shapes, when the caller already writes the next one's images. Logits of the two never meet, as the
+compute process does one after the other; nor do rows, of which it has read the earlier before it says anything
+of the later.
+
+Memory: images float32 ``[B, C, H, W]``; logits float32 ``[S, B, K]``, then rows int64 ``[B]``.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import socket
 import struct
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -87,17 +93,15 @@ class Layout:
         return self.batch * self.channels * self.height * self.width
 
     @property
-    def logits(self) -> int:
-        """Byte at which they begin."""
-        return -(-4 * self.pixels // 8) * 8
-
-    @property
     def rows(self) -> int:
-        return self.logits + -(-4 * self.stages * self.batch * self.classes // 8) * 8
+        """Byte at which they begin."""
+        return -(-4 * self.stages * self.batch * self.classes // 8) * 8
 
     @property
-    def total(self) -> int:
-        return -(-(self.rows + 8 * self.batch) // _PAGE) * _PAGE
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the two pieces of memory, whole pages."""
+        needed = 4 * self.pixels, self.rows + 8 * self.batch
+        return -(-needed[0] // _PAGE) * _PAGE, -(-needed[1] // _PAGE) * _PAGE
 
 
 def shared_file() -> BinaryIO:
@@ -108,12 +112,12 @@ def shared_file() -> BinaryIO:
 
 
 class Channel:
-    """One end of a channel."""
+    """One end of a channel. ``files``: the memory of the images, and that of logits and rows."""
 
-    def __init__(self, end: socket.socket, file: BinaryIO) -> None:
-        self.socket, self.file = end, file
-        self.memory: mmap.mmap | None = None
+    def __init__(self, end: socket.socket, files: Sequence[BinaryIO]) -> None:
+        self.socket, self.files = end, tuple(files)
         self.layout = Layout(0, 0, 0, 0, 0, 0)
+        self._memory: list[mmap.mmap | None] = [None, None]
         self._received = bytearray()
         end.setblocking(False)
         self._poll = select.poll()
@@ -122,29 +126,33 @@ class Channel:
     def arrange(self, layout: Layout) -> None:
         """Have memory for these shapes; what was in it is lost."""
         self.layout = layout
-        if self.memory is None or len(self.memory) < layout.total:
-            if os.fstat(self.file.fileno()).st_size < layout.total:
-                self.file.truncate(layout.total)
-            self.memory = mmap.mmap(self.file.fileno(), layout.total)
+        for i, (file, size) in enumerate(zip(self.files, layout.sizes, strict=True)):
+            memory = self._memory[i]
+            if memory is None or len(memory) < size:
+                if os.fstat(file.fileno()).st_size < size:
+                    file.truncate(size)
+                self._memory[i] = mmap.mmap(file.fileno(), size)
 
     def images(self) -> Tensor:
         """The batch, in the shared memory itself."""
         shape = (self.layout.batch, self.layout.channels, self.layout.height, self.layout.width)
-        return self._view(0, self.layout.pixels, torch.float32).view(shape)
+        return self._view(0, 0, self.layout.pixels, torch.float32).view(shape)
 
     def logits(self, stage: int, size: int) -> Tensor:
         """Those of a stage, ``[size, K]``, in the shared memory itself."""
         layout = self.layout
-        start = layout.logits + 4 * (stage - 1) * layout.batch * layout.classes
-        return self._view(start, size * layout.classes, torch.float32).view(size, layout.classes)
+        start = 4 * (stage - 1) * layout.batch * layout.classes
+        flat = self._view(1, start, size * layout.classes, torch.float32)
+        return flat.view(size, layout.classes)
 
     def rows(self, size: int) -> Tensor:
         """int64 ``[size]``, in the shared memory itself."""
-        return self._view(self.layout.rows, size, torch.int64)
+        return self._view(1, self.layout.rows, size, torch.int64)
 
-    def _view(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
-        assert self.memory is not None
-        return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
+    def _view(self, piece: int, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        memory = self._memory[piece]
+        assert memory is not None
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start)
 
     def send(self, message: Message, until: float = -math.inf) -> None:
         """Send, and wait until that time for the other side to take what it was sent before.
@@ -191,7 +199,8 @@ class Channel:
             return bool(self._poll.poll(math.ceil(1000 * min(left, _LONGEST))))
 
     def close(self) -> None:
-        self.memory = None
+        self._memory = [None, None]
         with contextlib.suppress(OSError):
             self.socket.close()
-        self.file.close()
+        for file in self.files:
+            file.close()

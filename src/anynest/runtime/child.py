@@ -128,11 +128,12 @@ class _Server:
 
     def _accept(self) -> bool:
         """A new channel; False where the parent has closed."""
-        data, handles, _, _ = socket.recv_fds(self.control, 1, 2)
+        data, handles, _, _ = socket.recv_fds(self.control, 1, 3)
         if not data:
             return False
-        end, file = socket.socket(fileno=handles[0]), os.fdopen(handles[1], "r+b", buffering=0)
-        line = _Line(Channel(end, file), end.fileno())
+        end = socket.socket(fileno=handles[0])
+        files = [os.fdopen(handle, "r+b", buffering=0) for handle in handles[1:]]
+        line = _Line(Channel(end, files), end.fileno())
         self.lines[line.key] = line
         self.poll.register(end, select.POLLIN)
         return True

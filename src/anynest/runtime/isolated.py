@@ -154,10 +154,11 @@ class IsolatedSession:
 
     def _connect(self) -> Channel:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        channel = Channel(ours, shared_file())
+        channel = Channel(ours, (shared_file(), shared_file()))
+        handles = [theirs.fileno(), *(file.fileno() for file in channel.files)]
         with theirs:
             try:
-                socket.send_fds(self._control, [b"C"], [theirs.fileno(), channel.file.fileno()])
+                socket.send_fds(self._control, [b"C"], handles)
             except OSError as error:
                 channel.close()
                 raise RunError(self._obituary()) from error
