@@ -1,13 +1,13 @@
 """Between a caller and the compute process: one channel for each prediction under way.
 
 A channel is a pair of sockets for short messages, and two pieces of shared memory for tensors. The caller
-writes the images and says BEGIN; the compute process writes each stage's logits and says LOGITS, with the time
-at which they were finished. Messages of an earlier evaluation on the same channel are told by its number.
+writes the images and says BEGIN; the compute process writes each stage's logits and says LOGITS, with the
+time at which they were finished. Messages of an earlier evaluation are told by its number.
 
 Images lie in a memory of their own: the compute process may still write an earlier evaluation's logits, laid
-out by its shapes, when the caller already writes the next one's images. Logits of the two never meet, as the
-compute process does one after the other; nor do rows, of which it has read the earlier before it says anything
-of the later.
+out by its shapes, when the caller already writes the next one's images. Logits of the two never meet, since
+the compute process does one after the other; nor do rows, of which it has read the earlier ones before it
+says anything of the later evaluation.
 
 Memory: images float32 ``[B, C, H, W]``; logits float32 ``[S, B, K]``, then rows int64 ``[B]``.
 """
