@@ -211,6 +211,28 @@ def test_asynchronous_streams(
         run(main())
 
 
+def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
+    open_predictor: Any, make_session: Any, make_image: Image
+) -> None:
+    async def slow_reader() -> list[int]:
+        got = []
+        async for prediction in predictor.astream(make_image(1.0), 0.2):
+            got.append(prediction.stage)
+            time.sleep(0.3)
+        return got
+
+    async def busy_neighbour() -> list[int]:
+        stream = predictor.astream(make_image(1.0), 0.2)
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)  # computing begins
+        time.sleep(0.3)
+        return [(await first).stage, *[p.stage async for p in stream]]
+
+    with open_predictor(make_session()) as predictor:
+        assert run(slow_reader()) == [1, 2, 3]
+        assert run(busy_neighbour()) == [1, 2, 3]
+
+
 def test_many_at_once(open_predictor: Any, make_session: Any, make_image: Image) -> None:
     async def main() -> None:
         calls = [predictor.apredict(make_image(float(n)), 30.0) for n in range(60)]

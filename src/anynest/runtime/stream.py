@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Self
@@ -71,7 +72,8 @@ class AsyncStream(AsyncIterator[Prediction]):
         self._present = present
         self._open = True
         self._job: Job | None = None
-        self._answers: asyncio.Queue[Answer | None] = asyncio.Queue()
+        self._answers: deque[Answer | None] = deque()
+        self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._detach: Callable[[], object] = lambda: None
 
@@ -92,13 +94,24 @@ class AsyncStream(AsyncIterator[Prediction]):
         return self._present(answer)
 
     async def _next(self) -> Answer | None:
+        answers, news = self._answers, self._news
         if self._job is None:
-            self._job = await self._start(threadsafe(self._answers.put_nowait))
+            wake = threadsafe(lambda _: news.set())
+
+            def tell(answer: Answer | None) -> None:
+                answers.append(answer)  # at once: at the deadline the loop may be busy elsewhere
+                wake(answer)
+
+            self._job = await self._start(tell)
             self._loop, self._detach = asyncio.get_running_loop(), attach(self._job)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_left(self._job.terms.due)):
-                return await self._answers.get()
-        return None
+                while not answers:
+                    news.clear()
+                    await news.wait()
+        if not answers:
+            self._job.take_in_all()  # what was finished in time, and is not read yet
+        return answers.popleft() if answers else None
 
     async def aclose(self) -> None:
         """Want no more: at most the step that is running is still computed."""
