@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anynest.data import DataError, load, make_loader
+from anynest.data import DataError, decode, load, make_loader
 from anynest.data.pictures import decode_all
 from anynest.data.single import PictureReader
 
@@ -129,6 +130,33 @@ def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
         assert "cannot read" in refused(wrong)
     with pytest.raises(DataError, match="cannot read"):
         PictureReader(8, *RGB)("a\0b")
+
+
+def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
+    """They are one list for all threads: nothing here may change it, even for a while."""
+    file = tmp_path / "a.png"
+    noise(8, 8).save(file)
+    before = list(warnings.filters)
+    first, second = decode.opened(str(file)), decode.opened(str(file))
+    with first:
+        second.__enter__()
+        assert warnings.filters == before
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
+    Image.new("1", (10_000, 10_000)).save(file)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert "images must have at most 89478485 pixels" in refused(file)
+    assert not told
+
+
+def test_every_format_opens_as_pillow_has_it(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "gif", "bmp", "webp", "tiff", "ico", "tga", "pcx", "sgi", "ppm"):
+        file = tmp_path / f"a.{suffix}"
+        noise(16, 16).save(file)
+        with Image.open(file) as theirs, decode.opened(str(file)) as ours:
+            assert type(ours) is type(theirs)
+            assert ours.tobytes() == theirs.tobytes()
 
 
 def test_colours_that_the_network_has_no_channels_for(tmp_path: Path) -> None:

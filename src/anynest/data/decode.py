@@ -1,9 +1,9 @@
 """Opening image files whose content comes from outside, and reading how lossy they are."""
 
 import os
-import warnings
+import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -48,35 +48,48 @@ def jpeg_quality(image: Image.Image) -> int | None:
     return _QUALITIES.get(tuple(sorted(tables.get(0, ()))))
 
 
-@contextmanager
-def bombs_are_errors() -> Iterator[None]:
-    """Within: Pillow's warning about a picture of too many pixels is raised."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def open_image(source: BinaryIO, where: str) -> Image.Image:
-    """Open an image; only the header is read. Use within `bombs_are_errors`.
+    """Open an image; only the header is read.
 
     Raises:
         DataError: no known image format, or more pixels than Pillow's limit (about 89 million).
     """
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        return Image.open(source)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(
-            f"images must have at most {Image.MAX_IMAGE_PIXELS} pixels, found more in {where}: "
-            "make it smaller or remove it"
-        ) from None
+        image = _identified(source)
+        too_large = limit is not None and image.width * image.height > limit
+    except Image.DecompressionBombError:
+        too_large = True
     except Exception as error:  # decoders raise what they like on hostile bytes
         raise _undecodable(where, error) from None
+    if too_large:
+        raise DataError(
+            f"images must have at most {limit} pixels, found more in {where}: "
+            "make it smaller or remove it"
+        )
+    return image
+
+
+def _identified(source: BinaryIO) -> Image.Image:
+    """`Image.open` without its warning of too many pixels: who turns that into an error changes the
+    filters of the whole process, under the feet of its other threads."""
+    prefix = source.read(16)
+    for load_decoders in (Image.preinit, Image.init):  # the usual ones, then all
+        load_decoders()
+        for name in tuple(Image.ID):
+            factory, accept = Image.OPEN[name]
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format's
+                accepted = accept is None or accept(prefix)
+                if accepted and not isinstance(accepted, str):  # a text says what is not installed
+                    source.seek(0)
+                    return factory(source, "")
+    raise UnidentifiedImageError
 
 
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
     """An image file, opened and checked as by `open_image`, closed at the end come what may."""
-    with bombs_are_errors(), ExitStack() as stack:
+    with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
         except OSError as error:

@@ -102,35 +102,34 @@ def decode_all(
     Raises:
         DataError: an undecodable image (unless on_corrupt is "skip"), or one that does not fit.
     """
-    with decode.bombs_are_errors():
-        first = _first(encoded, where, on_corrupt)
-        side = None if image_size is None else (image_size, image_size)
-        shape = _Shape(first.mode, side or first.size, side is not None)
-        width, height = shape.size
-        out = np.empty((len(encoded), height, width, _CHANNELS[shape.mode]), np.uint8)
-        good = np.ones(len(encoded), bool)
-        sizes: set[tuple[int, int]] = set()
+    first = _first(encoded, where, on_corrupt)
+    side = None if image_size is None else (image_size, image_size)
+    shape = _Shape(first.mode, side or first.size, side is not None)
+    width, height = shape.size
+    out = np.empty((len(encoded), height, width, _CHANNELS[shape.mode]), np.uint8)
+    good = np.ones(len(encoded), bool)
+    sizes: set[tuple[int, int]] = set()
 
-        def work(start: int) -> Counter[str]:
-            found: Counter[str] = Counter()
-            for i in range(start, min(start + _CHUNK, len(encoded))):
-                try:
-                    image, encoding, came_in = _decode(encoded[i], where(i), shape)
-                except DataError as error:
-                    if on_corrupt != "skip" or isinstance(error, WrongKind):
-                        raise
-                    good[i] = False
-                    continue
-                out[i] = np.asarray(image).reshape(out.shape[1:])
-                found[encoding] += 1
-                sizes.add(came_in)
-            return found
+    def work(start: int) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for i in range(start, min(start + _CHUNK, len(encoded))):
+            try:
+                image, encoding, came_in = _decode(encoded[i], where(i), shape)
+            except DataError as error:
+                if on_corrupt != "skip" or isinstance(error, WrongKind):
+                    raise
+                good[i] = False
+                continue
+            out[i] = np.asarray(image).reshape(out.shape[1:])
+            found[encoding] += 1
+            sizes.add(came_in)
+        return found
 
-        encodings: Counter[str] = Counter()
-        threads = 1 if width * height <= _TINY else min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool:
-            for found in pool.map(work, range(0, len(encoded), _CHUNK)):
-                encodings += found
+    encodings: Counter[str] = Counter()
+    threads = 1 if width * height <= _TINY else min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(work, range(0, len(encoded), _CHUNK)):
+            encodings += found
     kept = torch.from_numpy(good.nonzero()[0])
     images = torch.from_numpy(out if good.all() else out[good])
     images = images.permute(0, 3, 1, 2).contiguous()
