@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from anynest.multitask import (
     OSGD,
@@ -36,6 +37,7 @@ BAD_LOSSES: dict[str, tuple[Bad, str]] = {
         r"losses must be a list.*found a dict: pass list\(losses\.values\(\)\)",
     ),
     "not a list": (lambda w: w.sum(), r"losses must be a list.*found one tensor.*\[loss\]"),
+    "nothing": (lambda w: None, r"losses must be a list.*found NoneType"),
 }
 
 
@@ -63,6 +65,11 @@ BAD_PARAMETERS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "module": (lambda w: nn.Linear(1, 1), r"found a module: pass model\.parameters\(\)"),
     "named": (lambda w: [("w", w)], "found tuple at position 0"),
     "computed": (lambda w: [w * 2], "parameter 0 of shape .* is computed from others"),
+    "nothing": (lambda w: None, r"found NoneType: pass model\.parameters\(\)"),
+    "optimizer": (
+        lambda w: torch.optim.SGD([w], lr=0.1),
+        r"found an optimizer: pass optimizer\.param_groups",
+    ),
     "frozen": (lambda w: [torch.ones(2)], "requires a gradient, found 1 frozen.*requires_grad_"),
 }
 
@@ -189,6 +196,7 @@ def test_weights_of_the_wrong_length_are_refused(reduction: Any) -> None:
         ),  # type: ignore[arg-type]
         (lambda: NormSGD(C=0.0), "C must be a positive number or 'calibrated', found 0.0"),
         (lambda: NormSGD(C="auto"), "C must be a positive number or 'calibrated', found 'auto'"),  # type: ignore[arg-type]
+        (lambda: OSGD(normalize="no"), "normalize must be True or False, found 'no'"),  # type: ignore[arg-type]
         (lambda: OSGD(calibration_steps=0), "calibration_steps must be at least 1, found 0"),
         (lambda: make_combiner("osdg"), "found 'osdg': did you mean 'osgd'"),
         (lambda: make_combiner("xyzzy"), r"one of normsgd, osgd, .*found 'xyzzy': see list_meth"),
@@ -206,6 +214,52 @@ def test_bad_options_are_named(make: Callable[[], object], pattern: str) -> None
     with pytest.raises((ValueError, TypeError)) as caught:
         make()
     one_line(caught.value, pattern)
+
+
+@pytest.mark.parametrize(
+    ("scale", "pattern"),
+    [
+        (0.0, r"above 0 and finite, found 0\.0: pass scaler\.get_scale"),
+        (NAN, "above 0 and finite, found nan"),
+        (torch.tensor(-1.0), r"above 0 and finite, found -1\.0"),
+        (torch.ones(2), r"one number, found shape \(2,\)"),
+        (None, "must be a number, found NoneType"),
+        ("4", "must be a number, found str"),
+    ],
+)
+def test_a_bad_loss_scale_is_named(scale: Any, pattern: str) -> None:
+    w = nn.Parameter(torch.ones(3))
+    for combiner in (OSGD(normalize=True), NormSGD(), WeightedSGD()):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            combiner.backward([w.sum()], [w], loss_scale=scale)
+        one_line(caught.value, pattern)
+        assert w.grad is None
+
+
+@pytest.mark.parametrize("inside", ["some parameters", "all that are given"])
+@ALL
+def test_reentrant_checkpointing_is_refused(method: str, inside: str) -> None:
+    """It would silently leave what is inside untrained."""
+    first, body = nn.Linear(4, 8), nn.Linear(8, 8)
+    heads = [nn.Linear(8, 1) for _ in range(2)]
+    parameters = [*body.parameters(), *heads[0].parameters(), *heads[1].parameters()]
+    if inside == "some parameters":
+        parameters += first.parameters()
+
+    def losses(reentrant: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        x = torch.randn(16, 4, requires_grad=True)
+        inner: Callable[[Tensor], Tensor] = lambda t: body(first(t)).relu()  # noqa: E731
+        h = checkpoint(inner, x, use_reentrant=reentrant)
+        return [head(h).square().mean() for head in heads]
+
+    combiner = make_combiner(method)
+    with pytest.raises(ValueError, match="use_reentrant=False") as caught:
+        combiner.backward(losses(True), parameters)
+    one_line(caught.value, "must not be reentrant")
+    assert all(p.grad is None for p in parameters)
+    combiner.backward(losses(False), parameters)
+    assert all(p.grad is not None for p in parameters)
 
 
 @ALL

@@ -155,9 +155,12 @@ def quadratic(w: Tensor, directions: Tensor) -> list[Tensor]:
     return [w @ direction for direction in directions]
 
 
+POINT = nn.Parameter(torch.zeros(2))  # the same parameter in all calls
+
+
 def steps_of(combiner: OSGD, all_directions: list[Tensor]) -> list[Stats]:
-    w = nn.Parameter(torch.zeros(2))
-    return [combiner.backward(quadratic(w, each), [w]) for each in all_directions]
+    POINT.grad = None
+    return [combiner.backward(quadratic(POINT, each), [POINT]) for each in all_directions]
 
 
 def refreshes(seen: list[Stats]) -> list[int]:
@@ -233,6 +236,37 @@ def test_states_of_other_options_are_refused() -> None:
         lazy.load_state_dict(plain.state_dict())
     with pytest.raises(ValueError, match=r"state of refresh must hold \['age'.*found \['k'\]"):
         lazy.load_state_dict({"refresh": {"k": 4}})
+    with pytest.raises(ValueError, match=r"state of refresh must hold \['age'.*found None"):
+        lazy.load_state_dict({"refresh": None})
+    good = {"age": 0, "interval": 4, "tasks": [0, 1, 2]}
+    for weights in ([1.0, 2.0], [1.0, NAN, 1.0]):
+        with pytest.raises(ValueError, match=r"a finite weight for each of its tasks \[0, 1, 2\]"):
+            lazy.load_state_dict({"refresh": {**good, "weights": weights}})
+
+
+def test_weights_found_on_other_parameters_are_not_used() -> None:
+    torch.manual_seed(0)
+    a, b, c = (nn.Parameter(torch.randn(5, dtype=torch.float64)) for _ in range(3))
+    targets = torch.randn(2, 5, dtype=torch.float64)
+
+    def losses() -> list[Tensor]:
+        together = [((a + b) * targets[0]).sum() ** 2, ((a - b) * targets[1]).sum() ** 2]
+        return [together[i] + 3 * (b * targets[1 - i]).sum() + c.square().sum() for i in range(2)]
+
+    combiner = OSGD(refresh=3)
+    chosen = [[a, b], [a, b], [b], [b], [a], [b, c], [b, c], [b, c]]
+    for parameters, refreshed in zip(chosen, [1, 0, 1, 0, 1, 1, 0, 0], strict=True):
+        stats = combiner.backward(losses(), parameters)
+        assert stats.refreshed == refreshed
+        if refreshed:
+            exact = OSGD().backward(losses(), parameters)
+            assert torch.equal(stats.weights, exact.weights)
+    state = json.loads(json.dumps(combiner.state_dict()))
+    resumed = OSGD(refresh=9)
+    resumed.load_state_dict(state)
+    assert not resumed.backward(
+        losses(), [b, c]
+    ).refreshed  # which parameters these are, none can say
 
 
 @pytest.mark.parametrize(
@@ -265,9 +299,10 @@ def test_another_set_of_losses_refreshes() -> None:
     """A skipped loss, or another number of them: w is of other losses, so it is found anew."""
     a, b, c = torch.randn(3, 5)
     combiner = OSGD(refresh=4, on_nonfinite="skip")
+    w, v = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
 
     def step(losses: Callable[[Tensor], list[Tensor]]) -> tuple[bool, Tensor, Stats]:
-        w, v = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
+        w.grad = v.grad = None
         stats = combiner.backward(losses(w), [w])
         OSGD(on_nonfinite="skip").backward(losses(v), [v])
         assert w.grad is not None

@@ -191,3 +191,15 @@ def test_compiled_models_trace_and_agree() -> None:
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for mine, theirs in zip(compiled(x), model(x), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_gradients_of_gradients_need_plain_kernels() -> None:
+    torch.manual_seed(0)
+    model = create_model("width_nested_resnet10", base_width=2).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"model\.kernels = 'stripes'"):
+        torch.autograd.grad(model(x)[-1].sum(), x, create_graph=True)
+    model.kernels = "stripes"
+    (slope,) = torch.autograd.grad(model(x)[-1].sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert x.grad is not None

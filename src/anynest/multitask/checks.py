@@ -26,6 +26,10 @@ def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
             f"losses must be a list with one scalar per task, found a {type(losses).__name__}: pass"
             " list(losses.values())"
         )
+    if not isinstance(losses, Iterable):
+        raise TypeError(
+            f"losses must be a list with one scalar per task, found {type(losses).__name__}: [loss]"
+        )
     found = list(losses)
     if not found:
         raise ValueError("losses must hold at least one loss, found an empty list: pass one a task")
@@ -73,6 +77,25 @@ def check_samples(samples: float | None) -> None:
         raise ValueError(f"samples must be at least 0 and finite, found {samples}: pass len(x)")
 
 
+def check_loss_scale(scale: float | Tensor) -> None:
+    """A factor above 0. One on a device other than the CPU is not looked at, as that would wait."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float | Tensor):
+        raise TypeError(
+            f"loss_scale must be a number, found {type(scale).__name__}: pass scaler.get_scale()"
+        )
+    if isinstance(scale, Tensor) and (scale.numel() != 1 or scale.device.type != "cpu"):
+        if scale.numel() != 1:
+            raise ValueError(
+                f"loss_scale must be one number, found shape {tuple(scale.shape)}: pass"
+                " scaler.get_scale()"
+            )
+        return
+    if not 0 < float(scale) < math.inf:
+        raise ValueError(
+            f"loss_scale must be above 0 and finite, found {float(scale)}: pass scaler.get_scale()"
+        )
+
+
 def check_group(group: Any) -> Any:
     """A process group that this process belongs to, or None for one process."""
     if group is None:
@@ -98,6 +121,14 @@ def split_groups(parameters: Parameters) -> tuple[list[Tensor], dict[int, int] |
         return [parameters], None
     if isinstance(parameters, torch.nn.Module):
         raise TypeError("parameters must be tensors, found a module: pass model.parameters()")
+    if isinstance(parameters, torch.optim.Optimizer):
+        raise TypeError(
+            "parameters must be tensors or groups, found an optimizer: pass optimizer.param_groups"
+        )
+    if not isinstance(parameters, Iterable):
+        raise TypeError(
+            f"parameters must be tensors, found {type(parameters).__name__}: pass model.parameters()"
+        )
     given: list[Any] = list(parameters)
     if not any(isinstance(item, Mapping) for item in given):
         return given, None
@@ -173,6 +204,27 @@ def check_touched(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> Non
         f"no loss touches any of the {len(parameters)} parameters: pass the parameters of the"
         " network that made the losses"
     )
+
+
+def check_checkpointing(losses: Sequence[Tensor]) -> None:
+    """ValueError where activation checkpointing hides parameters from ``torch.autograd.grad``.
+
+    In its reentrant form the parameters inside are no part of the graph: they get gradients from a
+    plain ``loss.backward()`` alone. Walks the whole graph.
+    """
+    queue: deque[Any] = deque(loss.grad_fn for loss in losses if loss.grad_fn is not None)
+    seen = set(queue)
+    while queue:
+        node = queue.popleft()
+        if "CheckpointFunction" in node.name():
+            raise ValueError(
+                "activation checkpointing must not be reentrant, found a reentrant one, whose"
+                " parameters a pass for each loss would miss: pass use_reentrant=False to it"
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
 
 
 def loss_values(losses: Sequence[Tensor]) -> Tensor:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .checks import (
     Parameters,
+    check_checkpointing,
     check_choice,
     check_gradients,
     check_group,
+    check_loss_scale,
     check_losses,
     check_micro_batch,
     check_parameters,
@@ -58,6 +60,7 @@ class Combiner(ABC):
         self.group = check_group(group)
         self.ranks = None if self.group is None else Ranks(self.group)
         self._pattern: Pattern | None = None
+        self._is_walked = False  # whether a graph has been looked at as a whole
         self._pending: Pending | None = None
 
     def backward(
@@ -99,6 +102,8 @@ class Combiner(ABC):
         by autograd itself. For the same reason a DistributedDataParallel wrapper would average
         nothing, and is refused: give the combiner the ``group`` instead. ``WeightedSGD`` with
         reduction "mean" or "sum" and no group is an ordinary backward pass, in which all work.
+        Activation checkpointing works with ``use_reentrant=False``; the first step looks for the
+        other kind and refuses it.
         """
         if self._pending is not None:
             raise ValueError(
@@ -158,21 +163,6 @@ class Combiner(ABC):
         sent = 0 if self.ranks is None else self.ranks.link.take_sent()
         return stats_of(values, tasks, result, sent)
 
-    def look(
-        self,
-        losses: Sequence[Tensor],
-        parameters: Parameters,
-        *,
-        samples: float | None = None,
-    ) -> Stats:
-        """What a projecting ``backward`` would measure; ``.grad`` stays and the graph is kept."""
-        self._take(losses, parameters, True, 1.0, samples, into_grad=True)
-        step, self._pending = self._pending, None
-        assert step is not None
-        tasks = sorted(step.tasks)
-        result, values = self._result(step, tasks)
-        return stats_of(values, tasks, result)
-
     def _result(self, step: Pending, tasks: list[int]) -> tuple[Combination, Tensor]:
         """What the rule makes of a step's rows; [S] the losses."""
         filling, values = step.filling, step.values
@@ -206,6 +196,7 @@ class Combiner(ABC):
         into_grad: bool,
     ) -> None:
         """One micro-batch: check, differentiate, add. ``into_grad``: it is the only one."""
+        check_loss_scale(loss_scale)
         tensors, groups = split_groups(parameters)
         given = self._given(losses, tensors, samples)
         leaves, values, tasks = given.leaves, given.values, given.tasks
@@ -217,6 +208,7 @@ class Combiner(ABC):
             step = Pending(leaves, filling, loss_scale, zeros, zeros)
         kept = [given.losses[i] for i in tasks]
         if tasks and not step.tasks:
+            self.meet(leaves)
             step.single = self.is_single(tasks)
             if self.ranks is not None and self.ranks.shards is None and into_grad:
                 step.filling = SharedFilling(self.ranks, tasks, step.single, step.filling.scopes)
@@ -259,6 +251,9 @@ class Combiner(ABC):
         step = self._pending
         if step is not None:
             check_micro_batch(losses, leaves, len(step.values), step.leaves)
+        if not self._is_walked:
+            check_checkpointing(losses)
+            self._is_walked = True
 
     def _pass(
         self, step: Pending, given: Given, one: OnePass, retain_graph: bool, into_grad: bool
@@ -296,6 +291,9 @@ class Combiner(ABC):
     ) -> tuple[int, ...] | None:
         """The scope of each leaf for ``Rows``; ``groups`` are the parameter groups by tensor id."""
         return None
+
+    def meet(self, leaves: Sequence[Tensor]) -> None:  # noqa: B027 (most need not know)
+        """The parameters of the step that begins."""
 
     def is_single(self, tasks: Sequence[int]) -> bool:
         """Whether the step that begins with these losses is one ordinary backward pass."""

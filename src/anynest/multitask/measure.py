@@ -5,8 +5,23 @@ from typing import Any
 
 from torch import Tensor
 
+from .combination import stats_of
 from .osgd import OSGD
 from .stats import Stats
+
+
+class _Looking(OSGD):
+    """A step that ends before anything is written."""
+
+    def look(
+        self, losses: Sequence[Tensor], parameters: Iterable[Tensor] | Tensor, samples: float | None
+    ) -> Stats:
+        self._take(losses, parameters, True, 1.0, samples, into_grad=True)
+        step, self._pending = self._pending, None
+        assert step is not None
+        tasks = sorted(step.tasks)
+        result, values = self._result(step, tasks)
+        return stats_of(values, tasks, result)
 
 
 def gradient_stats(
@@ -27,4 +42,4 @@ def gradient_stats(
     >>> round(gradient_stats([w[0], w.sum()], [w]).cosines[0, 1].item(), 6)
     0.707107
     """
-    return OSGD(group=group).look(losses, parameters, samples=samples)
+    return _Looking(group=group).look(losses, parameters, samples)

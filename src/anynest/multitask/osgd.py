@@ -49,7 +49,7 @@ class OSGD(Combiner):
             backward pass of ``sum_i w_i L_i`` at the others, at the price of SGD. "auto" adapts the
             interval to w's drift. What keeps a stale w harmless is said in ``refresh``. Every step
             is exact while C is calibrated, and where the losses are not those that w was found for
-            (one is skipped, or their number is another).
+            (one is skipped, or their number is another) or the parameters are others.
         tolerance: for "auto", the largest drift: the relative error in a refresh's update that the
             weights kept until then would have made. Above it the interval halves, at half of it or
             below it doubles.
@@ -86,6 +86,8 @@ class OSGD(Combiner):
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.priority = None if priority is None else priority_of(priority)
+        if not isinstance(normalize, bool):
+            raise TypeError(f"normalize must be True or False, found {normalize!r}")
         self.normalize = normalize
         self.reduction = check_choice("reduction", reduction, ("sum", "mean"))
         self.constant = Constant(C, calibration_steps)
@@ -156,6 +158,10 @@ class OSGD(Combiner):
         if self.priority is None:
             return list(range(len(tasks)))
         return [tasks.index(i) for i in self.priority if i in tasks]
+
+    def meet(self, leaves: Sequence[Tensor]) -> None:
+        if self.refresh is not None:
+            self.refresh.meet(leaves)
 
     def is_single(self, tasks: Sequence[int]) -> bool:
         if self.refresh is None or (self.normalize and self.constant.wants_norms):

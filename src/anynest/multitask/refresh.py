@@ -13,6 +13,7 @@ Two quantities tell how stale w is, and what that can do; G is the tasks' Gram m
   share e since w was found put an error of at most amplification times e into the update.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -119,6 +120,14 @@ class Refresh:
         self.age = 0  # steps taken with the kept weights
         self.tasks: tuple[int, ...] = ()  # whose weights they are; none, if there are none
         self.weights = torch.empty(0)
+        self._met: tuple[int, ...] | None = None  # the parameters, by id; None before a first step
+
+    def meet(self, leaves: Sequence[Tensor]) -> None:
+        """Drop the weights where they were found on other parameters."""
+        met = tuple(map(id, leaves))
+        if self._met is not None and self._met != met:
+            self.tasks = ()
+        self._met = met
 
     def is_due(self, tasks: Sequence[int]) -> bool:
         """Whether a step with these losses must refresh."""
@@ -187,17 +196,26 @@ class Refresh:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != set(self.state_dict()):
+        if not isinstance(state, dict) or set(state) != set(self.state_dict()):
+            found = sorted(state) if isinstance(state, dict) else state
             raise ValueError(
-                f"state of refresh must hold {sorted(self.state_dict())}, found {sorted(state)}:"
+                f"state of refresh must hold {sorted(self.state_dict())}, found {found}:"
                 " load the state of OSGD with the same refresh"
             )
-        self.age = int(state["age"])
+        tasks = tuple(int(i) for i in state["tasks"])
+        weights = [float(w) for w in state["weights"]]
+        if len(weights) != len(tasks) or not all(map(math.isfinite, weights)):
+            raise ValueError(
+                f"state of refresh must hold a finite weight for each of its tasks {list(tasks)},"
+                f" found {weights}: load a state as state_dict() gave it"
+            )
+        self.age = max(int(state["age"]), 0)
         if self.every == "auto":
             self.interval = min(max(int(state["interval"]), 1), self.longest)
-        self.tasks = tuple(int(i) for i in state["tasks"])
+        self.tasks = tasks
         # float64 here; ``on`` brings it to the step's device
-        self.weights = torch.tensor([float(w) for w in state["weights"]], dtype=torch.float64)
+        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self._met = None
 
 
 def check_refresh(every: RefreshEvery, tolerance: float, longest: int) -> Refresh | None:

@@ -179,6 +179,11 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(
+                "the dense kernels' gradients have no gradients of their own: for those set"
+                " model.kernels = 'stripes'"
+            )
         shape: Shape = ctx.shape
         nodes, units = len(shape.inputs), len(shape.kernels)
         slots = FIRST + len(shape.parts) + (nodes if shape.residual == "layer" else 0)
