@@ -10,10 +10,11 @@ from .words import probability, signed
 
 OUTCOMES: tuple[Outcome, ...] = ("holds", "fails", "undecided")
 RULES = (
-    "Holds: every mean difference has the claimed sign and the pooled one is significant. Fails: a "
-    "single comparison (after Holm's adjustment) or the pool is significantly the other way. "
-    "Undecided: neither; with runs missing, the pool decides nothing. Differences are in percentage "
-    "points, taken seed by seed; n counts independent pairs."
+    "Holds: every mean difference has the claimed sign and the pooled one is significant (p). Fails: "
+    "a single comparison or the pool is significantly the other way (p against it, adjusted for "
+    "all that was tried). Undecided: neither; with runs missing, the pool decides nothing, nor do "
+    "differences without any spread. Differences are in percentage points, taken seed by seed; n "
+    "counts independent pairs."
 )
 
 
@@ -53,6 +54,7 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
         facts.append(f"pooled difference {signed(verdict.difference, 2)} points")
     if verdict.n > 1:
         facts.append(f"p {equals(probability(verdict.p))}")
+        facts.append(f"against it p {equals(probability(verdict.p_against))}")
     blocks: list[Block] = [
         Text(f"{claim.name}: {verdict.test}; {section.label}.", quiet=True),
     ]
