@@ -55,7 +55,8 @@ def test_the_same_weights_are_the_same_bytes(saved: Path, tmp_path: Path) -> Non
 def test_small_models_of_the_registry(tmp_path: Path, name: str) -> None:
     model = create_model(name, num_classes=3).eval()
     path = tmp_path / "w"
-    save_weights(path, model, info(model=model.name, arguments=model.arguments, mean=(0.0,) * 3))
+    known = info(model=model.name, arguments=model.arguments, mean=(0.0,) * 3, std=(1.0,) * 3)
+    save_weights(path, model, known)
     images = torch.randn(1, 3, 16, 16)
     assert torch.equal(model(images)[-1], load(path)(images)[-1])
 
@@ -84,6 +85,16 @@ def metadata(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (metadata(arguments="[" * 100_000), "damaged metadata"),
         (metadata(mean='["a"]'), "wrong types"),
         (metadata(fit="stretch"), "wrong types"),
+        (metadata(mean="[1" + "0" * 400 + "]"), "wrong types"),
+        (metadata(std="[0]"), "std must be above 0, found [0]"),
+        (metadata(std="[-0.5]"), "std must be above 0, found [-0.5]"),
+        (metadata(std="[]", mean="[]"), "one number a channel, found 0 and 0"),
+        (metadata(mean="[0, 0]"), "one number a channel, found 2 and 1"),
+        (metadata(mean="[0, 0]", std="[1, 1]"), "mean and std must be 1, found 2"),
+        (metadata(classes='["a"]'), "classes must be 3, found 1"),
+        (metadata(classes='"abc"'), "classes must be a list, found str"),
+        (metadata(image_size="-5"), "image_size must be from 1 to 65536 pixels, found -5"),
+        (metadata(image_size="1000000"), "found 1000000"),
         (metadata(model="width_nested_resnet01"), "near matches"),
         (metadata(model="os.system"), "no model named"),
         (metadata(arguments='{"num_classes": 4}'), "does not fit"),

@@ -21,11 +21,12 @@ from torch import Tensor
 from .. import __version__
 from ..nets import AnytimeNetwork
 from ..store import WeightsInfo
+from ..store.weights import MAX_SIDE
 from . import extras
 from .export_check import check, of_single, of_stages
 from .export_folder import require_place, write_folder
 from .folded_network import Array, FoldedNetwork
-from .manifest import FILE, MAX_SIDE, GraphFile, Manifest, read_manifest
+from .manifest import FILE, GraphFile, Manifest, read_manifest
 from .onnx_graph import stage_models, stage_pieces
 from .onnx_models import OPSET
 from .onnx_single import join

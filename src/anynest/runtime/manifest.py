@@ -7,19 +7,18 @@ folder, sizes are bounded.
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..store import RunFolderError, WeightsInfo
+from ..store.weights import MAX_SIDE, check_preparation, is_number
 
 FILE = "manifest.json"
 FORMAT = "anynest-export-1"
 MAX_BYTES = 16 << 20
 MAX_GRAPH = (1 << 31) - 1  # what a protocol buffer may hold
-MAX_SIDE = 1 << 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.onnx")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
@@ -168,9 +167,7 @@ def _with_info(manifest: Manifest, images: dict[str, Any]) -> Manifest:
     values = {}
     for key in ("mean", "std"):
         numbers = _of(images[key], list, key)
-        if len(numbers) != manifest.in_channels or not all(
-            type(n) in (int, float) and math.isfinite(n) for n in numbers
-        ):
+        if len(numbers) != manifest.in_channels or not all(map(is_number, numbers)):
             raise ValueError(
                 f"{key} must be {manifest.in_channels} numbers, found {numbers!r}"[:200]
             )
@@ -188,6 +185,7 @@ def _with_info(manifest: Manifest, images: dict[str, Any]) -> Manifest:
         fit=_of(images["fit"], str, "fit"),
         **values,
     )
+    check_preparation(info)
     return replace(manifest, info=info)
 
 

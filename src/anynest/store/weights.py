@@ -5,7 +5,6 @@ registered ones. ``load(path)`` needs nothing but the file, or the folder of a f
 """
 
 import json
-import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .files import write_whole
 FILE = "weights.safetensors"
 FORMAT = "anynest-weights-1"
 FITS = ("crop", "whole")
+MAX_SIDE = 1 << 16  # pixels of an image's side
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,28 @@ class WeightsInfo:
             "anynest": self.anynest,
             "fit": self.fit,
         }
+
+
+def is_number(x: Any) -> bool:
+    """A finite one, also in float32."""
+    return type(x) in (int, float) and abs(x) < 3e38
+
+
+def check_preparation(info: WeightsInfo) -> None:
+    """ValueError, one line, where no image can be prepared like this; types are checked before."""
+    if not info.std or len(info.mean) != len(info.std):
+        raise ValueError(
+            "mean and std must have one number a channel, found "
+            f"{len(info.mean)} and {len(info.std)}"
+        )
+    if min(info.std) <= 0:
+        raise ValueError(f"std must be above 0, found {list(info.std)}"[:200])
+    if not 1 <= info.image_size <= MAX_SIDE:
+        raise ValueError(
+            f"image_size must be from 1 to {MAX_SIDE} pixels, found {info.image_size}"[:200]
+        )
+    if info.fit not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, found {info.fit!r}"[:200])
 
 
 def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
@@ -117,9 +139,9 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
         info = WeightsInfo(
             model=metadata["model"],
             arguments=json.loads(metadata["arguments"]),
-            classes=tuple(json.loads(metadata["classes"])),
-            mean=tuple(json.loads(metadata["mean"])),
-            std=tuple(json.loads(metadata["std"])),
+            classes=_list(metadata, "classes"),
+            mean=_list(metadata, "mean"),
+            std=_list(metadata, "std"),
             image_size=json.loads(metadata["image_size"]),
             data=metadata["data"],
             anynest=metadata["anynest"],
@@ -127,17 +149,27 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{file} has damaged metadata: {error!r}; write it again") from error
-    numbers = (*info.mean, *info.std)
     sound = (
         isinstance(info.arguments, dict)
         and all(isinstance(name, str) for name in info.classes)
-        and all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+        and all(is_number(x) for x in (*info.mean, *info.std))
         and type(info.image_size) is int
         and info.fit in FITS
     )
     if not sound:
         raise RunFolderError(f"{file} has metadata of the wrong types: write it again")
+    try:
+        check_preparation(info)
+    except ValueError as error:
+        raise RunFolderError(f"{file} has unsound metadata: {error}; write it again") from error
     return info
+
+
+def _list(metadata: dict[str, str], key: str) -> tuple[Any, ...]:
+    value = json.loads(metadata[key])
+    if not isinstance(value, list):
+        raise TypeError(f"{key} must be a list, found {type(value).__name__}")
+    return tuple(value)
 
 
 def load(path: str | Path) -> AnytimeNetwork:
@@ -157,6 +189,7 @@ def load(path: str | Path) -> AnytimeNetwork:
         model = create_model(info.model, **info.arguments)
         with safe_open(file, framework="pt") as opened:
             model.load_state_dict({name: opened.get_tensor(name) for name in expected})
+        _check_counts(file, info, model)
     except RunFolderError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
@@ -178,4 +211,17 @@ def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
             raise RunFolderError(
                 f"{file} does not fit its own network: {name} is {found.get(name, 'missing')} "
                 f"in the file, {expected.get(name, 'absent')} in the network"
+            )
+
+
+def _check_counts(file: Path, info: WeightsInfo, model: AnytimeNetwork) -> None:
+    """The metadata are this network's: its channels and its classes."""
+    for what, found, wanted in (
+        ("mean and std", len(info.mean), model.in_channels),
+        ("classes", len(info.classes), model.num_classes),
+    ):
+        if found != wanted:
+            raise RunFolderError(
+                f"{file} does not fit its own network: {what} must be {wanted}, found {found}; "
+                "write it again"
             )
