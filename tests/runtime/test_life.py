@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,12 @@ from torch import Tensor
 from anynest import create_model
 from anynest.runtime import AnytimePredictor, NetworkError
 from anynest.runtime.isolated import IsolatedSession
+from anynest.runtime.worker import EXIT_TIMEOUT
 from anynest.store import RunError
 
 from .conftest import PATIENCE, settle
+
+ROOT = Path(__file__).parents[2]
 
 Image = Callable[[float], Tensor]
 
@@ -315,3 +319,8 @@ def test_a_process_that_is_killed(process: AnytimePredictor) -> None:
     for _ in range(2):
         with pytest.raises((NetworkError, RunError), match="compute process has ended, status -9"):
             process.predict(x, None)
+
+
+def test_the_docs_say_how_long_an_exit_may_take() -> None:
+    told = f"finishes its node first ({EXIT_TIMEOUT:g} second at most)"
+    assert told in (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
