@@ -236,6 +236,11 @@ def test_what_cannot_be_calibrated(policy: Any, goals: dict[str, float], message
         calibrate(policy, held_out(0), **goals)
 
 
+def test_one_stage_has_no_thresholds() -> None:
+    with pytest.raises(ValueError, match="one stage has no thresholds to choose"):
+        calibrate(Confidence(), held_out(0, stages=1), budget=100)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

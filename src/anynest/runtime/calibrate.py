@@ -190,9 +190,14 @@ def calibrate(
         ``report.reached`` is False, and ``report.note`` says so.
 
     Raises:
-        ValueError: not exactly one goal, a goal that makes no sense, another kind of policy.
+        ValueError: not exactly one goal, a goal that makes no sense, another kind of policy, a network
+            of one stage.
     """
     chosen = _check(policy, target_accuracy, budget)
+    if len(data.costs) == 1:
+        raise ValueError(
+            "a network of one stage has no thresholds to choose: predict without a policy"
+        )
     found = _fit(chosen, data, target_accuracy, budget)
     report = simulate(found, data)
     accuracy, cost = _cross_validate(chosen, data, target_accuracy, budget)
