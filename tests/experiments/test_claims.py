@@ -17,6 +17,7 @@ from anynest.experiments.fig9 import PANELS
 from anynest.experiments.paper import ERRORS
 from anynest.experiments.protocols import PAPER
 from anynest.experiments.significance import LEVEL, above_zero, below_zero, holm
+from anynest.experiments.timing import plans
 from anynest.experiments.tradeoff import Point, curve_differences
 
 DATA = "made up"
@@ -146,12 +147,14 @@ def test_results_of_other_protocols_data_and_settings_are_passed_over() -> None:
 
 
 def test_deadlines_are_judged_panel_by_panel() -> None:
+    keys = {(plan.panel.name, plan.seed): plan.key for plan in plans(PAPER, 3)}
+
     def line(panel: str, seed: int, schemes: dict[str, float]) -> dict[str, object]:
         noise = 0.001 * seed
         errors = {name: [e + noise] * 7 + [0.9] for name, e in schemes.items()}
         return {
             "kind": "deadlines",
-            "key": "k",
+            "key": keys[panel, seed],
             "protocol": "paper",
             "data": DATA,
             "panel": panel,
@@ -175,6 +178,10 @@ def test_deadlines_are_judged_panel_by_panel() -> None:
     ]
     assert verdicts["nest-base"].n == 2 * 3  # eann is the baseline of two panels: one group
     assert verdicts["nest-base"].comparisons[0].mean == pytest.approx(-10.2)
+    # measured on networks that the protocol no longer has
+    stale = [{**measured, "key": "0" * 16} for measured in lines]
+    assert Evidence.of(stale, PAPER, DATA).deadlines == []
+    assert judge_all(Evidence.of(stale, PAPER, DATA))["nest-base"].n == 0
 
 
 def test_pooling_counts_a_run_once() -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from .known import known_lines
 from .protocols import Protocol
-from .results import CELL, DEADLINES, Line
+from .results import DEADLINES, Line
 
 Errors = dict[int, list[float]]  # seed -> error in % of every stage
 
@@ -21,24 +22,22 @@ class Evidence:
 
     @classmethod
     def of(cls, lines: Iterable[Line], protocol: Protocol, data: str) -> "Evidence":
-        """What the lines say; those of other protocols, other data, and of cells that the protocol
-        no longer has, are passed over."""
+        """What the lines say; those of other protocols, other data, and of cells and measurements
+        that the protocol no longer has, are passed over.
+
+        Errors: RunFolderError as ``known_lines`` raises it.
+        """
         found = cls(protocol, data)
-        for line in lines:
-            if line["protocol"] != protocol.name or line["data"] != data:
-                continue
+        ours = (ln for ln in lines if (ln["protocol"], ln["data"]) == (protocol.name, data))
+        for line in known_lines(ours, protocol):
             if line["kind"] == DEADLINES:
                 found.deadlines.append(line)
-            elif line["kind"] == CELL:
+            else:
                 network = line["design"], line["independent"]
-                settings = protocol.settings(
-                    line["design"], line["variant"], line["seed"], line["independent"]
-                )
-                if settings == line["settings"]:
-                    run = line["design"], line["variant"], line["independent"]
-                    errors = [100 * error for error in line["error"]]
-                    found.cells.setdefault(run, {})[line["seed"]] = errors
-                    found.work[network] = line["multiply_adds"]
+                run = line["design"], line["variant"], line["independent"]
+                errors = [100 * error for error in line["error"]]
+                found.cells.setdefault(run, {})[line["seed"]] = errors
+                found.work[network] = line["multiply_adds"]
         return found
 
     def errors(self, design: str, variant: str, independent: int | None = None) -> Errors:

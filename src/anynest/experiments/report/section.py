@@ -1,18 +1,16 @@
 """What one protocol and one data label have: a report's numbers never mix two of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ...store import RunFolderError
-from ...training import ConfigError
 from ..designs import DESIGNS
 from ..evidence import Evidence
-from ..experiment import SEEDS, Experiment, Run
+from ..experiment import SEEDS, Experiment
+from ..known import known_lines
 from ..protocols import PROTOCOLS, Protocol
-from ..results import CELL, DEADLINES, Line
+from ..results import CELL, Line
 from ..tabulate import Tabulated, table_of
-from ..timing import plans
 from .words import anchor_of
 
 
@@ -99,42 +97,3 @@ def with_elsewhere(section: Section, sections: Sequence[Section]) -> Section:
     others = [s for s in sections if s.protocol == section.protocol and s.data != section.data]
     elsewhere = frozenset(family for other in others for family in other.families)
     return replace(section, elsewhere=elsewhere - section.families)
-
-
-def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterable[Line]:
-    """Those of cells and measurements as the protocol has them now."""
-    listed = list(lines)
-    most = max((line["seed"] + 1 for line in listed if line["kind"] == DEADLINES), default=0)
-    measured = {plan.key: (plan.panel.name, plan.seed) for plan in plans(protocol, most)}
-    for line in listed:
-        if line["kind"] == CELL and is_known_cell(line, protocol):
-            stages = 1 if line["independent"] else len(protocol.growth(line["design"]))
-            told = {len(entry["cosines"]) + 1 for entry in line.get("cosines", [])}
-            for found in (len(line["error"]), *told):
-                if found != stages:
-                    raise RunFolderError(
-                        f"cell {line['key']} of protocol {protocol.name} must have {stages} "
-                        f"stages, found {found}: train it again with anynest reproduce"
-                    )
-            yield line
-        elif line["kind"] == DEADLINES and line["key"] in measured:
-            if measured[line["key"]] != (line["panel"], line["seed"]):
-                panel, seed = measured[line["key"]]
-                raise RunFolderError(
-                    f"latencies {line['key']} of protocol {protocol.name} must be of panel {panel}, "
-                    f"seed {seed}, found {line['panel']}, {line['seed']}: measure again with anynest "
-                    "reproduce fig10"
-                )
-            yield line
-
-
-def is_known_cell(line: Line, protocol: Protocol) -> bool:
-    """Whether the protocol has a cell of these very settings."""
-    if line["design"] not in DESIGNS:
-        return False
-    try:
-        run = Run(line["design"], line["variant"], line["independent"])
-        cell = run.cell(protocol, line["seed"])
-    except (ConfigError, ValueError):  # a method of another version
-        return False
-    return bool(cell.settings == line["settings"] and cell.key == line["key"])
