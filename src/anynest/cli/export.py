@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   anynest export runs/a --out a-onnx --single-file
   anynest export runs/a --out a-int8 --int8 --calibration-images 1000"""
 BATCH = 64  # images at once, where errors are measured
+CALIBRATION_IMAGES = 512
 CPU = torch.device("cpu")
 
 
@@ -60,12 +61,10 @@ def add_to(commands: Commands) -> None:
     )
     eight.add_argument("--data", metavar="SOURCE", help="default: what the run was trained on")
     eight.add_argument(
-        "--calibration-images", type=int, default=512, metavar="N", help="default: 512"
+        "--calibration-images", type=int, metavar="N", help=f"default: {CALIBRATION_IMAGES}"
     )
-    eight.add_argument(
-        "--split", choices=SPLITS, default="test", help="to measure errors on (default: test)"
-    )
-    eight.add_argument("--workers", type=int, default=0, help="processes that read image folders")
+    eight.add_argument("--split", choices=SPLITS, help="to measure errors on (default: test)")
+    eight.add_argument("--workers", type=int, help="processes that read image folders")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_import_flag(parser)
     parser.set_defaults(call=run)
@@ -74,21 +73,17 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, and say what was written."""
     import_modules(arguments)
-    if arguments.calibration_images < 1:
-        raise ConfigError(
-            f"--calibration-images must be at least 1, found {arguments.calibration_images}"
-        )
-    if arguments.data and not arguments.int8:
-        raise ConfigError("--data is read for --int8 alone: give that too")
+    check(arguments)
     info = read_info(arguments.weights)
     path = Path(arguments.weights)
     folder = Path(arguments.out or (path if path.is_dir() else path.parent) / "onnx")
     calibration, split = None, None
     if arguments.int8:
-        arguments.batch_size = BATCH
+        arguments.batch_size, arguments.workers = BATCH, arguments.workers or 0
         config, data = open_data(arguments, info)
-        calibration = calibration_images(config, data, arguments.calibration_images)
-        split = getattr(data, arguments.split)
+        count = arguments.calibration_images or CALIBRATION_IMAGES
+        calibration = calibration_images(config, data, count)
+        split = getattr(data, arguments.split or "test")
     network = load(path)
     manifest = export(
         network,
@@ -114,6 +109,17 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show(report)
     return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ConfigError for a flag of ``--int8`` without it, or with a value out of range."""
+    count = arguments.calibration_images
+    if count is not None and count < 1:
+        raise ConfigError(f"--calibration-images must be at least 1, found {count}")
+    for name in ("data", "calibration_images", "split", "workers"):
+        if getattr(arguments, name) is not None and not arguments.int8:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is read for --int8 alone: give that too")
 
 
 def open_data(arguments: argparse.Namespace, info: WeightsInfo) -> tuple[DataConfig, Dataset]:
