@@ -259,6 +259,8 @@ def test_a_failing_network_fails_its_picture(
         ("{run} x.png --profile p.json", "--save-work alone"),
         ("{run} x.png --save-work 1 --deadline 1s --profile no.json", "`anynest profile` writes"),
         ("{run} x.png --threads 0", "--threads must be at least 1"),
+        ("{run} x.png --threads 100000", "threads must be at most 1024"),
+        ("{run} x.png --backend onnxruntime --device meta", "run.device"),
         ("{run} x.png --top 0", "--top must be at least 1"),
         ("{run} x.png --device quantum", "run.device"),
         ("{run} x.png --import no_such_module", "--import no_such_module failed"),

@@ -97,6 +97,7 @@ def test_both_backends(finished: Path, tmp_path: Path, capsys: Out) -> None:
         ("/no/such/run", "no run folder, weights file, exported folder or network's name"),
         ("{run}/curves.png", "no whole safetensors file"),
         ("{run} --threads 0", "--threads must be whole numbers from 1"),
+        ("{run} --threads 1,100000", "threads must be at most 1024, found 100000"),
         ("{run} --threads 1;2", "--threads"),
         ("{run} --batch-sizes 1,", "--batch-sizes"),
         ("{run} --rounds 0", "--rounds must be at least 1"),

@@ -10,7 +10,8 @@ import torch
 
 import anynest
 from anynest import AnytimeNetwork, create_model
-from anynest.runtime import AnytimePredictor, MultiplyAdds
+from anynest.runtime import AnytimePredictor, MultiplyAdds, open_session
+from anynest.runtime.torch_session import TorchSession
 from anynest.store import WeightsInfo, save_weights
 
 CLASSES = tuple("abcde")
@@ -89,6 +90,11 @@ def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None
     [
         ({"backend": "abacus"}, ValueError, "backend must be one of torch, onnxruntime"),
         ({"threads": 0}, ValueError, "threads must be a positive integer or None, got 0"),
+        ({"threads": 100_000}, ValueError, "threads must be at most 1024, got 100000"),
+        ({"device": "quantum"}, ValueError, "device must be auto, cpu, cuda or mps, found 'quan"),
+        ({"device": "meta"}, ValueError, "device 'meta' is not available here"),
+        ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not available here: choose from"),
+        ({"backend": "onnxruntime", "device": "cuda"}, ValueError, "on the cpu, got device 'cuda'"),
         ({"monotone": "up"}, ValueError, "monotone must be one of"),
         ({"source": None}, TypeError, "a network or a path|an AnytimeNetwork or a path"),
         ({"source": "nowhere"}, ValueError, "nowhere does not exist"),
@@ -102,3 +108,15 @@ def test_what_does_not_fit_is_said_before_anything_starts(
     source = options.pop("source", model)
     with pytest.raises(error, match=message):
         AnytimePredictor(source, **options)
+    if not {"threads", "device"}.isdisjoint(options):
+        with pytest.raises(error, match=message):
+            open_session(source, **options)
+
+
+def test_devices_by_any_name(model: AnytimeNetwork) -> None:
+    x = torch.randn(1, 8, 8)
+    for device in ("cpu", torch.device("cpu")):
+        with AnytimePredictor(model, isolated=False, device=device) as predictor:
+            assert predictor._way[:2] == ("torch", "cpu")
+            assert predictor.predict(x, None).stage == 3
+    assert isinstance(open_session(model, device="auto"), TorchSession)

@@ -88,9 +88,8 @@ def run(
     stages = evaluate_stages(console, model, config.evaluation_loader(split, data, device))
     one = replace(config, evaluation_batch_size=1)  # at a time, and prepared before the clock runs
     loader = one.evaluation_loader(split, data, torch.device("cpu"))
-    with AnytimePredictor(
-        model, backend, threads=threads, device=str(device), info=info
-    ) as predictor:
+    place = str(device) if backend == "torch" else "cpu"
+    with AnytimePredictor(model, backend, threads=threads, device=place, info=info) as predictor:
 
         def predict(x: Tensor, deadline: float | None) -> Prediction:
             return predictor.predict(x[0], deadline, when_nothing="guess")

@@ -138,16 +138,22 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Pi
     profile = None
     if arguments.save_work is not None:
         profile = Profile.read(arguments.profile or arguments.source)
+    backend = arguments.backend or ("torch" if source.export is None else "onnxruntime")
     with AnytimePredictor(
         arguments.source,
-        arguments.backend or ("torch" if source.export is None else "onnxruntime"),
+        backend,
         profile,
         arguments.threads,
-        device=str(find_device(arguments.device)),
+        device=place(backend, arguments.device),
         info=info,
         isolated=False,  # a process of its own takes seconds to start
     ) as predictor:
         yield predictor, reader
+
+
+def place(backend: str, device: str) -> str:
+    """Where to compute: ``auto`` is the CPU for a backend that knows no other."""
+    return device if backend != "torch" and device == "auto" else str(find_device(device))
 
 
 class Asked:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..nets import AnytimeNetwork, StageCost
 from ..nets.architecture import Architecture
 from ..nets.cost import stage_costs
@@ -29,12 +31,13 @@ Cost = Callable[[tuple[int, int]], tuple[StageCost, ...]]
 class Opened:
     """A session, and what its source tells.
 
-    ``owned``: whether it was opened here, and is to be closed with its predictor; ``cost``: of every
-    stage for (height, width), where the source tells it.
+    ``owned``: whether it was opened here, and is to be closed with its predictor; ``device``: where it
+    computes; ``cost``: of every stage for (height, width), where the source tells it.
     """
 
     session: Session
     owned: bool
+    device: str
     info: WeightsInfo | None = None
     cost: Cost | None = None
     profile: Profile | None = None
@@ -68,7 +71,7 @@ def open_source(
     *,
     backend: str | None,
     threads: int | None,
-    device: str,
+    device: str | torch.device,
     isolated: bool | None,
     info: WeightsInfo | None,
     profile: Profile | str | Path | None,
@@ -81,18 +84,18 @@ def open_source(
     """
     read = Profile.read(profile) if isinstance(profile, str | Path) else profile
     if hasattr(source, "begin") and not isinstance(source, AnytimeNetwork | str | Path):
-        opened = Opened(source, owned=False, info=info, profile=read)
+        opened = Opened(source, False, str(device), info, profile=read)
     else:
         found = resolve(source)
         chosen = backend or ("torch" if found.export is None else "onnxruntime")
-        check_options(chosen, threads)
+        place = check_options(chosen, threads, device)
         needed = found.require_network() if chosen == "torch" else found.network or found.export
         assert needed is not None
         if isolated is None:
             isolated = chosen == "torch" and os.name == "posix" and bool(sys.executable)
         make = IsolatedSession.open if isolated else open_session
-        session: Session = make(needed, backend=chosen, threads=threads, device=device)
-        opened = Opened(session, True, info or found.info, _cost_of(found), read)
+        session: Session = make(needed, backend=chosen, threads=threads, device=place)
+        opened = Opened(session, True, place, info or found.info, _cost_of(found), read)
     if read is not None and read.num_stages != opened.session.num_stages:
         stages = opened.session.num_stages
         if opened.owned:

@@ -52,7 +52,7 @@ class AnytimePredictor:
         profile: a ``Profile`` of this network or its file; ``save_work`` needs it, and a budget of
             multiply-adds where the source does not tell the costs.
         threads: of one kernel; None is the backend's own choice.
-        device: where torch computes.
+        device: where torch computes: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
         isolated: compute in a process of its own rather than in a thread, so that callers are served
             in time on a busy machine as well; it takes seconds to start and a second copy of the
             weights (runtime/isolated.py). None: for ``torch``, where the system can.
@@ -77,7 +77,7 @@ class AnytimePredictor:
         profile: Profile | str | Path | None = None,
         threads: int | None = None,
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         isolated: bool | None = None,
         monotone: str | None = None,
         info: WeightsInfo | None = None,
@@ -96,7 +96,7 @@ class AnytimePredictor:
         )
         self.session, self.profile, self.info = opened.session, opened.profile, opened.info
         self.classes = opened.info.classes if opened.info else None
-        self._way = (opened.session.backend, device, threads or torch.get_num_threads())
+        self._way = (opened.session.backend, opened.device, threads or torch.get_num_threads())
         self._random = random.Random(seed)
         self._random_lock = threading.Lock()
         self._images = ImageReader(opened.session.in_channels, opened.info)

@@ -13,8 +13,8 @@ import torch
 from ..nets import AnytimeNetwork, StageCost, create_model
 from ..profiling import Profile, ProfileError, StageLatency
 from ..profiling.latency import Subject, measure
-from ..store.hardware import describe_environment
-from .session import BACKENDS, Session, open_session
+from ..store.hardware import describe_environment, find_device
+from .session import BACKENDS, MAX_THREADS, Session, open_session
 
 
 def profile_network(
@@ -45,10 +45,12 @@ def profile_network(
         report: called with (turns done, turns in all); may raise, to stop.
 
     Raises:
-        ProfileError: a number below 1, an unknown backend, nothing to measure.
-        ValueError: the network has no registered name, so that its plain ones cannot be built.
+        ProfileError: a number below 1, too many threads, an unknown backend, nothing to measure.
+        ValueError: a device that is not there; the network has no registered name, so that its plain
+            ones cannot be built.
     """
     _check(backends, threads, batch_sizes, image_size)
+    device = str(find_device(device))
     costs = _numbered(network.cost(image_size))
     alone = list(plain_networks(network)) if plain else []
     with ExitStack() as stack:
@@ -57,9 +59,9 @@ def profile_network(
             for net, stage in [(network, None), *((n, s) for s, n in enumerate(alone, 1))]:
                 for count in threads:
                     source = export if export is not None and stage is None else net
-                    session = open_session(source, backend=backend, threads=count, device=device)
-                    stack.callback(session.close)
                     place = device if backend == "torch" else "cpu"
+                    session = open_session(source, backend=backend, threads=count, device=place)
+                    stack.callback(session.close)
                     for size in batch_sizes:
                         way = (backend, place, count, size)
                         subjects.append(_subject(session, way, image_size, stage))
@@ -95,6 +97,8 @@ def _check(
     for name, values in (("threads", threads), ("batch sizes", batch_sizes)):
         if not values or not all(type(value) is int and value >= 1 for value in values):
             raise ProfileError(f"{name} must be whole numbers from 1, found {list(values)}")
+    if max(threads) > MAX_THREADS:
+        raise ProfileError(f"threads must be at most {MAX_THREADS}, found {max(threads)}")
     if type(image_size) is not int or image_size < 1:
         raise ProfileError(f"the image size must be at least 1 pixel, found {image_size!r}")
     if not backends or not set(backends) <= set(BACKENDS):

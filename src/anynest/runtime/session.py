@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..nets import AnytimeNetwork
+from ..store.hardware import find_device
 
 BACKENDS = ("torch", "onnxruntime")
+MAX_THREADS = 1024  # of one step: many more, and the system has none to give
 
 
 class Evaluation(Protocol):
@@ -104,12 +107,19 @@ def stages(evaluation: Evaluation) -> Iterator[tuple[int, Tensor]]:
             yield evaluation.stage, logits
 
 
-def check_options(backend: str, threads: int | None) -> None:
-    """ValueError, one line, for a backend that is none or threads below 1."""
+def check_options(backend: str, threads: int | None, device: str | torch.device) -> str:
+    """The device by its name; ValueError, one line, for an option that does not fit."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
+    if threads is not None and threads > MAX_THREADS:
+        raise ValueError(f"threads must be at most {MAX_THREADS}, got {threads}")
+    if backend == "torch":
+        return str(find_device(device))
+    if str(device) not in ("cpu", "auto"):
+        raise ValueError(f"backend='onnxruntime' computes on the cpu, got device {str(device)!r}")
+    return "cpu"
 
 
 def open_session(
@@ -117,7 +127,7 @@ def open_session(
     *,
     backend: str = "torch",
     threads: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Session:
     """A session for a network.
 
@@ -125,12 +135,13 @@ def open_session(
         source: a network, the folder of a finished run, a weights file, or an exported folder.
         backend: ``"torch"`` (a network, run or weights) or ``"onnxruntime"`` (those, or an exported folder).
         threads: threads within one step; None leaves the backend's own choice.
-        device: where torch computes.
+        device: where torch computes: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
 
     Raises:
-        ValueError: an unknown backend, a source that the backend cannot run, threads below 1.
+        ValueError: an unknown backend, a source that the backend cannot run, a device that is not
+            there, threads below 1 or above 1024.
     """
-    check_options(backend, threads)
+    device = check_options(backend, threads, device)
     if backend == "onnxruntime":
         from .onnx_session import OnnxSession
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..nets import AnytimeNetwork
+from ..store.hardware import find_device
 from .gemm import GemmProgram, supports
 from .plain import PlainProgram
 from .program import compile_program
@@ -51,8 +52,8 @@ class TorchSession:
             convolutions) or ``"auto"``.
 
     Raises:
-        ValueError: unknown kernels, ones that do not suit the network or device, or a norm that
-            cannot be folded.
+        ValueError: unknown kernels, ones that do not suit the network or device, a device that is
+            not there, or a norm that cannot be folded.
     """
 
     backend = "torch"
@@ -71,7 +72,7 @@ class TorchSession:
         self.num_classes = network.num_classes
         self.in_channels = network.in_channels
         self.threads = threads
-        self.device = torch.device(device)
+        self.device = find_device(device)
         suited = self.device.type == "cpu" and supports(network.plan)
         if kernels == "gemm" and not suited:
             raise ValueError(

@@ -22,6 +22,33 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def find_device(name: str | torch.device, what: str = "device") -> torch.device:
+    """``auto`` is the first of cuda, mps, cpu. ValueError, one line, where the device is not there;
+    ``what`` it calls the option.
+
+    >>> find_device("cpu")
+    device(type='cpu')
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{what} must be auto, cpu, cuda or mps, found {name!r}") from error
+    there = available.get(device.type, False)
+    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = False
+    if not there:
+        found = ", ".join(kind for kind, ok in available.items() if ok)
+        raise ValueError(f"{what} {str(name)!r} is not available here: choose from auto, {found}")
+    return device
+
+
 def usable_cores() -> int:
     """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
