@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -22,6 +23,7 @@ from torch import Tensor
 from anynest import create_model
 from anynest.runtime import AnytimePredictor, NetworkError
 from anynest.runtime.isolated import IsolatedSession
+from anynest.runtime.job import CLOSED
 from anynest.runtime.worker import EXIT_TIMEOUT
 from anynest.store import RunError
 
@@ -132,6 +134,33 @@ def test_from_several_threads(process: AnytimePredictor) -> None:
         list(pool.map(ask, range(120)))
     assert isinstance(process.session, IsolatedSession)
     assert len(process.session._all) <= 6
+
+
+def test_closing_ends_what_others_wait_for_in_a_process() -> None:
+    """All of them, also in the event loop that closes it; and no handle is left."""
+    x = torch.zeros(1, 8, 8)
+    predictor = AnytimePredictor(tiny(), threads=1, isolated=True)
+    assert isinstance(predictor.session, IsolatedSession)
+    predictor.predict(x, None)
+    os.kill(predictor.session.process.pid, signal.SIGSTOP)
+
+    async def main() -> list[BaseException | object]:
+        under_way = [predictor.apredict(x, None), anext(predictor.astream(x))]
+        tasks = [asyncio.ensure_future(call) for call in under_way]
+        await asyncio.sleep(0.05)
+        predictor.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [
+            pool.submit(predictor.predict, x, None),
+            pool.submit(predictor.predict, x, PATIENCE),
+            pool.submit(next, predictor.stream(x)),
+        ]
+        found = asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        found += [future.exception(PATIENCE) for future in waiting]
+    assert [(type(error), str(error)) for error in found] == [(RuntimeError, CLOSED)] * 5
+    assert all(channel.socket.fileno() == -1 for channel in predictor.session._all)
 
 
 def test_a_forgotten_process_ends() -> None:

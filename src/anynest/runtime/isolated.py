@@ -82,7 +82,7 @@ class IsolatedSession:
         self._idle: list[Channel] = []
         self._all: list[Channel] = []
         self._number = 0
-        self._end = weakref.finalize(self, _end, process, control, self._all, self._owner)
+        self._end = weakref.finalize(self, _end, process, control, self._idle, self._owner)
         try:
             said = b""
             while not said.endswith(b"\n") and (more := control.recv(ABOUT)):
@@ -145,7 +145,7 @@ class IsolatedSession:
                 f"{list(x.shape)}"
             )
         with self._lock:
-            if not self._end.alive:
+            if self.closed:
                 raise RuntimeError("the session is closed; open another")
             channel = self._idle.pop() if self._idle else self._connect()
             self._number += 1
@@ -168,8 +168,10 @@ class IsolatedSession:
     def give_back(self, channel: Channel) -> None:
         """A channel that no evaluation uses any more."""
         with self._lock:
-            if self._end.alive:
+            if not self.closed:
                 self._idle.append(channel)
+                return
+        channel.close()
 
     def _obituary(self) -> str:
         try:
@@ -178,10 +180,16 @@ class IsolatedSession:
             code = "none yet"
         return f"the compute process has ended, status {code}; open the predictor again"
 
+    @property
+    def closed(self) -> bool:
+        return not self._end.alive
+
     def close(self) -> None:
-        with self._lock:
-            self._idle.clear()
-        self._end()
+        """End the process; who waits for an answer sees its socket close."""
+        with self._lock:  # from here on, channels that are given back are closed
+            left = self._end.detach()
+        if left is not None:
+            _end(self.process, self._control, self._idle, self._owner)
 
 
 class IsolatedEvaluation:
@@ -199,7 +207,7 @@ class IsolatedEvaluation:
         self.stage = 0
         self.num_stages = session.num_stages
         self.at = 0.0  # when the newest stage was finished, by the clock of both processes
-        self._session, self._number = session, number
+        self.session, self._number = session, number
         self._due, self._wait = due, wait
         self._channel: Channel | None = channel
         self._size = self._batch = len(x)
@@ -233,7 +241,7 @@ class IsolatedEvaluation:
         try:
             message = channel.receive()
         except EOFError as error:
-            raise RunError(self._session._obituary()) from error
+            raise RunError(self.session._obituary()) from error
         if message is None or message.number != self._number:
             return None
         if message.kind == ERROR:
@@ -274,7 +282,7 @@ class IsolatedEvaluation:
         if self.stage < self.num_stages and not dropped:
             with contextlib.suppress(OSError):
                 channel.send(Message(CANCEL, self._number))
-        self._session.give_back(channel)
+        self.session.give_back(channel)
 
     def _open(self) -> Channel:
         if self._channel is None:
@@ -287,7 +295,7 @@ class IsolatedEvaluation:
         except BlockingIOError:
             pass  # so far behind that it will not answer in time: to the caller, no stage is finished
         except OSError as error:
-            raise RunError(self._session._obituary()) from error
+            raise RunError(self.session._obituary()) from error
 
 
 def _describe(
@@ -310,5 +318,5 @@ def _end(process: Process, control: socket.socket, channels: list[Channel], owne
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_TIMEOUT)
-    for channel in channels:
+    for channel in channels:  # the others are still waited on, and closed by who gives them back
         channel.close()

@@ -26,6 +26,8 @@ from .policy import Moment, Policy
 from .prediction import Answer, NetworkError
 from .session import Evaluation, Session
 
+CLOSED = "the predictor is closed; open another"
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -79,7 +81,12 @@ class Job:
     def start_apart(self, session: IsolatedSession) -> None:
         """Begin in the other process."""
         assert self._x is not None
-        self._apart = session.begin(self._x, self.terms.due, self.terms.wait)
+        try:
+            self._apart = session.begin(self._x, self.terms.due, self.terms.wait)
+        except RuntimeError as error:
+            if session.closed:  # meanwhile
+                raise RuntimeError(CLOSED) from error
+            raise
         self._evaluation, self._x = self._apart, None
 
     def wait(self, until: float) -> bool:
@@ -111,7 +118,8 @@ class Job:
                 return False
             ended = self._step(self._apart)
         except BaseException as error:
-            self.fail(error)
+            closed = isinstance(error, Exception) and self._apart.session.closed
+            self.fail(RuntimeError(CLOSED) if closed else error)
             return True
         if ended is not None:
             self._end(ended)

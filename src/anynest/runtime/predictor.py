@@ -28,7 +28,7 @@ from ..profiling import Profile
 from ..store import WeightsInfo
 from .images import ImageReader, needs_decoding
 from .isolated import IsolatedSession
-from .job import Job, Terms
+from .job import CLOSED, Job, Terms
 from .monotone import find_rule
 from .opening import open_source
 from .policy import check_fit
@@ -36,7 +36,7 @@ from .prediction import Prediction
 from .request import Policies, Request
 from .session import Session
 from .stream import AsyncStream, Stream, Tell, attach, threadsafe
-from .worker import CLOSED, Worker
+from .worker import Worker
 
 JOIN_TIMEOUT = 5.0  # seconds that close() waits for the step under way
 WARM_UPS = 2

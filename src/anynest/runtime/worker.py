@@ -16,13 +16,12 @@ import time
 import weakref
 from queue import SimpleQueue
 
-from .job import Job
+from .job import CLOSED, Job
 from .session import Session
 
 EXIT_TIMEOUT = (
     1.0  # seconds that the interpreter's exit waits for the steps under way, all together
 )
-CLOSED = "the predictor is closed; open another"
 
 Inbox = SimpleQueue["Job | None"]
 
