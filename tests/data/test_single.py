@@ -170,6 +170,12 @@ def test_colours_that_the_network_has_no_channels_for(tmp_path: Path) -> None:
         PictureReader(8, (0.5, 0.5), (0.5, 0.5))
 
 
+@pytest.mark.parametrize("fit", ["crop", "whole"])
+def test_a_picture_without_pixels(fit: str) -> None:
+    with pytest.raises(DataError, match="pictures must have pixels, found 0x3: the given image"):
+        PictureReader(8, *RGB, fit).of_image(Image.new("RGB", (0, 3)), "the given image")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")

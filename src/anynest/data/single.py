@@ -64,6 +64,10 @@ class PictureReader:
 
     def of_image(self, image: Image.Image, where: str) -> Tensor:
         """An opened picture's pixels, uint8 [C, size, size]. DataError, naming ``where``."""
+        if 0 in image.size:
+            raise DataError(
+                f"pictures must have pixels, found {image.size[0]}x{image.size[1]}: {where}"
+            )
         image = self._fitted(self._channels(image, where), where)
         array = np.array(image).reshape(self.size, self.size, len(self.mean))
         return torch.from_numpy(array).permute(2, 0, 1)
