@@ -71,6 +71,19 @@ def test_a_stream_ends_at_its_deadline_or_policy(
         assert [p.deadline for p in late] == [30, 30, 30]
 
 
+def test_deadlines_beyond_what_can_be_slept(
+    open_predictor: Any, make_session: Any, make_image: Image
+) -> None:
+    async def main() -> None:
+        assert [p.stage async for p in predictor.astream(make_image(1.0), 1e10)] == [1, 2, 3]
+        assert (await predictor.apredict(make_image(1.0), 1e10)).stage == 3
+
+    with open_predictor(make_session()) as predictor:
+        assert [p.stage for p in predictor.stream(make_image(1.0), 1e10)] == [1, 2, 3]
+        assert predictor.predict(make_image(1.0), 1e10).stage == 3
+        run(main())
+
+
 @pytest.mark.parametrize("how", ["close", "with", "drop"])
 def test_leaving_a_stream_cancels_the_rest(
     open_predictor: Any, make_session: Any, make_image: Image, gates: Any, how: str

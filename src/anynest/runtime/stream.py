@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -166,5 +167,7 @@ def attach(job: Job) -> Callable[[], object]:
 
 
 def _left(due: float) -> float | None:
-    """Seconds until then; None for ever."""
-    return None if math.isinf(due) else max(0.0, due - time.monotonic())
+    """Seconds until then, as many as can be slept; None for ever."""
+    if math.isinf(due):
+        return None
+    return min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
