@@ -61,6 +61,13 @@ def test_floats_are_taken_as_they_are(reader: ImageReader, dtype: torch.dtype) -
             assert torch.equal(batch, x.float().reshape(-1, 3, 5, 7))
 
 
+def test_bytes_in_another_order(reader: ImageReader) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
+    for order in "<>":
+        batch, _ = reader(x.astype(x.dtype.newbyteorder(order)))
+        assert torch.equal(batch[0], torch.from_numpy(x))
+
+
 def test_what_was_given_may_change_meanwhile(reader: ImageReader) -> None:
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     batch, _ = reader(x)
@@ -131,6 +138,11 @@ def test_grey(tmp_path: Path) -> None:
         (torch.full((3, 8, 8), float("inf")), "must be finite, found NaN or infinite"),
         (torch.full((3, 8, 8), 1e300, dtype=torch.float64), "must be finite"),
         (np.array(["a"]), "images must be numbers, got an array of <U1"),
+        (np.array([None]), "images must be numbers, got an array of object"),
+        (
+            np.zeros((3, 8, 8), np.longdouble),
+            "of a type that torch has, got an array of float.*ast",
+        ),
         (np.zeros((2, 8, 8, 3), np.uint8), r"one picture .* got \[2, 8, 8, 3\]"),
         (np.zeros((8, 8, 4), np.uint8), r"got \[8, 8, 4\]"),
         (np.zeros((0, 8), np.uint8), r"got \[0, 8\]"),

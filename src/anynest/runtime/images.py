@@ -152,7 +152,13 @@ class ImageReader:
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(array))  # a copy: torch warns of arrays that are read-only
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"images must be numbers, got an array of {array.dtype}") from error
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"images must be numbers, got an array of {array.dtype}")
+    native = array.dtype.newbyteorder("=")
+    try:  # a copy: torch warns of arrays that are read-only
+        return torch.from_numpy(np.array(array, native))
+    except TypeError as error:
+        raise ValueError(
+            f"images must be of a type that torch has, got an array of {array.dtype}: "
+            "give x.astype('float32')"
+        ) from error
