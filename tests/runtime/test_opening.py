@@ -99,6 +99,8 @@ def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None
         ({"source": None}, TypeError, "a network or a path|an AnytimeNetwork or a path"),
         ({"source": "nowhere"}, ValueError, "nowhere does not exist"),
         ({"source": torch.nn.Linear(1, 1)}, TypeError, "got Linear"),
+        ({"profile": 3}, TypeError, "profile must be a Profile or a path, got 3"),
+        ({"info": 3}, TypeError, "info must be a WeightsInfo, got 3"),
         ({"profile": "nowhere"}, ValueError, "cannot read the profile nowhere"),
     ],
 )

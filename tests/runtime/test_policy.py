@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import pytest
@@ -84,11 +85,22 @@ def test_when_a_policy_ends_all() -> None:
         (lambda: Confidence(()), r"must be numbers from 0, got \(\)"),
         (lambda: Confidence((0.5, math.nan)), "must be numbers from 0"),
         (lambda: MultiplyAdds(0), "a budget must be positive multiply-adds, got 0"),
+        (lambda: Deadline("10ms"), "a deadline must be positive seconds, got '10ms'"),
+        (lambda: Confidence("0.9"), "must be numbers from 0, got '0.9'"),
+        (lambda: Confidence((0.5, None)), r"must be numbers from 0, got \(0.5, None\)"),
+        (lambda: MultiplyAdds(None), "a budget must be positive multiply-adds, got None"),
     ],
 )
 def test_numbers_that_make_no_sense(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("join", [operator.or_, operator.and_])
+def test_policies_are_joined_with_policies(join: Any) -> None:
+    for other in (3, [Confidence()]):
+        with pytest.raises(TypeError, match=r"\| and & join policies, got "):
+            join(Confidence(0.5), other)
 
 
 def test_fit_is_checked_before_anything_runs() -> None:

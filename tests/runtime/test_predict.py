@@ -257,6 +257,8 @@ def test_what_a_session_refuses(open_predictor: Any, make_session: Any) -> None:
     [
         ({"deadline": -1.0}, "deadline must be seconds from 0, or None, got -1.0"),
         ({"deadline": math.nan}, "deadline must be seconds from 0, or None, got nan"),
+        ({"deadline": "10ms"}, "deadline must be seconds from 0, or None, got '10ms'"),
+        ({"save_work": "a"}, "save_work must be a probability above 0, got 'a'"),
         ({"when_nothing": "panic"}, "when_nothing must be one of raise, wait, guess, got 'panic'"),
         ({"save_work": 0.0}, "save_work must be a probability above 0, got 0.0"),
         ({"save_work": 0.9}, "save_work needs the latencies of this machine: give profile="),

@@ -80,8 +80,12 @@ def open_source(
 
     Raises:
         ValueError: a source or an option that does not fit, one line.
-        TypeError: neither a network, nor a path, nor a session.
+        TypeError: neither a network, nor a path, nor a session; another kind of profile or info.
     """
+    if not isinstance(profile, Profile | str | Path | None):
+        raise TypeError(f"profile must be a Profile or a path, got {profile!r}")
+    if not isinstance(info, WeightsInfo | None):
+        raise TypeError(f"info must be a WeightsInfo, got {info!r}")
     read = Profile.read(profile) if isinstance(profile, str | Path) else profile
     if hasattr(source, "begin") and not isinstance(source, AnytimeNetwork | str | Path):
         opened = Opened(source, False, str(device), info, profile=read)

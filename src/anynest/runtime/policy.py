@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Deadline(Policy):
     seconds: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < math.inf:
+        if not (isinstance(self.seconds, Real) and 0 < self.seconds < math.inf):
             raise ValueError(f"a deadline must be positive seconds, got {self.seconds!r}")
 
     def stop(self, moment: Moment) -> Tensor:
@@ -90,10 +91,10 @@ class Confidence(Policy):
     thresholds: float | tuple[float, ...] = 0.9
 
     def __post_init__(self) -> None:
-        if isinstance(self.thresholds, Sequence):
+        if isinstance(self.thresholds, Sequence) and not isinstance(self.thresholds, str):
             object.__setattr__(self, "thresholds", tuple(self.thresholds))
         values = self._all()
-        if not values or not all(v >= 0 for v in values):
+        if not values or not all(isinstance(v, Real) and v >= 0 for v in values):
             raise ValueError(
                 f"confidence thresholds must be numbers from 0, got {self.thresholds!r}"
             )
@@ -126,7 +127,7 @@ class MultiplyAdds(Policy):
     budget: float
 
     def __post_init__(self) -> None:
-        if not self.budget > 0:
+        if not (isinstance(self.budget, Real) and self.budget > 0):
             raise ValueError(f"a budget must be positive multiply-adds, got {self.budget!r}")
 
     def stop(self, moment: Moment) -> Tensor:
@@ -145,6 +146,9 @@ class AnyOf(Policy):
 
     policies: tuple[Policy, ...]
 
+    def __post_init__(self) -> None:
+        _require_policies(self.policies)
+
     def stop(self, moment: Moment) -> Tensor:
         return torch.stack([policy.stop(moment) for policy in self.policies]).any(dim=0)
 
@@ -161,6 +165,9 @@ class AllOf(Policy):
 
     policies: tuple[Policy, ...]
 
+    def __post_init__(self) -> None:
+        _require_policies(self.policies)
+
     def stop(self, moment: Moment) -> Tensor:
         return torch.stack([policy.stop(moment) for policy in self.policies]).all(dim=0)
 
@@ -169,6 +176,12 @@ class AllOf(Policy):
 
     def parts(self) -> tuple[Policy, ...]:
         return tuple(part for policy in self.policies for part in policy.parts())
+
+
+def _require_policies(policies: Sequence[Policy]) -> None:
+    for policy in policies:
+        if not isinstance(policy, Policy):
+            raise TypeError(f"| and & join policies, got {policy!r}")
 
 
 def as_policy(policy: Policy | Sequence[Policy] | None) -> Policy | None:

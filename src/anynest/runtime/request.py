@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from .policy import Policy, as_policy
 from .prediction import Answer, DeadlineError, Prediction, uniform
@@ -38,13 +39,13 @@ class Request:
     ) -> Request:
         """The deadline counts from here. ValueError or TypeError, one line, for what makes no sense."""
         called = time.monotonic()
-        if deadline is not None and not deadline >= 0:
+        if deadline is not None and not (isinstance(deadline, Real) and deadline >= 0):
             raise ValueError(f"deadline must be seconds from 0, or None, got {deadline!r}")
         if when_nothing not in WHEN_NOTHING:
             raise ValueError(
                 f"when_nothing must be one of {', '.join(WHEN_NOTHING)}, got {when_nothing!r}"
             )
-        if save_work is not None and not 0 < save_work <= 1:
+        if save_work is not None and not (isinstance(save_work, Real) and 0 < save_work <= 1):
             raise ValueError(f"save_work must be a probability above 0, got {save_work!r}")
         chosen = as_policy(policy)
         limit = math.inf if deadline is None else deadline
