@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from anynest.cli.main import main
 from anynest.experiments import protocols
 from anynest.experiments.cell import overlay
+from anynest.experiments.evidence import Evidence
+from anynest.experiments.experiment import Run
 from anynest.experiments.protocols import MICRO, Protocol
 from anynest.experiments.results import read_results
 
@@ -68,6 +71,80 @@ def test_mistakes_end_in_one_line(
     found = capsys.readouterr()
     assert re.search(words, found.err), found.err
     assert found.err.count("\n") == 1
+
+
+def line_of(protocol: Protocol, **changes: Any) -> dict[str, Any]:
+    """A good line of a cell of Table 2 on the digits, but for the changes; None takes a key out."""
+    cell = Run("even", "osgd").cell(protocol, 0)
+    line = {
+        "kind": "cell",
+        "key": cell.key,
+        "protocol": protocol.name,
+        "data": "digits (200 training images)",
+        "design": cell.design,
+        "independent": None,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "error": [0.5, 0.4],
+        "multiply_adds": [1, 2],
+        "seconds": 3.0,
+        "settings": cell.settings,
+    }
+    return {key: value for key, value in {**line, **changes}.items() if value != "gone"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"settings": "gone"}, "settings must be an object, found nothing"),
+        ({"error": "gone"}, "error must be a list of numbers from 0 to 1, found nothing"),
+        ({"design": "gone"}, "design must be a text, found nothing"),
+        ({"error": [0.5, float("nan")]}, "error must be a list of numbers from 0 to 1"),
+        ({"error": [0.5], "multiply_adds": [1]}, "must have 2 stages, found 1"),
+        ({"kind": "gone"}, "line 1, is no result: it must be an object with kind"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_line_that_cannot_be_used_ends_in_one_line(
+    tmp_path: Path,
+    tiny: Protocol,
+    capsys: Out,
+    changes: dict[str, Any],
+    words: str,
+    more: list[str],
+) -> None:
+    known = tmp_path / "known.jsonl"
+    known.write_text(json.dumps(line_of(tiny, **changes)) + "\n")
+    command = ["table2", "--protocol", "tiny", "--data", "digits", "--out", str(tmp_path / "out")]
+    assert status(*command, "--results", str(known), *more) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ({}, 1),
+        ({"seconds": "gone"}, 1),
+        ({"design": "spiral"}, 0),
+        ({"variant": "osgd+sideways"}, 0),
+        ({"variant": "osgd+priority=x"}, 0),
+        ({"settings": {}}, 0),
+        ({"kind": "new"}, 0),
+    ],
+)
+def test_lines_that_the_protocol_no_longer_has_are_passed_over(
+    tmp_path: Path, tiny: Protocol, capsys: Out, changes: dict[str, Any], done: int
+) -> None:
+    known = tmp_path / "known.jsonl"
+    known.write_text(json.dumps(line_of(tiny, **changes)) + "\n")
+    assert Evidence.of(read_results(known), tiny, line_of(tiny)["data"]).cells.keys() == (
+        {("even", "osgd", None)} if done else set()
+    )
+    command = ["table2", "--protocol", "tiny", "--data", "digits", "--out", str(tmp_path / "out")]
+    assert status(*command, "--results", str(known), "--dry-run", "--seeds", "1") == 0
+    assert f"12 cells, {12 - done} to train" in capsys.readouterr().out
 
 
 def test_all_leaves_table3_out_for_want_of_its_images(

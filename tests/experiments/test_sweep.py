@@ -93,6 +93,32 @@ def test_finished_folders_count_where_the_results_file_was_lost(
     assert len(read_results(sweep.results)) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "result.json is no result: it must be an object with kind"),
+        ('{"kind": "cell", "key": "k", "protocol": "tiny", "data": "d"}', "design must be a text"),
+        ("", "must hold JSON"),
+    ],
+)
+def test_a_damaged_result_of_a_finished_folder_is_refused(
+    tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep], text: str, words: str
+) -> None:
+    sweep = make_sweep(cells[:1], tmp_path)
+    (line,) = sweep.run(Here()).values()
+    sweep.results.unlink()
+    result = cells[0].folder(tmp_path) / "result.json"
+    result.write_text(text)
+    with pytest.raises(RunFolderError, match=words):
+        sweep.run(Here())
+    result.write_text(json.dumps({**line, "key": "k"}))
+    with pytest.raises(RunFolderError, match="must be the result of cell"):
+        sweep.run(Here())
+    result.unlink()  # as the message says
+    (again,) = sweep.run(Here()).values()
+    assert again["error"] == line["error"]
+
+
 def test_results_without_folders_count_unless_the_weights_are_wanted(
     tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
 ) -> None:

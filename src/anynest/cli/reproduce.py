@@ -12,6 +12,7 @@ from rich.table import Table
 from ..data import Dataset
 from ..experiments.catalog import ALL, EXPERIMENTS, find_experiments
 from ..experiments.cell import Cell
+from ..experiments.checks import read_checked
 from ..experiments.estimate import estimate
 from ..experiments.evidence import Evidence
 from ..experiments.experiment import SEEDS, Experiment, cells_of
@@ -19,7 +20,7 @@ from ..experiments.figures import FIGURES, Figure
 from ..experiments.launch import Launcher
 from ..experiments.local import LocalLauncher
 from ..experiments.protocols import PROTOCOLS, Protocol, find_protocol
-from ..experiments.results import Line, read_results
+from ..experiments.results import Line
 from ..experiments.sweep import Sweep, lines_of
 from ..experiments.tabulate import table_of
 from ..experiments.timing import measure_missing
@@ -133,7 +134,7 @@ def show(
         measure_missing(protocol, arguments.seeds, sweep.out, part.data, sweep.results, sweep.say)
     table = table_of(experiment, protocol, arguments.seeds, list(lines.values()))
     result = table.to_json()
-    evidence = Evidence.of(read_results(sweep.results), protocol, part.data.label)
+    evidence = Evidence.of(read_checked(sweep.results), protocol, part.data.label)
     draw = FIGURES.get(experiment.name)
     figures = draw(evidence) if draw else []
     if not arguments.json:
@@ -282,7 +283,7 @@ def row_of(
         "folder": str(cell.folder(sweep.out)),
         "data": label,
         "done": line is not None,
-        "seconds": line["seconds"] if line else seconds[cell.key],
+        "seconds": line.get("seconds") if line else seconds[cell.key],
     }
 
 
@@ -292,5 +293,6 @@ def show_plan(console: Console, protocol: Protocol, listed: list[dict[str, Any]]
     for head in ("cell", "key", "time", ""):
         table.add_column(head, justify="right" if head == "time" else "left")
     for row in listed:
-        table.add_row(row["cell"], row["key"], clock(row["seconds"]), "done" if row["done"] else "")
+        time = "-" if row["seconds"] is None else clock(row["seconds"])
+        table.add_row(row["cell"], row["key"], time, "done" if row["done"] else "")
     console.print(table)

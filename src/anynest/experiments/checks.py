@@ -1,14 +1,14 @@
-"""Whether a line has what the report reads: results come from files, and files from anywhere."""
+"""Whether a line has what is read from it: results come from files, and files from anywhere."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ...store import RunFolderError
-from ..claim_list import schemes
-from ..deadlines import COUNT
-from ..fig9 import PANELS
-from ..results import CELL, DEADLINES, Line
+from ..store import RunFolderError
+from .deadlines import COUNT
+from .fig9 import PANELS, schemes
+from .results import CELL, DEADLINES, Line, read_results
 
 Rule = tuple[str, Callable[[Any], bool]]
 MOST = 10**18  # beyond all that is counted here
@@ -103,6 +103,17 @@ OPTIONAL: dict[str, Rule] = {
 }
 
 
+def read_checked(path: Path) -> list[Line]:
+    """The lines of a results file; none where there is no file.
+
+    Errors: RunFolderError, one line, for a line that cannot be used.
+    """
+    lines = read_results(path)
+    for number, line in enumerate(lines, start=1):
+        check_line(line, f"{path}, line {number}")
+    return lines
+
+
 def check_line(line: Line, place: str) -> None:
     """Nothing for a good line, and for one of a kind that is not known here.
 
@@ -138,7 +149,7 @@ def check_schemes(line: Line, place: str) -> None:
 
 def wrong(place: str, rule: str) -> RunFolderError:
     """The error, with its remedy."""
-    return RunFolderError(f"{place}: {rule}; write the file anew with anynest reproduce")
+    return RunFolderError(f"{place}: {rule}; remove it, and anynest reproduce makes it anew")
 
 
 def shortened(text: str, length: int = 60) -> str:

@@ -16,7 +16,7 @@ from .claims import (
 )
 from .designs import CIFAR, IMAGENET
 from .evidence import Evidence
-from .fig9 import ANYTIME, PANELS, Panel
+from .fig9 import ANYTIME, PANELS, schemes
 from .results import Line
 from .tradeoff import anytime_curve, curve_differences, oracle_curve
 from .variants import title_of
@@ -113,15 +113,6 @@ def at_deadlines(first: str, second: str) -> Callable[[Evidence], Verdict]:
         return judge_differences([Pairs(name, found) for name, found in groups.items()])
 
     return judge
-
-
-def schemes(panel: Panel, kind: str) -> list[str]:
-    """The names of a panel's schemes of one kind."""
-    if kind == "nest":
-        return [f"nest: {design}" for design in panel.nested]
-    if kind == "base":
-        return [f"base: {panel.baseline}"] if panel.baseline else []
-    return [kind]
 
 
 def mean_error(line: Line, scheme: str) -> float:

@@ -37,7 +37,7 @@ def estimate(
     for cell in cells:
         like = (cell.design, cell.variant, cell.independent)
         if like not in measured:
-            alike = [line["seconds"] for line in known if kin(line, cell)]
+            alike = [line["seconds"] for line in known if "seconds" in line and kin(line, cell)]
             measured[like] = (
                 statistics.median(alike)
                 if alike

@@ -36,6 +36,15 @@ PANELS = (
 ANYTIME, ALONE, LARGEST = "osgd", "sgd-mean", "normsgd"
 
 
+def schemes(panel: Panel, kind: str) -> list[str]:
+    """The names of a panel's schemes of one kind, as Figure 10 names them."""
+    if kind == "nest":
+        return [f"nest: {design}" for design in panel.nested]
+    if kind == "base":
+        return [f"base: {panel.baseline}"] if panel.baseline else []
+    return [kind]
+
+
 def oracle_runs(panel: Panel, protocol: Protocol) -> list[Run]:
     """The Oracle's members; the largest Sparse ResNet with both strategies."""
     count = len(protocol.growth(panel.oracle))

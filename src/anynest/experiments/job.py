@@ -18,7 +18,8 @@ from ..training.config import read_config, read_object
 from ..training.progress import Reporter
 from ..training.run_folder import RunFolder
 from .cell import Cell
-from .results import CELL, Line
+from .checks import check_line
+from .results import CELL, Line, require_result
 
 RESULT = "result.json"  # in the run folder: the cell's line
 EPOCHS_TOLD = 20  # of which the line keeps the cosines
@@ -68,13 +69,27 @@ def run_job(job: Job, reporter: Reporter | None = None) -> Line:
         )
         line = describe(job.cell, folder, data)
         write_whole(result, (json.dumps(line, allow_nan=False) + "\n").encode())
-    return read_object(result)
+    finished = finished_line(job.cell, job.out)
+    assert finished is not None
+    return finished
 
 
 def finished_line(cell: Cell, out: Path) -> Line | None:
-    """The line of a cell that is finished in its folder."""
+    """The line of a cell that is finished in its folder.
+
+    Errors: RunFolderError, one line, where the file holds no result, or another's.
+    """
     path = cell.folder(out) / RESULT
-    return read_object(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    line = require_result(read_object(path), str(path))
+    check_line(line, str(path))
+    if (line["kind"], line["key"]) != (CELL, cell.key):
+        raise RunFolderError(
+            f"{path} must be the result of {CELL} {cell.key}, found {line['kind']} {line['key']}; "
+            "remove it, and anynest reproduce makes it anew"
+        )
+    return line
 
 
 def same_run(folder: RunFolder, config: TrainConfig) -> TrainConfig:

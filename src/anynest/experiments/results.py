@@ -41,13 +41,18 @@ def read_results(path: Path) -> list[Line]:
             line = json.loads(row)
         except ValueError as error:
             raise RunFolderError(f"{path}, line {number}, must be JSON: {error}") from error
-        if not isinstance(line, dict) or any(not isinstance(line.get(k), str) for k in REQUIRED):
-            raise RunFolderError(
-                f"{path}, line {number}, is no result: it must be an object with "
-                f"{', '.join(REQUIRED)}"
-            )
-        lines.append(line)
+        lines.append(require_result(line, f"{path}, line {number},"))
     return lines
+
+
+def require_result(line: Any, place: str) -> Line:
+    """The line, if it can be told apart from others; else RunFolderError."""
+    if not isinstance(line, dict) or any(not isinstance(line.get(k), str) for k in REQUIRED):
+        raise RunFolderError(
+            f"{place} is no result: it must be an object with {', '.join(REQUIRED)}; remove it, "
+            "and anynest reproduce makes it anew"
+        )
+    return line
 
 
 def add_results(path: Path, lines: Iterable[Line]) -> int:

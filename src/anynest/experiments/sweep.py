@@ -5,7 +5,7 @@ written by the sweep alone, a line as soon as its cell is finished.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,12 @@ from ..store import RunError, RunFolderError
 from ..training.progress import clock, counted
 from ..training.run_folder import RunFolder
 from .cell import Cell
+from .checks import read_checked
 from .job import Job, finished_line
+from .known import known_lines
 from .launch import Event, Launcher
-from .results import CELL, Line, add_results, locked, read_results
+from .protocols import find_protocol
+from .results import CELL, Line, add_results, locked
 
 Say = Callable[[str], None]
 PLAIN_SECONDS = 60.0  # between two lines about cells that are under way
@@ -42,15 +45,11 @@ class Sweep:
             for key, line in self.recorded().items()
             if key not in self.weights or self.trained(key)
         }
-        missing = []
-        for cell in self.cells:
-            if cell.key not in known:
-                line = finished_line(cell, self.out)
-                if line is not None and line["data"] == self.label:
-                    missing.append(line)
+        finished = [finished_line(cell, self.out) for cell in self.cells if cell.key not in known]
+        missing = self.known(line for line in finished if line is not None)
         if missing:
-            add_results(self.results, missing)
-        return {**known, **{line["key"]: line for line in missing}}
+            add_results(self.results, missing.values())
+        return {**known, **missing}
 
     def trained(self, key: str) -> bool:
         """Whether the network of a cell lies in its folder."""
@@ -59,11 +58,14 @@ class Sweep:
 
     def recorded(self) -> dict[str, Line]:
         """The results file's lines of these images."""
-        return {
-            line["key"]: line
-            for line in read_results(self.results)
-            if line["kind"] == CELL and line["data"] == self.label
-        }
+        return self.known(read_checked(self.results))
+
+    def known(self, lines: Iterable[Line]) -> dict[str, Line]:
+        """Those of runs on these images as their protocol has them now, by key."""
+        runs = [ln for ln in lines if (ln["kind"], ln["data"]) == (CELL, self.label)]
+        names = dict.fromkeys(cell.protocol for cell in self.cells)
+        found = (line for name in names for line in known_lines(runs, find_protocol(name)))
+        return {line["key"]: line for line in found}
 
     def run(self, launcher: Launcher) -> dict[str, Line]:
         """Train what is left; every cell's line by its key.

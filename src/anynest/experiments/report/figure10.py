@@ -1,8 +1,7 @@
 """Figure 10 drawn: grouped bars over seven deadlines and none: Base, Nest, Oracle_All,
 Oracle_Each."""
 
-from ..claim_list import schemes
-from ..fig9 import PANELS
+from ..fig9 import PANELS, schemes
 from ..figures import Figure
 from .document import Picture
 from .drawing import BLUE, GREEN, INK, RED, SKY, legend, new_axes, styled, svg_of
