@@ -139,9 +139,10 @@ def test_grey(tmp_path: Path) -> None:
         (torch.full((3, 8, 8), 1e300, dtype=torch.float64), "must be finite"),
         (np.array(["a"]), "images must be numbers, got an array of <U1"),
         (np.array([None]), "images must be numbers, got an array of object"),
-        (
+        pytest.param(
             np.zeros((3, 8, 8), np.longdouble),
-            "of a type that torch has, got an array of float.*ast",
+            "of a type that torch has, got an array of float.*: give x.astype",
+            marks=pytest.mark.skipif(np.longdouble(1).nbytes == 8, reason="it is float64 here"),
         ),
         (np.zeros((2, 8, 8, 3), np.uint8), r"one picture .* got \[2, 8, 8, 3\]"),
         (np.zeros((8, 8, 4), np.uint8), r"got \[8, 8, 4\]"),
