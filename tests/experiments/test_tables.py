@@ -13,16 +13,20 @@ from anynest.experiments.experiment import Run
 from anynest.experiments.paper import Printed
 from anynest.experiments.protocols import FAST, MICRO, PAPER, Protocol
 from anynest.experiments.table1 import DESIGNS
-from anynest.experiments.tabulate import Entry, table_of
+from anynest.experiments.tabulate import Entry, Tabulated, table_of
+
+CIFAR = "CIFAR-10"
 
 
-def line(run: Run, protocol: Protocol, seed: int, errors: list[float]) -> dict[str, Any]:
+def line(
+    run: Run, protocol: Protocol, seed: int, errors: list[float], data: str = CIFAR
+) -> dict[str, Any]:
     cell = run.cell(protocol, seed)
     return {
         "kind": "cell",
         "key": cell.key,
         "protocol": protocol.name,
-        "data": "D",
+        "data": data,
         "error": errors,
         "seconds": 10.0 + seed,
         "settings": cell.settings,
@@ -43,7 +47,7 @@ def test_mean_deviation_n_and_what_is_missing() -> None:
     assert entry.text() == "7.2 (0.3)"
     assert len(table.missing) == 4 * 6 * 3 - 2
     assert "width, osgd, seed 1" in table.missing
-    assert table.data == ("D",)
+    assert table.data == (CIFAR,)
     empty = table.entry(Run("width", "greedy"), 1)
     assert empty is not None
     assert (empty.n, empty.text(), empty.difference) == (0, "-", None)
@@ -53,15 +57,42 @@ def test_mean_deviation_n_and_what_is_missing() -> None:
 
 def test_the_papers_numbers_stand_beside_networks_of_its_size_alone() -> None:
     for protocol, wanted in ((PAPER, True), (FAST, True), (MICRO, False)):
-        table = table_of(EXPERIMENTS["table1"], protocol, 1, [])
+        known = [line(Run("depth", "osgd"), protocol, 0, [0.1, 0.08, 0.07, 0.06])]
+        table = table_of(EXPERIMENTS["table1"], protocol, 1, known)
         for design in DESIGNS:  # micro's width nested network has the paper's growth, not its size
             entry = table.entry(Run(design, "osgd"), 1)
             assert entry is not None
             assert (entry.paper is not None) == wanted
     assert Entry(1, (7.0,), Printed(7.0, 0.1)).difference is None  # one seed has no deviation
-    oracle = table_of(EXPERIMENTS["fig9"], PAPER, 1, []).entry(Run("width", "sgd-mean", 2), 1)
+    oracle = table_of(EXPERIMENTS["fig9"], PAPER, 1, known).entry(Run("width", "sgd-mean", 2), 1)
     assert oracle is not None
     assert oracle.paper is None
+
+
+def shown(table: Tabulated) -> list[str]:
+    console = Console(file=io.StringIO(), width=80)
+    table.show(console)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_the_papers_numbers_stand_below_ours_on_its_data_alone() -> None:
+    name, errors = ("width", "osgd"), [0.12, 0.09, 0.07]
+    for data, wanted in (
+        (CIFAR, True),
+        ("CIFAR-10 (JPEG-75)", True),
+        ("CIFAR-100", False),
+        ("digits", False),
+    ):
+        lines = [line(Run(*name), PAPER, s, [e + 0.002 * s for e in errors], data) for s in (0, 1)]
+        table = table_of(EXPERIMENTS["table1"], PAPER, 2, lines)
+        row = next(r for r in table.to_json()["rows"] if (r["design"], r["variant"]) == name)
+        assert {(s["paper"] is None, s["difference"] is None) for s in row["stages"]} == {
+            (not wanted, not wanted)
+        }
+        said = shown(table)
+        ours = next(i for i, text in enumerate(said) if "7.1 (0.1)" in text)
+        assert ("7.3 (0.3)" in said[ours + 1]) == wanted  # 7.3 (0.3) is the paper's
+        assert any(" paper " in text for text in said if "│" in text) == wanted
 
 
 def test_shown_with_protocol_and_data() -> None:
@@ -73,7 +104,7 @@ def test_shown_with_protocol_and_data() -> None:
     table.show(console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Table 1, depth" in said
-    assert "D, protocol paper" in said
+    assert "CIFAR-10, protocol paper" in said
     assert "4 d8" in said
     assert "6.0" in said
     assert "missing: 23 of the cells" in said

@@ -44,8 +44,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="re-run the paper's tables and figures",
-        description="Train every cell of a table or figure of the paper, and print our numbers "
-        "beside the paper's.",
+        description="Train every cell of a table or figure of the paper, and print our numbers, "
+        "above the paper's where network and data are the paper's too.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

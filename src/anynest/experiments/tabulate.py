@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -138,7 +138,24 @@ class Tabulated:
             table.add_column(f"{stage} {names[stage - 1]}", justify="right", no_wrap=True)
         for row in rows:
             table.add_row(title_of(row.run.variant), *(entry.text() for entry in row.entries))
+            papers = [entry.paper for entry in row.entries]
+            if any(papers):
+                printed = (error_text(p.mean, p.deviation) if p else "" for p in papers)
+                table.add_row("  paper", *printed, style="dim")
         return table
+
+
+def comparable(design: str, protocol: Protocol, lines: Iterable[Line]) -> bool:
+    """Whether the paper's numbers may stand beside those of these cells: its network, on its data.
+
+    CIFAR-10 is known by its label, which also names what was done to it; ImageNet by its size.
+    """
+    if not protocol.has_papers_network(design):
+        return False
+    if DESIGNS[design].family == "cifar":
+        labels = {line["data"] for line in lines}
+        return bool(labels) and all(f"{label} ".startswith("CIFAR-10 ") for label in labels)
+    return {line.get("test_images") for line in lines if line["design"] == design} == {50000}
 
 
 def table_of(
@@ -157,19 +174,21 @@ def table_of(
             else:
                 errors.append(line["error"])
                 labels[line["data"]] = None
-        rows.append(Row(run, entries_of(run, protocol, errors)))
+        compared = comparable(run.design, protocol, by_key.values())
+        rows.append(Row(run, entries_of(run, protocol, errors, compared)))
     return Tabulated(experiment, protocol, tuple(labels), seeds, tuple(rows), tuple(missing))
 
 
-def entries_of(run: Run, protocol: Protocol, errors: list[list[float]]) -> tuple[Entry, ...]:
-    """A run's stages; the paper's number stands beside ours where the network is the paper's."""
-    papers = protocol.has_papers_network(run.design)
+def entries_of(
+    run: Run, protocol: Protocol, errors: list[list[float]], compared: bool
+) -> tuple[Entry, ...]:
+    """A run's stages, with the paper's numbers where they can be compared."""
     count = 1 if run.independent else len(protocol.growth(run.design))
     return tuple(
         Entry(
             stage,
             tuple(100 * values[stage - 1] for values in errors),
-            printed_error(run.design, run.variant, stage, run.independent) if papers else None,
+            printed_error(run.design, run.variant, stage, run.independent) if compared else None,
         )
         for stage in range(1, count + 1)
     )

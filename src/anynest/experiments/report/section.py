@@ -10,7 +10,7 @@ from ..experiment import SEEDS, Experiment
 from ..known import known_lines
 from ..protocols import PROTOCOLS, Protocol
 from ..results import CELL, Line
-from ..tabulate import Tabulated, table_of
+from ..tabulate import Tabulated, comparable, table_of
 from .words import anchor_of
 
 
@@ -59,15 +59,8 @@ class Section:
         return table_of(experiment, self.protocol, max(self.seeds, most), self.cells)
 
     def comparable(self, design: str) -> bool:
-        """Whether the paper's numbers may stand beside ours: its network, on its data."""
-        return self.protocol.has_papers_network(design) and self.is_papers_data(design)
-
-    def is_papers_data(self, design: str) -> bool:
-        """CIFAR-10 by its label, which also names what was done to it; ImageNet by its size."""
-        if DESIGNS[design].family == "cifar":
-            return self.data == "CIFAR-10" or self.data.startswith("CIFAR-10 ")
-        sizes = {line.get("test_images") for line in self.cells if line["design"] == design}
-        return sizes == {50000}
+        """Whether the paper's numbers may stand beside ours."""
+        return comparable(design, self.protocol, self.cells)
 
 
 def split(lines: Sequence[Line], seeds: int) -> tuple[list[Section], dict[str, int]]:
