@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from anynest.runtime import AnytimePredictor, Confidence, Deadline, DeadlineError, NetworkError
@@ -224,24 +225,32 @@ def test_asynchronous_streams(
         run(main())
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
-    open_predictor: Any, make_session: Any, make_image: Image
+    open_predictor: Any, make_session: Any, make_image: Image, batch: int
 ) -> None:
+    x = torch.stack([make_image(1.0)] * batch)
+
     async def slow_reader() -> list[int]:
         got = []
-        async for prediction in predictor.astream(make_image(1.0), 0.2):
+        async for prediction in predictor.astream(x, 0.2):
             got.append(prediction.stage)
             time.sleep(0.3)
         return got
 
     async def busy_neighbour() -> list[int]:
-        stream = predictor.astream(make_image(1.0), 0.2)
+        stream = predictor.astream(x, 0.2)
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)  # computing begins
         time.sleep(0.3)
         return [(await first).stage, *[p.stage async for p in stream]]
 
     with open_predictor(make_session()) as predictor:
+        stream, late = predictor.stream(x, 0.2), []
+        for prediction in stream:
+            late.append(prediction.stage)
+            time.sleep(0.3)
+        assert late == [1, 2, 3]
         assert run(slow_reader()) == [1, 2, 3]
         assert run(busy_neighbour()) == [1, 2, 3]
 

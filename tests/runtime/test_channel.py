@@ -54,6 +54,7 @@ numbers = st.integers(0, 2**40)
             st.floats(allow_nan=False),
             st.booleans(),
             st.text(st.characters(max_codepoint=0x2000, exclude_categories=["Cs"]), max_size=50),
+            st.booleans(),
         ),
         max_size=4,
     ),

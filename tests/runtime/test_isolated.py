@@ -72,6 +72,12 @@ def test_a_batch_waits_at_each_stage_and_one_image_does_not(both: Any) -> None:
     settle(lambda: len(inner.log) == 4 + 6)
     assert [stage for stage, _ in stages(one)] == [1, 2, 3]
     one.close()
+    on = session.begin(images(1.0, 2.0), on=True)  # nor a batch that stays together
+    settle(lambda: len(inner.log) == 4 + 6 + 6)
+    assert [(stage, logits[:, 0].tolist()) for stage, logits in stages(on)] == [
+        (1, [1.0, 2.0]), (2, [2.0, 4.0]), (3, [3.0, 6.0])
+    ]  # fmt: skip
+    on.close()
 
 
 def test_keep(both: Any) -> None:

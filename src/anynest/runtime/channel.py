@@ -35,7 +35,7 @@ BEGIN, STEP, KEEP, CANCEL = b"B", b"S", b"K", b"X"
 # and back
 LOGITS, ERROR = b"L", b"E"
 
-_MESSAGE = struct.Struct("<cqqqqdd?i")  # and so many bytes of text
+_MESSAGE = struct.Struct("<cqqqqdd??i")  # and so many bytes of text
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _TEXT = 4000  # bytes of an error's text
 _LONGEST = 1e6  # seconds of one sleep
@@ -44,8 +44,8 @@ _LONGEST = 1e6  # seconds of one sleep
 @dataclass(frozen=True)
 class Message:
     """One message. ``number``: of the evaluation. BEGIN has the batch's size, height and width, the
-    deadline and whether stage 1 is wanted after it; KEEP the rows' count in ``size``; LOGITS the
-    stage, the rows' count and ``at``, when it was; ERROR a text."""
+    deadline, whether stage 1 is wanted after it, and whether to go on unasked; KEEP the rows' count in
+    ``size``; LOGITS the stage, the rows' count and ``at``, when it was; ERROR a text."""
 
     kind: bytes
     number: int
@@ -56,11 +56,12 @@ class Message:
     at: float = 0.0
     wait: bool = False
     text: str = ""
+    on: bool = False
 
     def pack(self) -> bytes:
         text = self.text.encode()[:_TEXT]
         sizes = (self.size, self.height, self.width)
-        numbers = (self.number, *sizes, self.due, self.at, self.wait, len(text))
+        numbers = (self.number, *sizes, self.due, self.at, self.wait, self.on, len(text))
         return _MESSAGE.pack(self.kind, *numbers) + text
 
     @staticmethod
@@ -68,13 +69,13 @@ class Message:
         """Take the first message out of ``data``; None where it is not whole yet."""
         if len(data) < _MESSAGE.size:
             return None
-        kind, number, size, height, width, due, at, wait, length = _MESSAGE.unpack_from(data)
+        kind, number, size, height, width, due, at, wait, on, length = _MESSAGE.unpack_from(data)
         end = _MESSAGE.size + length
         if len(data) < end:
             return None
         text = data[_MESSAGE.size : end].decode(errors="replace")
         del data[:end]
-        return Message(kind, number, size, height, width, due, at, wait, text)
+        return Message(kind, number, size, height, width, due, at, wait, text, on)
 
 
 @dataclass(frozen=True)

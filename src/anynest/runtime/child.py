@@ -1,8 +1,8 @@
 """The compute process: it steps through its callers' evaluations, and between any two steps it listens.
 
-A batch of one runs on from stage to stage without being asked, so that nothing waits for its caller; larger
-batches, from which images may leave between stages, stop at each. Of several evaluations the most urgent
-takes the next step, by the order of runtime/worker.py. The process ends when its parent does.
+A batch runs on from stage to stage without being asked, so that nothing waits for its caller; one from which
+images may leave between stages stops at each. Of several evaluations the most urgent takes the next step, by
+the order of runtime/worker.py. The process ends when its parent does.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class _Server:
         self._tell(line, Message(LOGITS, begun.number, line.size, stage, at=time.monotonic()))
         if stage == self.session.num_stages:
             line.drop()
-        elif begun.size > 1:
+        elif not begun.on:
             line.running = False  # until asked: some images may leave here
 
     def _fail(self, line: _Line, error: Exception) -> None:

@@ -131,11 +131,14 @@ class IsolatedSession:
             )
         return cls(process, control)
 
-    def begin(self, x: Tensor, due: float = math.inf, wait: bool = False) -> IsolatedEvaluation:
+    def begin(
+        self, x: Tensor, due: float = math.inf, wait: bool = False, on: bool = False
+    ) -> IsolatedEvaluation:
         """As every session's; computing begins at once.
 
         Args:
             due: when by ``time.monotonic`` to drop it; ``wait``: not before stage 1.
+            on: go on from stage to stage unasked, as an image alone does: none will leave between.
         """
         if os.getpid() != self._owner:
             raise RuntimeError("a predictor does not outlive os.fork: open one in the child")
@@ -150,7 +153,7 @@ class IsolatedSession:
             channel = self._idle.pop() if self._idle else self._connect()
             self._number += 1
             number = self._number
-        return IsolatedEvaluation(self, channel, number, x, due, wait)
+        return IsolatedEvaluation(self, channel, number, x, due, wait, on)
 
     def _connect(self) -> Channel:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -203,6 +206,7 @@ class IsolatedEvaluation:
         x: Tensor,
         due: float,
         wait: bool,
+        on: bool = False,
     ) -> None:
         self.stage = 0
         self.num_stages = session.num_stages
@@ -211,11 +215,13 @@ class IsolatedEvaluation:
         self._due, self._wait = due, wait
         self._channel: Channel | None = channel
         self._size = self._batch = len(x)
+        self._on = on or len(x) == 1
         shape = (len(x), session.in_channels, int(x.shape[2]), int(x.shape[3]))
         try:
             channel.arrange(Layout(*shape, session.num_stages, session.num_classes))
             channel.images().copy_(x)
-            self._send(Message(BEGIN, number, shape[0], shape[2], shape[3], due=due, wait=wait))
+            sizes = shape[0], shape[2], shape[3]
+            self._send(Message(BEGIN, number, *sizes, due=due, wait=wait, on=self._on))
         except BaseException:
             self.close()
             raise
@@ -248,7 +254,7 @@ class IsolatedEvaluation:
             raise RuntimeError(message.text)
         assert message.kind == LOGITS
         self.stage, self.at = message.height, message.at
-        self._asked = self._batch == 1
+        self._asked = self._on
         return channel.logits(self.stage, message.size).clone()
 
     def _ask(self) -> None:
@@ -262,6 +268,7 @@ class IsolatedEvaluation:
             raise ValueError(f"rows must be from 0 to {self._size - 1}, got {rows.tolist()}")
         if self._batch == 1:
             return  # the one image there is; its next stage may have begun
+        assert not self._on, "images leave, and begin() was told that none will"
         channel = self._open()
         channel.rows(len(rows)).copy_(rows)
         self._size = len(rows)

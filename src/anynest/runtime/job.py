@@ -81,8 +81,9 @@ class Job:
     def start_apart(self, session: IsolatedSession) -> None:
         """Begin in the other process."""
         assert self._x is not None
+        terms = self.terms
         try:
-            self._apart = session.begin(self._x, self.terms.due, self.terms.wait)
+            self._apart = session.begin(self._x, terms.due, terms.wait, on=terms.policy is None)
         except RuntimeError as error:
             if session.closed:  # meanwhile
                 raise RuntimeError(CLOSED) from error
