@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from anynest.store import files
+from anynest.store import RunFolderError, files
 from anynest.store.files import write_whole
 from anynest.training import RunError
 from anynest.training.checkpoint import Checkpoints, CorruptCheckpoint, pack, unpack
@@ -77,10 +77,20 @@ def test_any_flipped_bit_is_found() -> None:
             unpack(flip(data, place))
 
 
-def test_none_left(checkpoints: Checkpoints) -> None:
-    for path in checkpoints.paths():
+def test_none_left(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    paths = checkpoints.paths()
+    for path in paths:
         path.write_bytes(b"")
-    assert checkpoints.load_newest(lambda _: None) is None
+    said: list[str] = []
+    for _ in range(2):  # the second time is no fresh start either
+        with pytest.raises(
+            RunFolderError, match=r"no whole checkpoint is left.*000000003"
+        ) as found:
+            checkpoints.load_newest(said.append)
+        assert "\n" not in str(found.value)
+    assert not said
+    assert checkpoints.paths() == paths
+    assert Checkpoints(tmp_path / "none").load_newest(said.append) is None
 
 
 class Evil:

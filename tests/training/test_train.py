@@ -211,6 +211,26 @@ def test_damaged_newest_checkpoint(tmp_path: Path, whole: Path, three: TrainConf
     assert learned(folder) == learned(whole)
 
 
+def test_where_no_checkpoint_is_left_nothing_starts_anew(
+    tmp_path: Path, three: TrainConfig
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    interrupt(three, folder.path, 12)
+    before = folder.metrics.read_bytes()
+    assert before
+    for path in folder.checkpoints.paths():
+        path.write_bytes(path.read_bytes()[:-100])
+    reporter = Listening()
+    with pytest.raises(RunFolderError, match="no whole checkpoint is left"):
+        train(None, folder.path, resume=True, reporter=reporter)
+    assert not reporter.said
+    for path in folder.checkpoints.paths():
+        path.unlink()
+    with pytest.raises(RunFolderError, match="no checkpoint is left"):
+        train(None, folder.path, resume=True)
+    assert folder.metrics.read_bytes() == before
+
+
 def test_full_disk_then_resume(
     tmp_path: Path, whole: Path, three: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

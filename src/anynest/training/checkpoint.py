@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..store import RunFolderError
 from ..store.files import remove_leftovers, write_whole
 
 MARK = b"anynest1"
@@ -77,13 +78,28 @@ class Checkpoints:
         return path
 
     def load_newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None; damaged ones are named and set aside."""
+        """The newest whole checkpoint, or None where there is none at all; damaged ones that are
+        newer are named and set aside.
+
+        Errors: RunFolderError where every one is damaged; they stay as they are.
+        """
         remove_leftovers(self.folder)
+        damaged: list[tuple[Path, CorruptCheckpoint]] = []
         for path in reversed(self.paths()):
             try:
-                return unpack(path.read_bytes())
+                state = unpack(path.read_bytes())
             except CorruptCheckpoint as error:
-                aside = path.with_name(path.name + ".corrupt")
-                path.replace(aside)
-                say(f"set aside {path}: {error}; it is now {aside.name}, using the one before it")
+                damaged.append((path, error))
+                continue
+            for bad, reason in damaged:
+                aside = bad.with_name(bad.name + ".corrupt")
+                bad.replace(aside)
+                say(f"set aside {bad}: {reason}; it is now {aside.name}, using {path.name}")
+            return state
+        if damaged:
+            path, reason = damaged[0]
+            raise RunFolderError(
+                f"no whole checkpoint is left in {self.folder}, the newest is {path.name}: {reason}; "
+                "put a whole one back, or train in another folder"
+            )
         return None

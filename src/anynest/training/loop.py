@@ -115,6 +115,8 @@ class Loop:
 
         def read() -> bytes | None:
             state = self.folder.checkpoints.load_newest(self.reporter.say)
+            if state is None:
+                self.folder.require_no_history()
             found.append(state)
             return None if state is None or self.world.size == 1 else pack(state)
 

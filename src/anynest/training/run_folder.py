@@ -123,6 +123,14 @@ class RunFolder:
         lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
         write_whole(self.metrics, lines.encode())
 
+    def require_no_history(self) -> None:
+        """RunFolderError where a start from nothing would write over the epochs of a run."""
+        if self.metrics.is_file() and self.metrics.stat().st_size:
+            raise RunFolderError(
+                f"no checkpoint is left in {self.checkpoints.folder}, and a new start would write "
+                f"over {self.metrics}: train in another folder"
+            )
+
     def read_history(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
