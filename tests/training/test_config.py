@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 
 from anynest.training import RECIPES, ConfigError, TrainConfig, read_config, recipe
+from anynest.training.optimizer import OptimizerConfig, optimizers
 
 EVERYTHING: dict[str, Any] = {
     "model": {"name": "a", "growth": [[1, 1], [2, 1]], "options": {"exit": "linear", "n": 2}},
@@ -27,6 +29,16 @@ def test_round_trip(tmp_path: Path, data: dict[str, Any]) -> None:
     path.write_text(config.dumps())
     assert read_config(path) == config
     assert read_config(path).dumps() == config.dumps()
+
+
+@pytest.mark.parametrize("name", optimizers())
+def test_every_optimizer_takes_what_networks_have(name: str) -> None:
+    parameters = [torch.nn.Parameter(torch.ones([2] * rank)) for rank in (1, 2, 4)]
+    optimizer = OptimizerConfig(name=name, lr=0.1, weight_decay=0.0).build(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(bool((parameter < 1).all()) for parameter in parameters)
 
 
 def test_types_survive() -> None:
@@ -55,7 +67,12 @@ def test_types_survive() -> None:
         ({"optimizer": {"lr": float("nan")}}, ["optimizer.lr", "finite"]),
         ({"optimizer": {"lr": -1}}, ["optimizer.lr", "negative", "-1"]),
         ({"optimizer": {"name": "adamv"}}, ["'adamv'", "adamw"]),
-        ({"optimizer": {"name": "lbfgs"}}, ["'lbfgs'"]),
+        ({"optimizer": {"name": "lbfgs"}}, ["'lbfgs'", "closure"]),
+        ({"optimizer": {"name": "Muon"}}, ["'Muon'", "takes matrices alone", "adamw"]),
+        (
+            {"optimizer": {"name": "rprop", "weight_decay": 0.5}},
+            ["rprop has no weight decay", "0.5"],
+        ),
         ({"optimizer": {"options": {"momntum": 1}}}, ["'momntum'", "momentum"]),
         ({"optimizer": {"clip": 0}}, ["optimizer.clip", "positive"]),
         ({"method": {"name": "osdg"}}, ["'osdg'", "near matches: osgd"]),

@@ -11,8 +11,11 @@ from torch.optim import Optimizer
 
 from .errors import ConfigError, near_matches
 
-# LBFGS needs a closure, SparseAdam sparse gradients
-UNUSABLE = {"Optimizer", "LBFGS", "SparseAdam"}
+UNUSABLE = {
+    "lbfgs": "needs a closure",
+    "muon": "takes matrices alone, and networks have kernels and biases too",
+    "sparseadam": "needs sparse gradients",
+}
 # What the paper's recipe takes; other optimizers keep torch's own defaults
 SGD_DEFAULTS: dict[str, Any] = {
     "lr": 0.1,
@@ -24,11 +27,12 @@ SGD_DEFAULTS: dict[str, Any] = {
 
 def optimizers() -> dict[str, type[Optimizer]]:
     """The usable optimizers of ``torch.optim`` by lower-case name."""
-    found = {name: getattr(torch.optim, name) for name in dir(torch.optim)}
+    found = {name.lower(): getattr(torch.optim, name) for name in dir(torch.optim)}
     return {
-        name.lower(): kind
+        name: kind
         for name, kind in found.items()
-        if isinstance(kind, type) and issubclass(kind, Optimizer) and name not in UNUSABLE
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+        if name not in UNUSABLE
     }
 
 
@@ -75,9 +79,11 @@ class OptimizerConfig:
         """The optimizer over ``parameters``; ConfigError names an unknown name or option."""
         known = optimizers()
         if self.name.lower() not in known:
+            why = UNUSABLE.get(self.name.lower())
             raise ConfigError(
-                f"optimizer.name must be one of torch.optim's, found {self.name!r}"
-                f"{near_matches(self.name.lower(), known)}"
+                f"optimizer.name must be a usable one of torch.optim's, found {self.name!r}"
+                + (f", which {why}" if why else "")
+                + near_matches(self.name.lower(), known)
             )
         kind = known[self.name.lower()]
         defaults = inspect.signature(kind).parameters
@@ -94,8 +100,13 @@ class OptimizerConfig:
             arguments["nesterov"] = False
         if self.lr is not None:
             arguments["lr"] = self.lr
-        if self.weight_decay is not None and "weight_decay" in taken:
+        if "weight_decay" in taken and self.weight_decay is not None:
             arguments["weight_decay"] = self.weight_decay
+        elif self.weight_decay:
+            raise ConfigError(
+                f"optimizer {self.name} has no weight decay, found optimizer.weight_decay "
+                f"{self.weight_decay}: leave it out, or take another optimizer"
+            )
         return kind(parameters, **arguments)
 
 
