@@ -58,6 +58,11 @@ def test_as_a_module() -> None:
         ("train --out {new} --growth 1x1,2", "--growth"),
         ("train --out {new} --method osgd --norm-c 1", "--norm-c"),
         ("train --out {new} --schedule cosine --milestones 1", "--milestones has no meaning"),
+        (
+            "train --out {new} --epochs 1 --milestones 30,60",
+            "--milestones must come before the end of 1 epoch, found 30, which is never reached",
+        ),
+        ("train --out {new} --recipe paper-cifar --milestones 60,200", "found 200, which is never"),
         ("train --out {new} --schedule constant --lr-factor 0.1", "--lr-factor has no meaning"),
         ("train --out {new} --growth 1x1,foo", "width x depth of each stage, such as 1x1,2x1"),
         ("train --out {new} --optimizer-option momentum=abc", "options.momentum must be a number"),

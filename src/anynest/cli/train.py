@@ -9,7 +9,7 @@ from typing import Any
 from ..data.load import SOURCES
 from ..training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
 from ..training.config import read_object
-from ..training.progress import Reporter, Shown, Silent
+from ..training.progress import Reporter, Shown, Silent, counted
 from ..training.run_folder import RunFolder
 from ..training.summary import summary_table
 from .console import Console
@@ -101,13 +101,21 @@ def given_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def require_steps(typed: Settings, config: TrainConfig) -> None:
-    """ConfigError for a typed flag of the stepwise schedule beside another one. What a recipe or
-    a config file holds is not meant so, and is passed over."""
+    """ConfigError for a typed flag of the stepwise schedule beside another one, or for a step that
+    is never taken. What a recipe or a config file holds is not meant so, and is passed over."""
     for key, flag in (("milestones", "--milestones"), ("factor", "--lr-factor")):
         if key in typed.get("schedule", {}) and config.schedule.shape != "steps":
             raise ConfigError(
                 f"{flag} has no meaning for --schedule {config.schedule.shape}, which has no "
                 "steps: leave it out, or take --schedule steps"
+            )
+    epochs = config.schedule.epochs
+    for milestone in typed.get("schedule", {}).get("milestones", ()):
+        if milestone >= epochs:
+            raise ConfigError(
+                f"--milestones must come before the end of {counted(epochs, 'epoch')}, found "
+                f"{milestone:g}, which is never reached: give fractions of the run, below 1, or "
+                "more --epochs"
             )
 
 
