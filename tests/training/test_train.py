@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +400,30 @@ def test_a_checkpoint_of_another_version(
     monkeypatch.setattr("anynest.training.loop.FORMAT", 99)
     with pytest.raises(RunFolderError, match="must have format 99, found 1"):
         train(None, tmp_path / "run", resume=True)
+
+
+def test_checkpoints_of_another_network_end_in_one_line(tmp_path: Path, three: TrainConfig) -> None:
+    folder = RunFolder(tmp_path / "run")
+    interrupt(three, folder.path, 7)
+    before = folder.metrics.read_bytes()
+    width = three.model.base_width
+    other = replace(three, model=replace(three.model, base_width=(width or 16) * 2))
+    folder.config.write_text(other.dumps())
+    with pytest.raises(
+        RunFolderError, match=r"must be \[.*\], found \[.*resume with the"
+    ) as caught:
+        train(None, folder.path, resume=True)
+    assert "\n" not in str(caught.value)
+    assert folder.metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": "m", "method": "osgd", "data": "d"}', ""])
+def test_a_damaged_summary_ends_in_one_line(tmp_path: Path, whole: Path, text: str) -> None:
+    folder = RunFolder(shutil.copytree(whole, tmp_path / "run"))
+    folder.summary.write_text(text)
+    with pytest.raises(RunFolderError, match=r"summary\.json must") as caught:
+        train(None, folder.path, resume=True)
+    assert "\n" not in str(caught.value)
+    folder.summary.unlink()  # as the message says
+    train(None, folder.path, resume=True)
+    assert bits(folder.path) == bits(whole)

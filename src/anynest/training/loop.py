@@ -83,6 +83,7 @@ class Loop:
         state = self.newest()
         if state is not None:
             self.require_format(state)
+            self.require_network(state)
             self.position = Position(**state["position"])
             self.history = json.loads(state["history"])
         self.write_history()
@@ -137,6 +138,21 @@ class Loop:
                 f"the checkpoints in {self.folder.path} must have format {FORMAT}, found "
                 f"{state.get('format')!r}: resume with the version of anynest that wrote them"
             )
+
+    def require_network(self, state: dict[str, Any]) -> None:
+        """RunFolderError for the checkpoint of another network."""
+        ours, theirs = (
+            {name: str(list(tensor.shape)) for name, tensor in tensors.items()}
+            for tensors in (self.model.state_dict(), state["model"])
+        )
+        for name in {**ours, **theirs}:
+            wanted, found = ours.get(name, "not there"), theirs.get(name, "not there")
+            if wanted != found:
+                raise RunFolderError(
+                    f"the checkpoints in {self.folder.path} must fit {self.model.name} as the "
+                    f"config has it: {name} must be {wanted}, found {found}; resume with the config "
+                    "that they were made with"
+                )
 
     def start_phase(self, index: int) -> None:
         """Fresh optimizer and schedule, unless ``restore`` follows."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from .. import __version__
 from ..data import AnySplit, Dataset, FolderSplit
 from ..nets import AnytimeNetwork
-from ..store import WeightsInfo, save_weights, write_whole
+from ..store import RunFolderError, WeightsInfo, save_weights, write_whole
 from .config import TrainConfig, read_object
 from .distributed import World
 from .environment import describe_environment
@@ -123,8 +123,17 @@ def _last_values(history: list[dict[str, Any]], part: str) -> dict[str, list[Any
 
 
 def read_result(folder: RunFolder) -> TrainResult:
-    """The result of a run that finished earlier."""
-    return TrainResult(folder.path, read_object(folder.summary))
+    """The result of a run that finished earlier; RunFolderError where its summary is none."""
+    summary = read_object(folder.summary)
+    try:
+        summary_table(summary)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder.summary} must be a finished run's, found none that can be shown "
+            f"({type(error).__name__}: {error}); remove it, and `{folder.resume_command()}` "
+            "writes it anew"
+        ) from error
+    return TrainResult(folder.path, summary)
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
