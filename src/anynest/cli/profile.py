@@ -19,9 +19,10 @@ from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.profiler import profile_network
 from ..store import RunFolderError, load, read_info
 from ..training import ConfigError
-from ..training.config import read_object
 from ..training.environment import find_device
 from ..training.errors import near_matches
+from ..training.run_folder import RunFolder
+from ..training.summary import read_result
 from .bar import Bar
 from .console import Console
 from .flags import Commands, add_import_flag, import_modules
@@ -171,11 +172,11 @@ def save(profile: Profile, out: Path | None, folder: Path | None) -> list[Path]:
 
 def measured_errors(folder: Path) -> tuple[list[float], str] | None:
     """Every stage's error in the run's summary and the name of the split, where there is one."""
-    file = folder / "summary.json"
-    if not file.is_file():
+    run = RunFolder(folder)
+    if not run.finished:
         return None
-    test = read_object(file).get("test", {})
-    return list(test["error"]), f"the {test['split']} split"
+    result = read_result(run)
+    return result.test_error, f"the {result.summary['test']['split']} split"
 
 
 def show(console: Console, profile: Profile) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ..store import hardware
 from ..store.hardware import describe_environment, usable_cores
 from .errors import ConfigError
 
@@ -114,24 +115,10 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     if local_rank is not None:
         return _find_own(name, local_rank)
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"run.device must be auto, cpu, cuda or mps, found {name!r}") from error
-    there = available.get(device.type, False)
-    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = False
-    if not there:
-        found = ", ".join(kind for kind, ok in available.items() if ok)
-        raise ConfigError(f"run.device {name!r} is not available here: choose from auto, {found}")
-    return device
+        return hardware.find_device(name, "run.device")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _find_own(name: str, local_rank: int) -> torch.device:
