@@ -11,7 +11,7 @@ from .multitask import OSGD, NormSGD, WeightedSGD, gradient_stats, list_methods,
 from .nets import AnytimeNetwork, create_model, list_models, register
 
 if TYPE_CHECKING:
-    from .runtime import AnytimePredictor
+    from .runtime import AnytimePredictor, DeadlineError
     from .store import load
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "OSGD",
     "AnytimeNetwork",
     "AnytimePredictor",
+    "DeadlineError",
     "NormSGD",
     "WeightedSGD",
     "__version__",
@@ -39,8 +40,8 @@ def __getattr__(name: str) -> Any:
         from .store import load
 
         return load
-    if name == "AnytimePredictor":
-        from .runtime import AnytimePredictor
+    if name in ("AnytimePredictor", "DeadlineError"):
+        from . import runtime
 
-        return AnytimePredictor
+        return getattr(runtime, name)
     raise AttributeError(f"module 'anynest' has no attribute {name!r}")

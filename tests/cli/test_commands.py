@@ -129,7 +129,7 @@ def test_a_failed_run_has_status_1(tiny: list[str], tmp_path: Path, capsys: Out)
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "epoch 1" in shown
-    assert main(argv) == 2  # nothing was saved: there is nothing to go on with
+    assert main(argv) == 1  # nothing was saved: the folder is free for another try
     assert "resume" not in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "resume" not in capsys.readouterr().err
@@ -285,3 +285,16 @@ def test_doctor_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Out
     monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.count("FAIL") == 2
+
+
+def test_models_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example of docs/networks.md."""
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    lines = page.split("## Your own")[1].split("`import")[0].splitlines()
+    (tmp_path / "mynets.py").write_text("\n".join(line[4:] for line in lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["models", "two_width_resnet14", "--import", "mynets", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)

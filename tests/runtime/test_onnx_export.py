@@ -224,6 +224,9 @@ def test_places_that_are_taken(network: AnytimeNetwork, tmp_path: Path) -> None:
         export(network, taken, image_size=8)
     export(network, taken, image_size=8, single_file=True, overwrite=True)
     assert sorted(os.listdir(taken)) == [FILE, "model.onnx"]
+    (taken / "profile.json").write_text("of the older export")
+    export(network, taken, image_size=8, overwrite=True)
+    assert "profile.json" not in os.listdir(taken)
     (taken / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match=r"holds more than an export \(thesis.tex\)"):
         export(network, taken, image_size=8, overwrite=True)

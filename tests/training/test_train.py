@@ -352,6 +352,20 @@ def test_folders_that_cannot_be_used(tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(RunFolderError, match="must be empty or new"):
         train(tiny(), used)
     assert [path.name for path in used.iterdir()] == ["thesis.tex"]
+    (used / "thesis.tex").rename(used / "config.json")  # another program's
+    with pytest.raises(RunFolderError, match="must be empty or new"):
+        train(tiny(), used)
+
+
+def test_a_run_that_has_nothing_to_lose_keeps_no_folder(tmp_path: Path, tiny: Tiny) -> None:
+    """One that failed before its first checkpoint, say at a picture that cannot be decoded."""
+    folder = RunFolder(tmp_path / "run")
+    folder.start(tiny())
+    assert folder.started
+    result = train(tiny(), folder.path)
+    assert len(result.test_error) == 2
+    with pytest.raises(RunFolderError, match="must be empty or new"):
+        train(tiny(), folder.path)
 
 
 def test_two_processes_in_one_folder(tmp_path: Path, tiny: Tiny) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..nets import AnytimeNetwork, create_model, describe, list_models
 from ..training import ConfigError
 from .console import Console
-from .flags import Commands
+from .flags import Commands, add_import_flag, import_modules
 
 EXAMPLES = """examples:
   anynest models
@@ -38,6 +38,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--num-classes", type=int, default=10, help="default: 10")
     parser.add_argument("--in-channels", type=int, default=3, help="default: 3")
+    add_import_flag(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(call=run)
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print every named network's cost, or a list of all."""
     if arguments.image_size is not None and arguments.image_size < 1:
         raise ConfigError(f"--image-size must be at least 1, found {arguments.image_size}")
+    import_modules(arguments)
     names = matching(arguments.names)
     if not (arguments.json or arguments.names):
         show_list([summary(name, arguments) for name in names])

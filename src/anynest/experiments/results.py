@@ -24,11 +24,12 @@ def identity(line: Line) -> tuple[str, str, str]:
     return line["kind"], line["key"], line["data"]
 
 
-def read_results(path: Path) -> list[Line]:
+def read_results(path: str | Path) -> list[Line]:
     """The lines of a results file; none where there is no file.
 
     Errors: RunFolderError, one line, for a line that is no result.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

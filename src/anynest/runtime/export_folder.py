@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..profiling.profile import FILE as PROFILE
 from ..store import RunError, RunFolderError, write_whole
 from ..store.files import explain, sync_folder
 from .manifest import FILE, read_manifest
@@ -27,7 +28,7 @@ def require_place(folder: Path, overwrite: bool) -> None:
         )
     ours = {FILE}
     if FILE in found:
-        ours |= {entry.file for entry in read_manifest(folder).files}
+        ours |= {PROFILE} | {entry.file for entry in read_manifest(folder).files}
     if not found <= ours:
         raise RunFolderError(
             f"{folder} holds more than an export ({min(found - ours)}): it is not overwritten; choose another"

@@ -115,6 +115,11 @@ def weights_file(path: str | Path) -> Path:
         saved = any((path / "checkpoints").glob("*"))
         remedy = f"`anynest train --resume {path}` first" if saved else "it has saved nothing yet"
         raise RunFolderError(f"{path} holds a run that is not finished: {remedy}")
+    if (path / "manifest.json").is_file():
+        raise RunFolderError(
+            f"{path} holds an export: give the run's folder or its weights, or run the export by "
+            "`anynest predict`"
+        )
     raise RunFolderError(f"{path} holds no {FILE}: give a weights file or a finished run's folder")
 
 

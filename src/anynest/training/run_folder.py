@@ -45,9 +45,15 @@ class RunFolder:
     def require_unused(self) -> None:
         """RunFolderError where a new run cannot start here."""
         try:
-            used = self.path.is_dir() and any(
-                not entry.name.endswith((".tmp", ".lock")) and entry.name != "checkpoints"
-                for entry in self.path.iterdir()
+            found = set()
+            if self.path.is_dir():
+                found = {
+                    entry.name
+                    for entry in self.path.iterdir()
+                    if not entry.name.endswith((".tmp", ".lock")) and entry.name != "checkpoints"
+                }
+            used = bool(found) and not (
+                found <= {"config.json", "metrics.jsonl"} and self.is_bare()
             )
         except OSError as error:
             raise RunFolderError(explain(error, self.path, self.started)) from error
@@ -59,6 +65,16 @@ class RunFolder:
             raise RunFolderError(
                 f"run folder {self.path} must be empty or new: {hint}choose another"
             )
+
+    def is_bare(self) -> bool:
+        """Whether a run began here that has nothing to lose but its config."""
+        if self.checkpoints.paths() or (self.metrics.is_file() and self.metrics.stat().st_size):
+            return False
+        try:
+            read_config(self.config)
+        except (ConfigError, RunFolderError):  # another program's
+            return False
+        return True
 
     def start(self, config: TrainConfig) -> None:
         """Write ``config.json``: from here on there is a run to resume."""
