@@ -356,6 +356,19 @@ def what_cannot_be_settled_is_refused_on_every_rank(rank: int, world: int) -> No
     bad = [losses[0], losses[1].detach(), losses[2]] if rank == 1 else losses
     text = "loss 1 needs no gradient" if rank == 1 else "rank 1 cannot take this step"
     expect(ValueError, text, lambda: step(bad))
+    image = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for unlike in (
+        image.to(memory_format=torch.channels_last),
+        image.float(),
+        image.view(2, 3, 2, 8),
+    ):
+        kernel = nn.Parameter(unlike if rank == 1 else image)
+        together = [loss + kernel.sum() for loss in losses]
+        expect(
+            ValueError,
+            "all ranks must pass the same parameters",
+            lambda: step(together, [*net.parameters(), kernel]),  # noqa: B023 (called at once)
+        )
     other = nn.Linear(2, 2).double()
     foreign = list(other.parameters())
     expect(ValueError, "no loss touches any of the 2 parameters", lambda: step(losses, foreign))

@@ -371,6 +371,38 @@ def test_losses_skipped_in_one_micro_batch_of_a_step_in_between() -> None:
     assert not stats.refreshed
     assert stats.skipped == ()
     torch.testing.assert_close(w.grad, (kept[0] * a[0] + 2 * kept[1] * a[1]).float())
+    w.grad = None
+    combiner.accumulate(quadratic(w, a), [w])
+    combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
+    combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
+    # the mean over the micro-batches
+    torch.testing.assert_close(combiner.combine().weights, kept * torch.tensor([1 / 3, 1.0]))
+
+
+def test_a_loss_that_the_refresh_did_not_know_has_no_weight() -> None:
+    a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    w = nn.Parameter(torch.zeros(2))
+    combiner = OSGD(refresh=9, on_nonfinite="skip")
+    combiner.backward([w @ a[0], w @ a[1] * NAN], [w])
+    w.grad = None
+    combiner.accumulate([w @ a[0], w @ a[1] * NAN], [w])
+    combiner.accumulate(quadratic(w, a), [w])
+    stats = combiner.combine()
+    assert not stats.refreshed
+    torch.testing.assert_close(w.grad, 2 * a[0])
+    assert stats.weights.tolist() == [1.0, 0.0]
+
+
+def test_a_state_is_loaded_into_a_combiner_that_has_stepped_on_others() -> None:
+    a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    w, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    first, second = OSGD(refresh=9), OSGD(refresh=9)
+    kept = first.backward(quadratic(w, a), [w]).weights
+    second.backward(quadratic(other, 2 * a.flip(0)), [other])
+    second.load_state_dict(first.state_dict())
+    stats = second.backward(quadratic(w, a), [w])
+    assert not stats.refreshed
+    assert torch.equal(stats.weights, kept)
 
 
 @pytest.mark.parametrize("name", ["plain", "norm"])

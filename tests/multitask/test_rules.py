@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anynest.multitask import (
     Rows,
+    WeightedSGD,
     gram_matrix,
     list_methods,
     make_combiner,
@@ -19,6 +20,7 @@ from anynest.multitask import (
     reference,
     weighted_sum,
 )
+from anynest.multitask.rules import update_norm
 
 SCALES = [1e-10, 1e-3, 1.0, 1e3, 1e10]
 
@@ -328,3 +330,16 @@ def test_empty_tensors_and_rows_without_any_entry_are_fine() -> None:
     assert update[0] is not None
     assert update[0].shape == (0,)
     assert update[1] is None
+
+
+def test_participants_share_by_their_importance() -> None:
+    u, v = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    losses = [u.sum(), 5 * u.sum() + v.sum()]
+    stats = WeightedSGD([3.0, 1.0], "participants").backward(losses, [u, v])
+    assert u.grad is not None
+    assert v.grad is not None
+    assert (u.grad.item(), v.grad.item()) == (2.0, 1.0)  # (3 * 1 + 1 * 5) / 4, and 1 alone
+    assert stats.skipped == ()
+    rows = Rows.stack([[torch.tensor([1.0]), None], [torch.tensor([5.0]), torch.tensor([1.0])]])
+    norm = update_norm(rows, torch.tensor([3.0, 1.0]), importances=[3.0, 1.0])
+    assert norm.item() == pytest.approx(5**0.5)

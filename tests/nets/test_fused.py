@@ -88,6 +88,22 @@ def test_frozen_statistics_of_some_stages_fall_back_to_one_kernel_a_node(
             assert torch.equal(value, state[key]), key
 
 
+@pytest.mark.parametrize(("setting", "value"), [("eps", 0.5), ("momentum", 0.9)])
+def test_norms_of_unlike_stages_are_each_their_own(setting: str, value: float) -> None:
+    torch.manual_seed(0)
+    dense, x = create_model("width_nested_resnet10").train(), torch.randn(4, 3, 8, 8)
+    for module in dense.born(2):
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(norm, setting, value)
+    plain = copy.deepcopy(dense)
+    plain.kernels = "stripes"
+    for ours, theirs in zip(dense(x), plain(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for key, buffer in dense.state_dict().items():
+        torch.testing.assert_close(buffer, plain.state_dict()[key])
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_and_memory_formats(layout: torch.memory_format, dtype: torch.dtype) -> None:

@@ -182,6 +182,18 @@ def test_ranks_hold_one_state_without_joined_norms(runs: tuple[Path, dict[str, A
     assert any("running_mean" in key for key in one)
 
 
+def test_averages_are_over_the_ranks() -> None:
+    class Two:
+        """The other rank holds three times what this one does."""
+
+        def total(self, numbers: torch.Tensor) -> torch.Tensor:
+            return 4 * numbers
+
+    tensors = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]], dtype=torch.float64)]
+    World(0, 2, link=Two()).average(tensors)  # type: ignore[arg-type]
+    assert [tensor.tolist() for tensor in tensors] == [[2.0, 4.0], [[6.0]]]
+
+
 def test_all_ranks_begin_with_the_first_ones_weights(runs: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = runs
     files = [folder / name / "weights.safetensors" for name in ("unlike", "two")]

@@ -390,6 +390,12 @@ def test_skipped_images_are_counted(tmp_path: Path, tiny: Tiny) -> None:
     assert result.summary["skipped"] == 3
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["skipped"] for line in lines] == [2, 2]
+    interrupt(
+        config, tmp_path / "cut", 4
+    )  # in the second epoch: its skipped images may be met again
+    assert train(None, tmp_path / "cut", resume=True).summary["skipped"] == 3
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["skipped"] for line in lines] == [2, 2]
 
 
 def test_tensorboard(tmp_path: Path, tiny: Tiny) -> None:
