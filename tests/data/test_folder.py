@@ -257,6 +257,18 @@ def test_skipping_in_training_keeps_the_batch_size(make_folder: Make, workers: i
     assert torch.bincount(labels).tolist() == [6, 6]  # the next file of the class stood in
 
 
+def test_a_stand_in_has_its_own_label(make_folder: Make) -> None:
+    place = make_folder()
+    for name, grey in (("cat", 30), ("dog", 220)):  # the colour tells the class
+        for file in (place / "train" / name).iterdir():
+            Image.new("RGB", (80, 96), (grey,) * 3).save(file)
+    (place / "train" / "cat" / "5.png").write_bytes(b"")  # the next file is a dog
+    split = load(place, holdout=0, image_size=70, on_corrupt="skip").train
+    ((images, labels),) = stream(split, 12).batches(0)
+    assert labels.tolist() == (images.mean((1, 2, 3)) > 0).long().tolist()
+    assert torch.bincount(labels).tolist() == [5, 7]
+
+
 def test_nothing_decodable(make_folder: Make) -> None:
     place = make_folder(n=2)
     for file in (place / "train").rglob("*.png"):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from anynest.data import DataError, decode, identity, load, names
+from anynest.data.parquet import find_shards, lossy
 
 Make = Callable[..., Path]
 
@@ -56,6 +58,11 @@ def test_one_jpeg_among_many_is_told(make_parquet: Make) -> None:
     assert load(make_parquet(edit=edit)).label == "CIFAR-10 (partly JPEG-90, partial)"
 
 
+def test_one_split_of_jpeg_is_told() -> None:
+    assert lossy([Counter(PNG=9), Counter({"JPEG-75": 3})]) == ["partly JPEG-75"]
+    assert lossy([Counter({"JPEG-75": 9}), Counter({"JPEG-90": 3})]) == ["JPEG-75/JPEG-90"]
+
+
 @pytest.mark.parametrize("quality", range(1, 101))
 def test_every_quality_is_found(quality: int) -> None:
     stream = io.BytesIO()
@@ -94,6 +101,18 @@ def test_found_one_folder_below_and_by_file(make_parquet: Make) -> None:
     assert len(load(place / "test-00000-of-00001.parquet", holdout=0).train) == 60
     make_parquet(folder="repository/other")
     fails(place.parent, "several sets (other, plain_text)")
+
+
+def test_names_that_only_begin_like_a_split(tmp_path: Path) -> None:
+    sound = {
+        split: [tmp_path / f"{stem}-00000-of-00001.parquet"]
+        for split, stem in (("train", "train"), ("validation", "dev"), ("test", "test"))
+    }
+    for (file,) in sound.values():
+        file.touch()
+    for other in ("trainer-notes", "devices", "values", "testimony"):
+        (tmp_path / f"{other}.parquet").touch()
+    assert find_shards(tmp_path) == sound
 
 
 def test_shards_are_joined_in_order(make_parquet: Make) -> None:

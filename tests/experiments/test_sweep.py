@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from anynest.experiments.cell import Cell
-from anynest.experiments.job import Job, finished_line, revision, run_job
+from anynest.experiments.job import (
+    EPOCHS_TOLD,
+    Job,
+    describe,
+    finished_line,
+    load_once,
+    revision,
+    run_job,
+    thinned_cosines,
+)
 from anynest.experiments.launch import Event
 from anynest.experiments.local import LocalLauncher
 from anynest.experiments.results import add_results, read_results
@@ -79,6 +88,39 @@ def test_a_line_tells_all_that_a_number_needs(tmp_path: Path, cells: list[Cell])
     assert json.loads(json.dumps(line, allow_nan=False)) == line
     assert finished_line(cell, tmp_path) == line
     assert finished_line(cells[0], tmp_path) is None
+
+
+def test_every_measure_is_told_under_its_own_name(tmp_path: Path, cells: list[Cell]) -> None:
+    cell, machine = cells[1], {"device": "cpu", "threads": 1}
+    before = run_job(Job(cell, tmp_path, "digits", machine))
+    assert "top5_error" not in before
+    folder = RunFolder(cell.folder(tmp_path))
+    summary = json.loads(folder.summary.read_text())
+    test = {"error": [0.4, 0.3], "top5_error": [0.2, 0.1], "loss": [1.5, 1.25], "images": 7}
+    summary |= {"test": test, "epochs": 5, "training_seconds": 2.5}
+    summary["train"] |= {"error": [0.0625, 0.03125]}
+    folder.summary.write_text(json.dumps(summary))
+    line = describe(cell, folder, load_once(cell.config("digits", machine).data))
+    told = {key: line[key] for key in ("error", "top5_error", "loss")}
+    assert told | {"images": line["test_images"]} == test
+    assert (line["train_error"], line["epochs"]) == ([0.0625, 0.03125], 5)
+    assert line["seconds"] == 2.5
+    changed = {*test, "test_images", "train_error", "epochs", "seconds", "finished"}
+    assert {k: v for k, v in line.items() if k not in changed} == {
+        k: v for k, v in before.items() if k not in changed
+    }
+
+
+@pytest.mark.parametrize(
+    ("measured", "told"), [(0, 0), (1, 1), (20, 20), (21, 10), (39, 19), (40, 20), (41, 13)]
+)
+def test_cosines_are_told_of_few_epochs_evenly_spaced(measured: int, told: int) -> None:
+    history = [{"epoch": n, "cosines": [[1.0, 0.5], [0.5, 1.0]]} for n in range(1, measured + 1)]
+    found = [entry["epoch"] for entry in thinned_cosines([{"epoch": 0, "cosines": None}, *history])]
+    assert len(found) == told <= EPOCHS_TOLD
+    step = found[0] if found else 1
+    assert found == [step * n for n in range(1, told + 1)]
+    assert measured - step < (found[-1] if found else 1) <= max(measured, 1)
 
 
 def test_finished_folders_count_where_the_results_file_was_lost(

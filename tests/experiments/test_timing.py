@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from anynest.cli.main import main
 from anynest.experiments import timing
+from anynest.experiments.cell import Cell
 from anynest.experiments.protocols import Protocol
 from anynest.experiments.results import read_results
 
@@ -58,3 +63,34 @@ def test_figures_9_and_10_from_start_to_end(
     planned = json.loads(capsys.readouterr().out)
     assert all(row["done"] for row in planned["cells"])
     assert planned["seconds_left"] == 0
+
+
+def test_the_fastest_of_the_rounds_counts_for_each_stage(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    seconds = random.uniform(1, 2, (2, 3, 4, 2))  # [network, round, input, stage]
+    said = random.integers(0, 3, (2, 4, 2))  # the answers do not change from round to round
+    labels = [0, 1, 2, 0]
+    sessions: Any = [SimpleNamespace(num_stages=2, number=n) for n in range(2)]
+    calls: list[tuple[int, int]] = []
+
+    def run_once(session: Any, image: torch.Tensor) -> tuple[list[float], list[int]]:
+        call = session.number, int(image)
+        calls.append(call)
+        turn = calls.count(call) - 1 - (5 if call[1] == 0 else 0)
+        if turn < 0:
+            return [0.0, 0.0], [9, 9]  # warming up: of no account
+        return seconds[call[0], turn, call[1]].tolist(), said[call].tolist()
+
+    monkeypatch.setattr(timing, "run_once", run_once)
+    monkeypatch.setattr(timing, "WARM_UPS", 5)
+    monkeypatch.setattr(timing, "ROUNDS", 3)
+    images = [torch.tensor(float(n)) for n in range(4)]
+    seen: list[tuple[int, int]] = []
+    found = timing.time_all(sessions, cells[:2], images, labels, lambda *done: seen.append(done))
+    assert len(set(seconds.argmin(1).flat)) == 3  # each round is the fastest somewhere
+    for network, timed in enumerate(found):
+        assert np.array_equal(timed.seconds, seconds[network].min(0))
+        assert np.array_equal(timed.wrong, said[network] != np.array(labels)[:, None])
+    assert seen == [(n, 12) for n in range(1, 13)]

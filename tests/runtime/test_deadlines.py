@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anynest.runtime.deadlines import (
+    DeadlineResult,
     auto_deadlines,
     mean_latency,
     measure_deadlines,
@@ -73,6 +74,14 @@ def test_every_image_under_every_deadline() -> None:
     assert first["overshoot"] == {"p99": pytest.approx(0.25), "max": pytest.approx(0.25)}
     assert "overshoot" not in results[3].to_json()
     assert results[3].to_json()["elapsed"]["mean"] == 3.0
+
+
+def test_who_is_early_overshoots_by_nothing() -> None:
+    early = DeadlineResult(0.2, [0, 1], images=1, elapsed=[0.1])
+    assert early.to_json()["overshoot"] == {"p99": 0.0, "max": 0.0}
+    mixed = DeadlineResult(0.25, [0, 2], images=2, elapsed=[0.0, 0.5])
+    late = mixed.to_json()["overshoot"]
+    assert late == {"p99": pytest.approx(0.99 * 0.25), "max": pytest.approx(0.25)}
 
 
 def test_deadlines_take_turns_at_being_first() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from anynest.nets import AnytimeNetwork, create_model
 from anynest.nets.plan import IMAGE
+from anynest.runtime import open_session, stages
 from anynest.runtime.fold import folded
 from anynest.runtime.gemm import supports
 from anynest.runtime.grid import Grid, cut
@@ -42,6 +43,24 @@ def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
             mine = nn.functional.conv2d(x, weight, bias, conv.stride, conv.padding)
             torch.testing.assert_close(mine, norm(conv(x)), rtol=1e-12, atol=1e-12)
             assert weight.data_ptr() != conv.weight.data_ptr()
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_each_norm_has_its_own_epsilon(backend: str) -> None:
+    torch.manual_seed(0)
+    network = create_model("width_nested_resnet10").eval()
+    x = torch.randn(2, 3, 8, 8)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        before = network(x)
+        for norm in norms[::2]:
+            norm.eps = 0.1
+        wanted = network(x)
+    assert all(float((a - b).abs().max()) > 1e-3 for a, b in zip(before, wanted, strict=True))
+    session = open_session(network, backend=backend, threads=1)
+    for (_, logits), theirs in zip(stages(session.begin(x)), wanted, strict=True):
+        torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-5)
+    session.close()
 
 
 def test_norms_that_cannot_be_folded() -> None:

@@ -87,6 +87,14 @@ def test_caching_is_never_less_confident(z: Tensor) -> None:
             assert any(torch.equal(p[s, b], plain[earlier, b]) for earlier in range(s + 1))
 
 
+def test_caching_takes_the_later_of_equally_confident_stages() -> None:
+    z = torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]], [[0.0, 0.0, 1.0]]])
+    plain = z.softmax(2)
+    assert plain[0].max() == plain[1].max() > plain[2].max()
+    p = answers("caching", z)
+    assert torch.equal(p, plain[[0, 1, 1]])
+
+
 def test_a_plain_network_promises_none_of_it() -> None:
     z = torch.randn(5, 200, 6) * 3
     p = answers(None, z)

@@ -102,6 +102,17 @@ def test_answers_are_nearly_the_networks(
     assert all(abs(a - b) < 0.05 for a, b in zip(quantised, errors, strict=True))
 
 
+def test_errors_are_each_stages_own(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    torch.manual_seed(1)
+    untaught = create_model("width_nested_resnet10", in_channels=1, growth=[(1, 1), (2, 1)]).eval()
+    with torch.no_grad():
+        wrong = [float((logits.argmax(1) != labels).float().mean()) for logits in untaught(images)]
+    assert 0 < wrong[0] != wrong[1] > 0
+    batches = [(images[:100], labels[:100]), (images[100:], labels[100:])]
+    assert stage_errors(open_session(untaught, threads=1), batches) == pytest.approx(wrong)
+
+
 def test_ranges_come_from_the_images_given(network: AnytimeNetwork, tmp_path: Path) -> None:
     """A hundredfold image has a hundredfold scale."""
     scales = []
