@@ -61,8 +61,15 @@ def _open(payload: bytes) -> Session:
         outputs = tuple(wanted.pop("outputs"))
         source = whole if outputs == whole.outputs else whole.subnetwork(outputs[-1])
         source.load_state_dict(from_bytes(weights))
+        for module, epsilon in zip(with_epsilon(source), wanted.pop("epsilons"), strict=True):
+            module.eps = epsilon
         source.eval()
     return open_session(source, **wanted)
+
+
+def with_epsilon(network: AnytimeNetwork) -> list[Any]:
+    """The norms: what a caller may have set in them is in no state_dict."""
+    return [module for module in network.modules() if hasattr(module, "eps")]
 
 
 class _Line:

@@ -43,7 +43,7 @@ from .channel import (
     Message,
     shared_file,
 )
-from .child import ABOUT
+from .child import ABOUT, with_epsilon
 
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -313,6 +313,7 @@ def _describe(
     if not isinstance(source, AnytimeNetwork):
         return json.dumps(wanted | {"path": os.fspath(source)}).encode() + b"\n"
     wanted |= {"architecture": asdict(source.architecture), "outputs": source.outputs}
+    wanted["epsilons"] = [module.eps for module in with_epsilon(source)]
     state = {k: v.detach().cpu().contiguous().clone() for k, v in source.state_dict().items()}
     weights: bytes = to_bytes(state)
     return json.dumps(wanted).encode() + b"\n" + weights
