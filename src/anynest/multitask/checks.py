@@ -1,7 +1,6 @@
 """What a user may get wrong, each said in one line, before anything has been touched."""
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
@@ -83,13 +82,14 @@ def check_loss_scale(scale: float | Tensor) -> None:
         raise TypeError(
             f"loss_scale must be a number, found {type(scale).__name__}: pass scaler.get_scale()"
         )
-    if isinstance(scale, Tensor) and (scale.numel() != 1 or scale.device.type != "cpu"):
+    if isinstance(scale, Tensor):
         if scale.numel() != 1:
             raise ValueError(
                 f"loss_scale must be one number, found shape {tuple(scale.shape)}: pass"
                 " scaler.get_scale()"
             )
-        return
+        if scale.device.type != "cpu":
+            return
     if not 0 < float(scale) < math.inf:
         raise ValueError(
             f"loss_scale must be above 0 and finite, found {float(scale)}: pass scaler.get_scale()"
@@ -179,52 +179,6 @@ def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
             " one by requires_grad_(True)"
         )
     return list(kept.values())
-
-
-def check_touched(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """ValueError unless some loss is computed from some parameter.
-
-    Walks the graph breadth first and stops at the first parameter, which is near as a rule: a
-    head's. Nothing is computed, and ``.grad`` is not looked at.
-    """
-    wanted = {id(parameter) for parameter in parameters}
-    if any(id(loss) in wanted for loss in losses):
-        return
-    queue: deque[Any] = deque(loss.grad_fn for loss in losses if loss.grad_fn is not None)
-    seen = set(queue)
-    while queue:
-        for node, _ in queue.popleft().next_functions:
-            if node is None or node in seen:
-                continue
-            if id(getattr(node, "variable", None)) in wanted:  # where autograd accumulates
-                return
-            seen.add(node)
-            queue.append(node)
-    raise ValueError(
-        f"no loss touches any of the {len(parameters)} parameters: pass the parameters of the"
-        " network that made the losses"
-    )
-
-
-def check_checkpointing(losses: Sequence[Tensor]) -> None:
-    """ValueError where activation checkpointing hides parameters from ``torch.autograd.grad``.
-
-    In its reentrant form the parameters inside are no part of the graph: they get gradients from a
-    plain ``loss.backward()`` alone. Walks the whole graph.
-    """
-    queue: deque[Any] = deque(loss.grad_fn for loss in losses if loss.grad_fn is not None)
-    seen = set(queue)
-    while queue:
-        node = queue.popleft()
-        if "CheckpointFunction" in node.name():
-            raise ValueError(
-                "activation checkpointing must not be reentrant, found a reentrant one, whose"
-                " parameters a pass for each loss would miss: pass use_reentrant=False to it"
-            )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                queue.append(following)
 
 
 def loss_values(losses: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .checks import (
     Parameters,
-    check_checkpointing,
     check_choice,
     check_gradients,
     check_group,
@@ -18,7 +17,6 @@ from .checks import (
     check_micro_batch,
     check_parameters,
     check_samples,
-    check_touched,
     finite_losses,
     loss_values,
     split_groups,
@@ -28,6 +26,7 @@ from .distributed import Ranks
 from .filling import Filling, Pattern
 from .given import Given
 from .gradients import accumulate, fill, gradient
+from .graph import check_checkpointing, check_touched
 from .rows import Rows
 from .sharded import require_plain
 from .shared import SharedFilling

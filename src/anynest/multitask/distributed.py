@@ -27,12 +27,12 @@ from .checks import (
     check_losses,
     check_parameters,
     check_samples,
-    check_touched,
     loss_values,
 )
 from .filling import Filling, Pattern
 from .given import Given
 from .gradients import gradient
+from .graph import check_touched
 from .link import Link, Receive
 from .meeting import meet, refuse
 from .pieces import Pieces
