@@ -11,8 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
 
-Image.preinit()  # the usual decoders now, not at a first picture, whose deadline may be running
-
 
 class Undecodable(DataError):
     """Bytes that are no whole image; ``reason`` says why, without a remedy."""

@@ -51,6 +51,7 @@ class ImageReader:
         if info is not None:
             self._normalize = Normalize(info.mean, info.std, torch.device("cpu"), False)
             if in_channels in (1, 3):
+                Image.preinit()  # the decoders: at a first picture a deadline would be running
                 self._pictures = PictureReader(info.image_size, info.mean, info.std, info.fit)
 
     def __call__(self, x: Any) -> tuple[Tensor, bool]:
