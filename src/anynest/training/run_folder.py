@@ -38,6 +38,11 @@ class RunFolder:
         """Whether the run here came to its end: the summary is the last file written."""
         return self.summary.is_file()
 
+    @property
+    def has_history(self) -> bool:
+        """Whether epochs were written down here."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
     def resume_command(self) -> str:
         """What to type to go on."""
         return f"anynest train --resume {shlex.quote(str(self.path))}"
@@ -68,7 +73,7 @@ class RunFolder:
 
     def is_bare(self) -> bool:
         """Whether a run began here that has nothing to lose but its config."""
-        if self.checkpoints.paths() or (self.metrics.is_file() and self.metrics.stat().st_size):
+        if self.checkpoints.paths() or self.has_history:
             return False
         try:
             read_config(self.config)
@@ -141,7 +146,7 @@ class RunFolder:
 
     def require_no_history(self) -> None:
         """RunFolderError where a start from nothing would write over the epochs of a run."""
-        if self.metrics.is_file() and self.metrics.stat().st_size:
+        if self.has_history:
             raise RunFolderError(
                 f"no checkpoint is left in {self.checkpoints.folder}, and a new start would write "
                 f"over {self.metrics}: train in another folder"
