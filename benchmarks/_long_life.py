@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from anynest import AnytimePredictor, create_model
-from anynest.runtime.isolated import IsolatedSession
+from anynest.predict.isolated import IsolatedSession
 
 LOOKS = 20
 

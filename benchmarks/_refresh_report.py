@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anynest.multitask.refresh import amplification, drift
+from anynest.multitask.methods.refresh import amplification, drift
 from anynest.store import write_whole
 from anynest.store.figures import new_figure, save_figure, stage_colors
 

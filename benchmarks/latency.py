@@ -29,8 +29,8 @@ import torch
 from _report import ranged, surroundings, write_json
 from _rounds import interleave, ratios, spread
 
+from anynest.engines.session import Session, open_session
 from anynest.nets import AnytimeNetwork, create_model
-from anynest.runtime import Session, open_session
 
 MODELS = ["width_nested_resnet42", "depth_nested_sparse_resnet98"]
 FULL, PART = 1.0, 1.1  # the goals: every stage, and stopping after one, as a multiple of the plain
@@ -67,7 +67,7 @@ def as_usual(
 ) -> Callable[[], object]:
     if backend == "torch":
         return lambda: network(x)
-    from anynest.runtime.onnx_session import OnnxSession
+    from anynest.engines.onnx.session import OnnxSession
 
     session = OnnxSession.open(network, threads=threads, layout="standard")
     return lambda: drive(session, x, 1)

@@ -27,7 +27,7 @@ from torch import Tensor
 from anynest import OSGD, WeightedSGD, create_model
 from anynest.multitask import Combiner, compile_for_tasks
 from anynest.nets import AnytimeNetwork
-from anynest.training.graphed import GraphedStep, make_capturable
+from anynest.training.cuda_graph import GraphedStep, make_capturable
 
 MODELS = ["width_nested_resnet42", "depth_nested_sparse_resnet98"]
 REFRESH = 16

@@ -7,14 +7,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .multitask import OSGD, NormSGD, WeightedSGD, gradient_stats, list_methods, make_combiner
 from .nets import AnytimeNetwork, create_model, list_models, register
 
 if TYPE_CHECKING:
-    from .runtime import AnytimePredictor, DeadlineError
+    from .predict.prediction import DeadlineError
+    from .predict.predictor import AnytimePredictor
     from .store import load
 
-__version__ = "0.1.0"
 
 __all__ = [
     "OSGD",
@@ -41,7 +42,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name in ("AnytimePredictor", "DeadlineError"):
-        from . import runtime
+        from . import predict
 
-        return getattr(runtime, name)
+        return getattr(predict, name)
     raise AttributeError(f"module 'anynest' has no attribute {name!r}")

@@ -4,14 +4,14 @@ import io
 
 import pytest
 
-from anynest.cli.bar import Bar
 from anynest.cli.console import Console
+from anynest.cli.progress_bar import Bar
 
 
 def shown(terminal: bool, monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> str:
     """What is shown when four turns of ten are reported at these times."""
     times = iter([0.0, 0.0, *seconds])
-    monkeypatch.setattr("anynest.cli.bar.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("anynest.cli.progress_bar.time.monotonic", lambda: next(times))
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=80)
     with Bar(console, "profiling") as bar:

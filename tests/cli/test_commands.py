@@ -150,7 +150,7 @@ def test_status_of_errors(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("anynest.cli.train.train", fail)
+    monkeypatch.setattr("anynest.cli.commands.train.train", fail)
     assert main(["train", "--out", "x"]) == status
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -281,7 +281,7 @@ def test_doctor(capsys: Out) -> None:
 
 
 def test_doctor_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
-    monkeypatch.setattr("anynest.cli.doctor.TOLERANCE", 0.0)
+    monkeypatch.setattr("anynest.cli.commands.doctor.TOLERANCE", 0.0)
     monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.count("FAIL") == 2

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from anynest.cli import main
-from anynest.cli.deadlines import parse_deadlines, sample
-from anynest.cli.deadlines_picture import deadlines_figure
+from anynest.cli.commands.deadlines import parse_deadlines, sample
+from anynest.cli.commands.deadlines_picture import deadlines_figure
 from anynest.data import load
-from anynest.runtime.predictor import AnytimePredictor
+from anynest.predict.predictor import AnytimePredictor
 
 Out = pytest.CaptureFixture[str]
 
@@ -23,7 +23,7 @@ def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """A process of its own takes seconds to start: one test has it, as every user has."""
     if "generous" not in request.node.name:
         made = partial(AnytimePredictor, isolated=False)
-        monkeypatch.setattr("anynest.cli.deadlines.AnytimePredictor", made)
+        monkeypatch.setattr("anynest.cli.commands.deadlines.AnytimePredictor", made)
 
 
 def test_generous_and_impossible_deadlines(finished: Path, capsys: Out) -> None:
@@ -77,7 +77,7 @@ def test_what_was_measured_until_ctrl_c_is_shown_but_not_saved(
         if (done, total) == (20, 360):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("anynest.cli.bar.Bar.report", stop)
+    monkeypatch.setattr("anynest.cli.progress_bar.Bar.report", stop)
     capsys.readouterr()
     argv = ["evaluate", str(finished), "--deadlines", "1us,none", "--device", "cpu"]
     assert main(argv) == 130

@@ -8,8 +8,8 @@ import torch
 
 from anynest.cli import main
 from anynest.data import load as load_data
-from anynest.runtime import open_session, stages
-from anynest.runtime.manifest import read_manifest
+from anynest.engines.onnx.manifest import read_manifest
+from anynest.engines.session import open_session, stages
 from anynest.store import load
 
 Out = pytest.CaptureFixture[str]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from anynest.cli.pictures import find_pictures
+from anynest.cli.picture_files import find_pictures
 from anynest.data import DataError
 
 

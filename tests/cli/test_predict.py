@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from anynest.cli import main
-from anynest.cli.predict import Asked
+from anynest.cli.commands.predict import Asked
 from anynest.data import load as load_data
 from anynest.data import make_loader
-from anynest.runtime.export import export
-from anynest.runtime.prediction import NetworkError
+from anynest.engines.onnx.export.export import export
+from anynest.predict.prediction import NetworkError
 from anynest.training import load
 
 Out = pytest.CaptureFixture[str]

@@ -8,8 +8,8 @@ from PIL import Image
 
 from anynest import create_model
 from anynest.cli import main
+from anynest.engines.onnx.export.export import export
 from anynest.profiling import Profile
-from anynest.runtime.export import export
 
 Out = pytest.CaptureFixture[str]
 QUICK = ["--rounds", "1", "--device", "cpu"]
@@ -125,7 +125,7 @@ def test_interrupted(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ou
         raise KeyboardInterrupt
 
     old = (finished / "profile.json").exists() and (finished / "profile.json").read_bytes()
-    monkeypatch.setattr("anynest.cli.bar.Bar.report", stop)
+    monkeypatch.setattr("anynest.cli.progress_bar.Bar.report", stop)
     assert main(["profile", str(finished), *QUICK]) == 130
     assert capsys.readouterr().err == "anynest: stopped\n"
     assert (

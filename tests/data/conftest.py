@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anynest.data import cifar_layouts, names
+from anynest.data import names
+from anynest.data.readers import cifar_layouts
 
 
 @pytest.fixture

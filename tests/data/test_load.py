@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import anynest.data
-from anynest.data import DataError, load, loader, parquet
+from anynest.data import DataError, load, loader
+from anynest.data.readers import parquet
 
 load_module = sys.modules["anynest.data.load"]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from anynest.experiments import protocols
-from anynest.experiments.cell import Cell
-from anynest.experiments.experiment import Run, cells_of
-from anynest.experiments.protocols import Protocol
-from anynest.experiments.sweep import Sweep
+from anynest.experiments.catalog import protocols
+from anynest.experiments.catalog.experiment import Run, cells_of
+from anynest.experiments.catalog.protocols import Protocol
+from anynest.experiments.sweep.cell import Cell
+from anynest.experiments.sweep.sweep import Sweep
 
 SETTINGS = {
     "data": {"batch_size": 50, "limit": 200, "holdout": 50, "evaluation_batch_size": 360},

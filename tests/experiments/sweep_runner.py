@@ -3,10 +3,10 @@
 import sys
 
 from anynest.cli.main import main
-from anynest.experiments import protocols
-from anynest.experiments.catalog import EXPERIMENTS
-from anynest.experiments.experiment import Experiment, grid
-from anynest.experiments.protocols import Protocol
+from anynest.experiments.catalog import protocols
+from anynest.experiments.catalog.experiment import Experiment, grid
+from anynest.experiments.catalog.experiments import EXPERIMENTS
+from anynest.experiments.catalog.protocols import Protocol
 
 SLOW = {
     "data": {"batch_size": 20, "limit": 200, "holdout": 20},

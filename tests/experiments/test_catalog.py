@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from anynest.experiments import fig8
-from anynest.experiments.catalog import EXPERIMENTS, find_experiments
-from anynest.experiments.cell import Cell
-from anynest.experiments.designs import CIFAR, DESIGNS, IMAGENET
-from anynest.experiments.experiment import Run, cells_of
-from anynest.experiments.job import Job
-from anynest.experiments.protocols import FAST, MICRO, PAPER, PROTOCOLS, find_protocol
-from anynest.experiments.variants import settings_of, title_of
+from anynest.experiments.catalog import fig8
+from anynest.experiments.catalog.designs import CIFAR, DESIGNS, IMAGENET
+from anynest.experiments.catalog.experiment import Run, cells_of
+from anynest.experiments.catalog.experiments import EXPERIMENTS, find_experiments
+from anynest.experiments.catalog.protocols import FAST, MICRO, PAPER, PROTOCOLS, find_protocol
+from anynest.experiments.catalog.variants import settings_of, title_of
+from anynest.experiments.sweep.cell import Cell
+from anynest.experiments.sweep.job import Job
 from anynest.training import RECIPES, ConfigError
 
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anynest.experiments import fig8
-from anynest.experiments.catalog import EXPERIMENTS
-from anynest.experiments.claim_list import CLAIMS, judge_all
-from anynest.experiments.claims import Pairs, judge_differences
-from anynest.experiments.evidence import Evidence
-from anynest.experiments.experiment import Run
-from anynest.experiments.fig9 import PANELS
-from anynest.experiments.paper import ERRORS
-from anynest.experiments.protocols import PAPER
-from anynest.experiments.significance import LEVEL, above_zero, below_zero, holm
-from anynest.experiments.timing import plans
-from anynest.experiments.tradeoff import Point, curve_differences
+from anynest.experiments.catalog import fig8
+from anynest.experiments.catalog.experiment import Run
+from anynest.experiments.catalog.experiments import EXPERIMENTS
+from anynest.experiments.catalog.fig9 import PANELS
+from anynest.experiments.catalog.paper import ERRORS
+from anynest.experiments.catalog.protocols import PAPER
+from anynest.experiments.claims.claim import Pairs, judge_differences
+from anynest.experiments.claims.claim_list import CLAIMS, judge_all
+from anynest.experiments.claims.evidence import Evidence
+from anynest.experiments.claims.significance import LEVEL, above_zero, below_zero, holm
+from anynest.experiments.results.timing import plans
+from anynest.experiments.results.tradeoff import Point, curve_differences
 
 DATA = "made up"
 Errors = Callable[[Run, int], list[float]]

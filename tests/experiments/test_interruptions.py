@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from anynest.experiments.results import read_results
+from anynest.experiments.results.records import read_results
 
 RUNNER = Path(__file__).parent / "sweep_runner.py"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from anynest.experiments.designs import CIFAR, DESIGNS, IMAGENET
-from anynest.experiments.paper import ERRORS, METHODS, TOP5_ERRORS, printed_error
+from anynest.experiments.catalog.designs import CIFAR, DESIGNS, IMAGENET
+from anynest.experiments.catalog.paper import ERRORS, METHODS, TOP5_ERRORS, printed_error
 
 
 def test_every_cell_of_the_tables_is_there() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from anynest.experiments.cell import Cell, overlay
-from anynest.experiments.job import Job, run_job
-from anynest.experiments.launch import Event
-from anynest.experiments.ray_launcher import RayLauncher, import_ray
-from anynest.experiments.results import read_results
-from anynest.experiments.sweep import Sweep
+from anynest.experiments.results.records import read_results
+from anynest.experiments.sweep.cell import Cell, overlay
+from anynest.experiments.sweep.job import Job, run_job
+from anynest.experiments.sweep.launcher import Event
+from anynest.experiments.sweep.ray_launcher import RayLauncher, import_ray
+from anynest.experiments.sweep.sweep import Sweep
 from anynest.training import ConfigError
 
 

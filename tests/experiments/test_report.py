@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from anynest.cli import main
-from anynest.experiments.catalog import EXPERIMENTS
-from anynest.experiments.claim_list import CLAIMS, judge_all
-from anynest.experiments.deadlines import SHARES
-from anynest.experiments.designs import DESIGNS
-from anynest.experiments.evidence import Evidence
-from anynest.experiments.experiment import Run, cells_of
-from anynest.experiments.figures import FIGURES
-from anynest.experiments.paper import METHODS, printed_error
-from anynest.experiments.protocols import FAST, MICRO, PAPER, Protocol
-from anynest.experiments.report import cosines, figure8, figure9, figure10, make_report
-from anynest.experiments.report import html as page_of
-from anynest.experiments.report import markdown as text_of
-from anynest.experiments.report.document import (
+from anynest.experiments.catalog.designs import DESIGNS
+from anynest.experiments.catalog.experiment import Run, cells_of
+from anynest.experiments.catalog.experiments import EXPERIMENTS
+from anynest.experiments.catalog.paper import METHODS, printed_error
+from anynest.experiments.catalog.protocols import FAST, MICRO, PAPER, Protocol
+from anynest.experiments.catalog.table1 import DESIGNS as TABLE_1
+from anynest.experiments.claims.claim_list import CLAIMS, judge_all
+from anynest.experiments.claims.evidence import Evidence
+from anynest.experiments.report import make_report
+from anynest.experiments.report.blocks import cosines, figure8, figure9, figure10
+from anynest.experiments.report.render import html as page_of
+from anynest.experiments.report.render import markdown as text_of
+from anynest.experiments.report.render.document import (
     Block,
     Cell,
     Code,
@@ -43,8 +43,9 @@ from anynest.experiments.report.document import (
     pictures_of,
 )
 from anynest.experiments.report.section import Section, split
-from anynest.experiments.table1 import DESIGNS as TABLE_1
-from anynest.experiments.timing import plans
+from anynest.experiments.results.deadline_errors import SHARES
+from anynest.experiments.results.figures import FIGURES
+from anynest.experiments.results.timing import plans
 
 Line = dict[str, Any]
 CIFAR, SMALL = "CIFAR-10", "CIFAR-10 (resized to 12)"
@@ -457,7 +458,7 @@ def test_every_text_of_every_block_is_escaped(block: Block) -> None:
 
 
 def test_the_same_lines_give_the_same_bytes(lines: list[Line], full: Document) -> None:
-    from anynest.experiments.report.lines import order
+    from anynest.experiments.report.records import order
 
     shuffled = [*lines[100:], *lines[:100]]
     again = document(sorted(shuffled, key=order))

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from anynest.cli.main import main
-from anynest.experiments import protocols
-from anynest.experiments.cell import overlay
-from anynest.experiments.evidence import Evidence
-from anynest.experiments.experiment import Run
-from anynest.experiments.protocols import MICRO, Protocol
-from anynest.experiments.results import read_results
+from anynest.experiments.catalog import protocols
+from anynest.experiments.catalog.experiment import Run
+from anynest.experiments.catalog.protocols import MICRO, Protocol
+from anynest.experiments.claims.evidence import Evidence
+from anynest.experiments.results.records import read_results
+from anynest.experiments.sweep.cell import overlay
 
 Out = pytest.CaptureFixture[str]
 

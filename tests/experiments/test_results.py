@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anynest.experiments.results import add_results, read_results
+from anynest.experiments.results.records import add_results, read_results
 from anynest.store import RunError, RunFolderError
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from anynest.experiments.cell import Cell
-from anynest.experiments.job import (
+from anynest.experiments.results.records import add_results, read_results
+from anynest.experiments.sweep.cell import Cell
+from anynest.experiments.sweep.job import (
     EPOCHS_TOLD,
     Job,
     describe,
@@ -20,13 +21,12 @@ from anynest.experiments.job import (
     run_job,
     thinned_cosines,
 )
-from anynest.experiments.launch import Event
-from anynest.experiments.local import LocalLauncher
-from anynest.experiments.results import add_results, read_results
-from anynest.experiments.sweep import Sweep
+from anynest.experiments.sweep.launcher import Event
+from anynest.experiments.sweep.local_launcher import LocalLauncher
+from anynest.experiments.sweep.sweep import Sweep
 from anynest.store import RunError, RunFolderError, load
-from anynest.training.progress import Silent
-from anynest.training.run_folder import RunFolder
+from anynest.training.output.reporting import Silent
+from anynest.training.output.run_folder import RunFolder
 
 LABEL = "digits (200 training images)"
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from anynest.experiments.catalog import EXPERIMENTS
-from anynest.experiments.estimate import estimate
-from anynest.experiments.experiment import Run
-from anynest.experiments.paper import Printed
-from anynest.experiments.protocols import FAST, MICRO, PAPER, Protocol
-from anynest.experiments.table1 import DESIGNS
-from anynest.experiments.tabulate import Entry, Tabulated, table_of
+from anynest.experiments.catalog.experiment import Run
+from anynest.experiments.catalog.experiments import EXPERIMENTS
+from anynest.experiments.catalog.paper import Printed
+from anynest.experiments.catalog.protocols import FAST, MICRO, PAPER, Protocol
+from anynest.experiments.catalog.table1 import DESIGNS
+from anynest.experiments.results.tabulate import Entry, Tabulated, table_of
+from anynest.experiments.sweep.estimate import estimate
 
 CIFAR = "CIFAR-10"
 

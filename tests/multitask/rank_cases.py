@@ -29,12 +29,12 @@ from anynest.multitask import (
     NormSGD,
     Stats,
     WeightedSGD,
-    distributed,
     gradient_stats,
     list_methods,
     make_combiner,
 )
-from anynest.multitask.wrappers import check_wrappers
+from anynest.multitask.distributed import context as distributed
+from anynest.multitask.distributed.wrappers import check_wrappers
 from anynest.nets import create_model, sync_batch_norm
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

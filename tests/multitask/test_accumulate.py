@@ -17,8 +17,8 @@ from anynest.multitask import (
     list_methods,
     make_combiner,
 )
-from anynest.multitask.filling import Filling
-from anynest.multitask.gradients import fill, gradient
+from anynest.multitask.gradients.backward import fill, gradient
+from anynest.multitask.gradients.buffer import Filling
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]

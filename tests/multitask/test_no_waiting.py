@@ -101,7 +101,7 @@ def reads(act: Callable[[], None]) -> set[str]:
 def test_a_real_step_reads_nothing_back(
     method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anynest.multitask.rules._well_conditioned", lambda *_: False)
+    monkeypatch.setattr("anynest.multitask.methods.rules._well_conditioned", lambda *_: False)
     small = Small()
     combiner = make_combiner(method, on_nonfinite="ignore", **options)
     assert reads(lambda: steps(combiner, small.parameters, small.losses)) == set()

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from anynest.multitask import OSGD, make_combiner
-from anynest.multitask.raw import project_raw
-from anynest.multitask.rows import Rows
-from anynest.multitask.rules import orthogonalize
+from anynest.multitask.gradients.task_gradients import Rows
+from anynest.multitask.methods.raw import project_raw
+from anynest.multitask.methods.rules import orthogonalize
 
 
 def textbook(gradients: list[Tensor], priority: list[int]) -> list[Tensor]:

@@ -17,10 +17,10 @@ from anynest.multitask import (
     make_combiner,
     normalize,
     orthogonalize,
-    reference,
     weighted_sum,
 )
-from anynest.multitask.rules import update_norm
+from anynest.multitask.methods import reference
+from anynest.multitask.methods.rules import update_norm
 
 SCALES = [1e-10, 1e-3, 1.0, 1e3, 1e10]
 
@@ -297,7 +297,7 @@ def test_the_second_round_changes_nothing_where_the_first_is_exact(
     """A GPU always takes the second round, so as not to wait for a number."""
     grads = random_grads(0, 3, SHAPES, 0.7)
     one = orthogonalize(Rows.stack(grads), priority)
-    monkeypatch.setattr("anynest.multitask.rules._well_conditioned", lambda *_: False)
+    monkeypatch.setattr("anynest.multitask.methods.rules._well_conditioned", lambda *_: False)
     two = orthogonalize(Rows.stack(grads), priority)
     torch.testing.assert_close(one.coefficients, two.coefficients)
     for a, b in zip(one.components.tensors(), two.components.tensors(), strict=True):
@@ -312,7 +312,7 @@ def test_no_number_is_read_back_while_combining(monkeypatch: pytest.MonkeyPatch)
             assert "_local_scalar_dense" not in str(func), "a value was read back"
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr("anynest.multitask.rules._well_conditioned", lambda *_: False)
+    monkeypatch.setattr("anynest.multitask.methods.rules._well_conditioned", lambda *_: False)
     rows = Rows.stack(random_grads(1, 3, SHAPES, 0.7))
     for method in list_methods():
         options = {"C": "calibrated"} if "norm" in method else {}

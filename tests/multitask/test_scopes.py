@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, Rows, list_methods, make_combiner, orthogonalize, reference
-from anynest.multitask.scopes import project_within
+from anynest.multitask import OSGD, Rows, list_methods, make_combiner, orthogonalize
+from anynest.multitask.gradients.scopes import project_within
+from anynest.multitask.methods import reference
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from anynest.multitask import OSGD, Rows, orthogonalize
-from anynest.multitask.refresh import (
+from anynest.multitask.methods.refresh import (
     MOST_AMPLIFICATION,
     amplification,
     bounded_weights,

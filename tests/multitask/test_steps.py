@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, WeightedSGD, list_methods, make_combiner, reference
-from anynest.multitask.reference import padded
+from anynest.multitask import OSGD, WeightedSGD, list_methods, make_combiner
+from anynest.multitask.methods import reference
+from anynest.multitask.methods.reference import padded
 
 Losses = Callable[[nn.Module, int], list[Tensor]]
 Make = Callable[..., nn.Module]

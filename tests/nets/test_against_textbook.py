@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anynest.nets import AnytimeNetwork, Architecture, Stage, create_model
-from anynest.nets.layer import NestedLayer
-from anynest.nets.stripe import Stripe
+from anynest.nets.nested.layer import NestedLayer
+from anynest.nets.nested.node import Stripe
 
 
 def conv_norm(stripe: nn.Module, number: int, x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anynest.nets import AnytimeNetwork, Architecture, create_model, fused
-from anynest.nets.kernels import joined, node_groups
+from anynest.nets import AnytimeNetwork, Architecture, create_model
+from anynest.nets.nested import fused
+from anynest.nets.nested.kernels import joined, node_groups
 
 TINY = {
     "residual": Architecture(blocks=(1, 1), growth=((1, 1), (2, 1), (4, 1)), base_width=1),

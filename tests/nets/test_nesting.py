@@ -10,8 +10,9 @@ import torch
 from cases import BATCH, CASES, Case
 from torch.utils.flop_counter import FlopCounterMode
 
-from anynest.nets import AnytimeNetwork, fused
-from anynest.nets.stripe import Stripe
+from anynest.nets import AnytimeNetwork
+from anynest.nets.nested import fused
+from anynest.nets.nested.node import Stripe
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import anynest
 from anynest.nets import AnytimeNetwork, Architecture, SyncBatchNorm, create_model, sync_batch_norm
-from anynest.nets.stripe import SharedNorm, Stripe
+from anynest.nets.nested.node import SharedNorm, Stripe
 from anynest.store import WeightsInfo, save_weights
 
 every = pytest.mark.parametrize("case", SHARED, ids=str)

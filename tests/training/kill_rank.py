@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from anynest.cli import main
-from anynest.training.loop import Loop
+from anynest.training.trainer import Loop
 
 log, last = sys.argv[1], int(sys.argv[2])
 life, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anynest.store import files
-from anynest.training import TrainConfig, evaluate, loop, step, train
+from anynest.training import TrainConfig, evaluate, step, train
+from anynest.training import trainer as loop
 
 
 def die() -> None:
@@ -65,7 +66,7 @@ def arm(point: str) -> None:
     elif what == "validate":
         at(number, loop, "evaluate", killed)
     elif what == "finish":
-        at(number, sys.modules["anynest.training.summary"], "save_weights", killed)
+        at(number, sys.modules["anynest.training.output.summary"], "save_weights", killed)
     else:
         raise SystemExit(f"no such point: {what}")
 

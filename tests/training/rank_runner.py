@@ -22,7 +22,17 @@ import torch
 
 from anynest.data import load
 from anynest.store import RunError, files
-from anynest.training import Interrupted, MethodConfig, TrainConfig, evaluate, loop, step, train
+from anynest.training import (
+    Interrupted,
+    MethodConfig,
+    TrainConfig,
+    evaluate,
+    step,
+    train,
+)
+from anynest.training import (
+    trainer as loop,
+)
 from anynest.training.distributed import joined
 
 DATA = load("digits")  # once, for all that are forked

@@ -14,7 +14,7 @@ import torch
 from anynest.store import RunFolderError, files
 from anynest.store.files import write_whole
 from anynest.training import RunError
-from anynest.training.checkpoint import Checkpoints, CorruptCheckpoint, pack, unpack
+from anynest.training.output.checkpoint import Checkpoints, CorruptCheckpoint, pack, unpack
 
 
 def state(number: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from anynest import create_model, list_models
 from anynest.multitask import compile_for_tasks, task_rows
 from anynest.training import TrainConfig, compiled
 from anynest.training.metrics import Sums
-from anynest.training.phases import make_phase
 from anynest.training.step import Stepper
+from anynest.training.training_phases import make_phase
 
 # torch looks at .grad of what it traces, and warns of it where that is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anynest.training import RECIPES, ConfigError, TrainConfig, read_config, recipe
-from anynest.training.optimizer import OptimizerConfig, optimizers
+from anynest.training.config.optimizer import OptimizerConfig, optimizers
 
 EVERYTHING: dict[str, Any] = {
     "model": {"name": "a", "growth": [[1, 1], [2, 1]], "options": {"exit": "linear", "n": 2}},

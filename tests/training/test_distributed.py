@@ -19,8 +19,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from anynest.training import TrainConfig
+from anynest.training.config.environment import find_device, seed_everything
 from anynest.training.distributed import World
-from anynest.training.environment import find_device, seed_everything
 from anynest.training.errors import ConfigError
 from anynest.training.metrics import Sums
 from anynest.training.rendezvous import new_word

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from anynest.multitask import OSGD, Combiner, WeightedSGD, list_methods, make_combiner
 from anynest.training import ConfigError, TrainConfig, train
+from anynest.training.cuda_graph import GraphedStep, make_capturable
 from anynest.training.distributed import World
-from anynest.training.graphed import GraphedStep, make_capturable
 from anynest.training.metrics import Sums
-from anynest.training.phases import make_phase
 from anynest.training.step import Stepper, require_capturable
+from anynest.training.training_phases import make_phase
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")

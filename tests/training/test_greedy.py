@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anynest.training import TrainConfig, loop, train
-from anynest.training.phases import Phase, make_phase
+from anynest.training import TrainConfig, train
+from anynest.training import trainer as loop
+from anynest.training.training_phases import Phase, make_phase
 
 Tiny = Callable[..., TrainConfig]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from anynest.store.figures import stage_colors
-from anynest.training.plot import run_figure
+from anynest.training.output.curves import run_figure
 
 
 def history(errors: list[list[float | None]]) -> list[dict[str, Any]]:

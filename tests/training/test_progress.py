@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from anynest.training.progress import Shown, clock, epoch_text, percent
+from anynest.training.output.reporting import Shown, clock, epoch_text, percent
 
 LINE: dict[str, Any] = {
     "epoch": 2, "epochs": 4, "stage": None, "lr": 0.1, "images_per_second": 1234.5,

@@ -12,8 +12,8 @@ import torch
 
 from anynest.cli.main import main
 from anynest.training import ConfigError, Interrupted, TrainConfig, train
-from anynest.training.progress import Silent
-from anynest.training.run_folder import RunFolder
+from anynest.training.output.reporting import Silent
+from anynest.training.output.run_folder import RunFolder
 from anynest.training.step import Stepper
 
 Tiny = Callable[..., TrainConfig]

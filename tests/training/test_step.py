@@ -10,8 +10,8 @@ from torch import Tensor
 from anynest.multitask import list_methods
 from anynest.training import RunError, TrainConfig
 from anynest.training.metrics import Sums
-from anynest.training.phases import make_phase
 from anynest.training.step import Stepper
+from anynest.training.training_phases import make_phase
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")

@@ -27,9 +27,9 @@ from anynest.training import (
     read_config,
     train,
 )
-from anynest.training.loop import Loop
-from anynest.training.progress import Silent
-from anynest.training.run_folder import RunFolder
+from anynest.training.output.reporting import Silent
+from anynest.training.output.run_folder import RunFolder
+from anynest.training.trainer import Loop
 
 Tiny = Callable[..., TrainConfig]
 METHODS = ["sgd-mean", "sgd-sum", "sgd-participants", "normsgd", "osgd", "osgd-norm", "greedy"]
@@ -417,7 +417,7 @@ def test_a_checkpoint_of_another_version(
     tmp_path: Path, three: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(three, tmp_path / "run", 7)
-    monkeypatch.setattr("anynest.training.loop.FORMAT", 99)
+    monkeypatch.setattr("anynest.training.trainer.FORMAT", 99)
     with pytest.raises(RunFolderError, match="must have format 99, found 1"):
         train(None, tmp_path / "run", resume=True)
 

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from ..training import ConfigError, TrainConfig
-from ..training.typed import coerce, describe
+from ..training.config.config_io import coerce, describe
 
 # what a command declares itself to
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

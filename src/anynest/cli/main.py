@@ -10,9 +10,20 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import __version__
+from .._version import __version__
 from ..training import Interrupted, RunError
-from . import demo, doctor, evaluate, export, models, predict, profile, report, reproduce, train
+from .commands import (
+    demo,
+    doctor,
+    evaluate,
+    export,
+    models,
+    predict,
+    profile,
+    report,
+    reproduce,
+    train,
+)
 
 COMMANDS = (train, evaluate, predict, profile, export, reproduce, report, models, doctor, demo)
 

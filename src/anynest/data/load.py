@@ -3,16 +3,17 @@
 import difflib
 from pathlib import Path
 
-from . import cifar, places
+from . import locate as places
 from .assemble import Raw, assemble
-from .cifar_layouts import LAYOUTS
 from .dataset import Dataset
-from .digits import read_digits
 from .errors import DataError
-from .folder import is_image_folder, read_image_folder
-from .hub import download
-from .idx import find_idx, read_idx_folder
-from .parquet import find_shards, read_parquet
+from .readers import cifar
+from .readers.cifar_layouts import LAYOUTS
+from .readers.digits import read_digits
+from .readers.folder import is_image_folder, read_image_folder
+from .readers.hub import download
+from .readers.idx import find_idx, read_idx_folder
+from .readers.parquet import find_shards, read_parquet
 
 SOURCES = ("digits", *places.NAMES)
 _HUB = "hub:"

@@ -6,11 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .batch_sampler import Plan
 from .dataset import AnySplit, Split
 from .errors import DataError
-from .plan import Plan
-from .resident import ResidentLoader
-from .stream import StreamLoader
+from .folder_loader import StreamLoader
+from .in_memory_loader import ResidentLoader
 from .transforms import SMALL
 
 AUGMENTATIONS = ("cifar", "imagenet", "none")

@@ -9,18 +9,18 @@ For any list of scalar losses and any parameters, nested network or not::
 """
 
 from .checks import NonFiniteLossError
-from .combination import Combination
 from .combiner import Combiner
 from .compiling import compile_for_tasks
-from .gradients import accumulate, task_rows
-from .measure import gradient_stats
-from .normsgd import NormSGD
-from .osgd import OSGD
+from .gradient_stats import gradient_stats
+from .gradients.backward import accumulate, task_rows
+from .gradients.combination import Combination
+from .gradients.task_gradients import Rows
+from .methods.normsgd import NormSGD
+from .methods.osgd import OSGD
+from .methods.rules import gram_matrix, normalize, orthogonalize, weighted_sum
+from .methods.weighted import WeightedSGD
 from .registry import list_methods, make_combiner, register_method
-from .rows import Rows
-from .rules import gram_matrix, normalize, orthogonalize, weighted_sum
 from .stats import Stats
-from .weighted import WeightedSGD
 
 __all__ = [
     "Combination",

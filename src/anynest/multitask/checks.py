@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .rows import wide_dtype
+from .gradients.task_gradients import wide_dtype
 
 
 class NonFiniteLossError(ValueError):

@@ -21,17 +21,17 @@ from .checks import (
     loss_values,
     split_groups,
 )
-from .combination import Combination, OnePass, Pending, stats_of
-from .distributed import Ranks
-from .filling import Filling, Pattern
-from .given import Given
-from .gradients import accumulate, fill, gradient
-from .graph import check_checkpointing, check_touched
-from .rows import Rows
-from .sharded import require_plain
-from .shared import SharedFilling
+from .distributed.context import Ranks
+from .distributed.dtensor import require_plain
+from .distributed.exchange import SharedFilling
+from .distributed.wrappers import check_wrappers
+from .gradients.backward import accumulate, fill, gradient
+from .gradients.buffer import Filling, Pattern
+from .gradients.combination import Combination, OnePass, Pending, stats_of
+from .gradients.graph import check_checkpointing, check_touched
+from .gradients.micro_batch import Given
+from .gradients.task_gradients import Rows
 from .stats import Stats
-from .wrappers import check_wrappers
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
 NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")

@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from .combiner import Combiner
-from .normsgd import NormSGD
-from .osgd import OSGD
-from .weighted import WeightedSGD
+from .methods.normsgd import NormSGD
+from .methods.osgd import OSGD
+from .methods.weighted import WeightedSGD
 
 _METHODS: dict[str, tuple[Callable[..., Combiner], dict[str, Any]]] = {}
 _ALIASES = {"sgd": "sgd-mean"}

@@ -1,12 +1,12 @@
 """Nested networks: growth (data) -> plan (graph) -> one engine. Knows nothing of losses or data."""
 
-from . import cascade, ensemble, resnet, sparse_resnet  # each registers its models
-from .architecture import Architecture
-from .cost import StageCost
-from .growth import Growth, Stage, parse_growth
-from .network import AnytimeNetwork
+from .nested.architecture import Architecture
+from .nested.cost import StageCost
+from .nested.growth import Growth, Stage, parse_growth
+from .nested.network import AnytimeNetwork
+from .nested.sync import SyncBatchNorm, sync_batch_norm
 from .registry import create_model, describe, list_models, register
-from .sync import SyncBatchNorm, sync_batch_norm
+from .zoo import cascade, ensemble, resnet, sparse_resnet  # each registers its models
 
 __all__ = [
     "cascade",

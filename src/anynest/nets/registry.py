@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from .architecture import Architecture
-from .network import AnytimeNetwork
+from .nested.architecture import Architecture
+from .nested.network import AnytimeNetwork
 
 Factory = Callable[[], Architecture]
 _FACTORIES: dict[str, Factory] = {}

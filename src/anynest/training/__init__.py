@@ -1,17 +1,17 @@
 """Training: from one config to weights, curves and a summary, through any interruption."""
 
 from ..store import WeightsInfo, load, read_info, save_weights
-from .config import TrainConfig, read_config
-from .datasets import DataConfig
-from .environment import RunConfig
+from .config.data_config import DataConfig
+from .config.environment import RunConfig
+from .config.method import MethodConfig
+from .config.model import ModelConfig
+from .config.optimizer import OptimizerConfig
+from .config.recipes import RECIPES, recipe
+from .config.schedule import ScheduleConfig
+from .config.train_config import TrainConfig, read_config
 from .errors import ConfigError, Interrupted, RunError, RunFolderError
 from .evaluate import Evaluation, evaluate
-from .method import MethodConfig
-from .model import ModelConfig
-from .optimizer import OptimizerConfig
-from .recipes import RECIPES, recipe
-from .schedule import ScheduleConfig
-from .summary import TrainResult
+from .output.summary import TrainResult
 from .train import train
 
 __all__ = [

@@ -9,7 +9,7 @@ def compile_network(network: AnytimeNetwork, one_pass: bool) -> str:
 
     With one backward pass a step the whole network is one region. With one pass per loss each node
     is one, so that a pass walks only the nodes of its loss; nodes that share a kernel stay in it,
-    whose backward pass knows the stages (``nets/fused.py``).
+    whose backward pass knows the stages (``nets/nested/fused.py``).
     """
     if one_pass:
         compile_for_tasks(network)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..multitask.link import Link
+from ..multitask.distributed.collectives import Link
 from .errors import ConfigError, RunError, RunFolderError
 from .rendezvous import meet
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ..multitask import OSGD, NonFiniteLossError, Stats, gradient_stats
 from .compiled import compile_network
-from .config import TrainConfig
+from .config.train_config import TrainConfig
+from .cuda_graph import GraphedStep, make_capturable
 from .distributed import World
 from .errors import ConfigError, RunError
-from .graphed import GraphedStep, make_capturable
 from .metrics import Sums
-from .phases import Phase
+from .training_phases import Phase
 
 
 @dataclass(frozen=True)

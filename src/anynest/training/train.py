@@ -9,17 +9,17 @@ import torch
 
 from ..data import Dataset
 from ..nets import AnytimeNetwork, sync_batch_norm
-from .config import TrainConfig
+from .config.environment import computing, seed_everything
+from .config.train_config import TrainConfig
 from .distributed import World, is_lost, joined, restarted
-from .environment import computing, seed_everything
 from .errors import ConfigError, RunError
-from .loop import Loop
-from .progress import Reporter, Silent
-from .run_folder import RunFolder
+from .output.reporting import Reporter, Silent
+from .output.run_folder import RunFolder
+from .output.summary import TrainResult, finish, read_result
+from .output.tensorboard import writer_class
+from .signals import StopRequest
 from .step import require_capturable
-from .stopping import StopRequest
-from .summary import TrainResult, finish, read_result
-from .tensorboard import writer_class
+from .trainer import Loop
 
 RANK_SEEDS = 1_000_003  # from one rank's seed to the next one's
 

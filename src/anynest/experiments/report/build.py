@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...training.progress import counted
-from ..claim_list import judge_all
-from ..experiment import SEEDS
-from ..results import Line
-from .document import Block, Document, Text
-from .frame import how_made, nothing_yet, overview
-from .lines import Source
-from .missing import progress
+from ...training.output.reporting import counted
+from ..catalog.experiment import SEEDS
+from ..claims.claim_list import judge_all
+from ..results.records import Line
+from .blocks.missing import progress
+from .blocks.overview import how_made, nothing_yet, overview
+from .blocks.section_blocks import section_blocks
+from .records import Source
+from .render.document import Block, Document, Text
 from .section import Section, split
-from .section_blocks import section_blocks
 
 TITLE = "Anytime networks and Orthogonalized SGD: the paper's tables and figures, re-run"
 ABOUT = (

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ..designs import DESIGNS
-from ..evidence import Evidence
-from ..experiment import SEEDS, Experiment
-from ..known import known_lines
-from ..protocols import PROTOCOLS, Protocol
-from ..results import CELL, Line
-from ..tabulate import Tabulated, comparable, table_of
-from .words import anchor_of
+from ..catalog.designs import DESIGNS
+from ..catalog.experiment import SEEDS, Experiment
+from ..catalog.protocols import PROTOCOLS, Protocol
+from ..claims.evidence import Evidence
+from ..results.filter_results import known_lines
+from ..results.records import CELL, Line
+from ..results.tabulate import Tabulated, comparable, table_of
+from .formatting import anchor_of
 
 
 @dataclass(frozen=True)

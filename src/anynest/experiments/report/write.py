@@ -4,10 +4,10 @@ from pathlib import Path
 
 from ...store import RunError, write_whole
 from ...store.files import explain
-from . import html, markdown
 from .build import Report
-from .document import pictures_of
-from .drawing import standalone
+from .render import html, markdown
+from .render.document import pictures_of
+from .render.drawing import standalone
 
 PAGE, TEXT = "report.html", "report.md"
 

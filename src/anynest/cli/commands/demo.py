@@ -1,0 +1,174 @@
+"""``anynest demo``: SGD against OSGD on the digits, in a minute or two on two cores."""
+
+import argparse
+import json
+import multiprocessing
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ...training import ConfigError, Interrupted, TrainConfig, train
+from ...training.config.environment import usable_cores
+from ...training.output.reporting import clock, counted
+from ...training.output.run_folder import RunFolder
+from ..console import Console
+from ..flags import Commands
+from .demo_picture import draw
+
+MODEL = "simultaneous_nested_sparse_resnet26"
+METHODS = {
+    "sgd-mean": "SGD (mean of losses)",
+    "sgd-sum": "SGD (sum of losses)",
+    "osgd": "OSGD",
+}
+EPOCHS = 16
+SEEDS = 3
+Job = tuple[str, int, int, Path]  # method, seed, epochs, the demo's folder
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="SGD against OSGD on the digits, in a minute or two",
+        description="Train a small width-depth nested network on scikit-learn's digits with SGD "
+        "and with OSGD, and print every stage's error side by side.",
+        epilog="example: anynest demo --out runs/demo",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="empty or new (default: under runs/)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs a method: {SEEDS}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(call=run)
+
+
+def demo_config(method: str, seed: int, epochs: int) -> TrainConfig:
+    """One run of the demo."""
+    return TrainConfig.from_json(
+        {
+            "model": {"name": MODEL},
+            "data": {"source": "digits", "batch_size": 64},
+            "method": {"name": method},
+            "schedule": {"epochs": epochs, "shape": "cosine"},
+            "optimizer": {"lr": 0.1},
+            "run": {"seed": seed, "device": "cpu", "threads": 1},
+        }
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train every method with every seed, then print and draw."""
+    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    folder = Path(arguments.out or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")
+    RunFolder(folder).require_unused()
+    epochs, seeds = arguments.epochs, arguments.seeds
+    for name, value in (("--epochs", epochs), ("--seeds", seeds)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, found {value}")
+    console.print(
+        f"{MODEL} on scikit-learn's digits: {len(METHODS)} methods, {counted(seeds, 'seed')}, "
+        f"{counted(epochs, 'epoch')} each, into {folder}"
+    )
+    try:
+        report = compare(console, folder, epochs, seeds)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(
+            f"stopped; what was trained remains in {folder}, but a demo does not go on: the next "
+            "one starts anew in another folder",
+            signal.SIGINT,
+        ) from error
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(console, report)
+    return 0
+
+
+def compare(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str, Any]:
+    """Train every method with every seed and draw; what there is to tell."""
+    began = time.monotonic()
+    jobs = [(method, seed, epochs, folder) for seed in range(seeds) for method in METHODS]
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    for number, (job, summary) in enumerate(zip(jobs, train_all(jobs), strict=True), start=1):
+        results[job[0]].append(summary)
+        elapsed = time.monotonic() - began
+        console.print(
+            f"  {number} of {len(jobs)}: {job[0]}, seed {job[1]}, "
+            f"{summary['training_seconds']:.1f} s of training; "
+            f"{clock(elapsed / number * (len(jobs) - number))} left"
+        )
+    picture = folder / "demo.png"
+    report = {
+        "model": MODEL,
+        "epochs": epochs,
+        "seeds": seeds,
+        "images": results["osgd"][0]["test"]["images"],
+        "error": {m: [s["test"]["error"] for s in runs] for m, runs in results.items()},
+        "seconds": time.monotonic() - began,
+        "picture": str(picture),
+        "environment": results["osgd"][0]["environment"],
+    }
+    draw(report, METHODS, folder, picture)
+    return report
+
+
+def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    """Every run's summary, in order. Runs share the cores, one thread each: on such a small
+    network a second thread gains little, and two runs side by side gain twice."""
+    processes = min(len(jobs), usable_cores())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        try:
+            yield from pool.map(train_one, jobs)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def train_one(job: Job) -> dict[str, Any]:
+    """One run, in a process of its own."""
+    method, seed, epochs, folder = job
+    return train(demo_config(method, seed, epochs), folder / f"{method}-seed{seed}").summary
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    """The table, what it is worth, and the picture's path."""
+    seeds = report["seeds"]
+    worth = f"mean of {seeds} seeds (standard deviation)" if seeds > 1 else "1 seed"
+    table = Table(title=f"test error %, {report['images']} images, {worth}")
+    table.add_column("stage", justify="right")
+    for title in METHODS.values():
+        table.add_column(title, justify="right")
+    stages = len(report["error"]["osgd"][0])
+    for index in range(stages):
+        cells = []
+        for method in METHODS:
+            errors = [100 * run[index] for run in report["error"][method]]
+            spread = f" ({statistics.stdev(errors):.1f})" if seeds > 1 else ""
+            cells.append(f"{statistics.mean(errors):.1f}{spread}")
+        table.add_row(str(index + 1), *cells)
+    console.print(table)
+    noise = (
+        "differences of the size of the deviation mean nothing"
+        if seeds > 1
+        else "with 1 seed there is no telling a difference from chance"
+    )
+    console.print(
+        "A reduced run: small images, a small network, "
+        f"{counted(report['epochs'], 'epoch')}. One image is "
+        f"{100 / report['images']:.1f} %; {noise}. "
+        "sgd-sum is the control: OSGD sums, where SGD as the paper prints it averages."
+    )
+    environment = report["environment"]
+    console.print(
+        f"{clock(report['seconds'])} on {environment['processor']}, {environment['cores']} cores, "
+        f"one thread a run, torch {environment['torch']}"
+    )
+    console.print(f"picture: {report['picture']}")

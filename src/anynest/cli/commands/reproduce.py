@@ -1,0 +1,298 @@
+"""``anynest reproduce``: the paper's tables and figures, cell by cell."""
+
+import argparse
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ...data import Dataset
+from ...experiments.catalog.experiment import SEEDS, Experiment, cells_of
+from ...experiments.catalog.experiments import ALL, EXPERIMENTS, find_experiments
+from ...experiments.catalog.protocols import PROTOCOLS, Protocol, find_protocol
+from ...experiments.claims.evidence import Evidence
+from ...experiments.results.checks import read_checked
+from ...experiments.results.figures import FIGURES, Figure
+from ...experiments.results.records import Line
+from ...experiments.results.tabulate import table_of
+from ...experiments.results.timing import measure_missing
+from ...experiments.sweep.cell import Cell
+from ...experiments.sweep.estimate import estimate
+from ...experiments.sweep.launcher import Launcher
+from ...experiments.sweep.local_launcher import LocalLauncher
+from ...experiments.sweep.sweep import Sweep, lines_of
+from ...training import ConfigError, Interrupted
+from ...training.config.environment import find_device, usable_cores
+from ...training.output.reporting import clock, counted
+from ..console import Console
+from ..flags import Commands, key_values
+from .train import absolute
+
+EXAMPLES = """examples:
+  anynest reproduce table1 --protocol micro --data DIR --out runs/micro
+  anynest reproduce all --protocol fast --data DIR --out runs/fast --jobs 4 --dry-run
+  anynest reproduce table3 --protocol paper --data IMAGENET --out runs/paper --device cuda
+
+Stopped (Ctrl-C, or killed), the same command goes on where it stood, inside a cell too."""
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "reproduce",
+        help="re-run the paper's tables and figures",
+        description="Train every cell of a table or figure of the paper, and print our numbers, "
+        "above the paper's where network and data are the paper's too.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "what", nargs="+", metavar="WHAT", help=", ".join([*EXPERIMENTS, ALL]) + "; or several"
+    )
+    parser.add_argument(
+        "--protocol", required=True, metavar="NAME", help="; ".join(map(_explained, PROTOCOLS))
+    )
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="as of anynest train")
+    parser.add_argument(
+        "--imagenet", metavar="FOLDER", help="the images of table3, where WHAT is all"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the runs go")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs a cell: {SEEDS}")
+    parser.add_argument(
+        "--results", metavar="FILE", help="JSON lines (default: PROTOCOL.jsonl in --out)"
+    )
+    parser.add_argument("--jobs", type=int, help="cells at once (default: one a core; 1 on a GPU)")
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="a running cluster's (ray)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--run-option",
+        action="append",
+        metavar="KEY=VALUE",
+        help="how the runs compute, such as precision=bf16 or channels_last=true (see the section "
+        "run of anynest train); may be repeated",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and the time")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(call=run)
+
+
+def _explained(name: str) -> str:
+    return f"{name} ({PROTOCOLS[name].title})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The experiments that one data set serves, and their sweep."""
+
+    experiments: list[Experiment]
+    sweep: Sweep
+    data: Dataset
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train what is left, and print the tables."""
+    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    protocol = find_protocol(arguments.protocol)
+    require_positive(arguments)
+    parts = make_parts(arguments, protocol, console)
+    if arguments.dry_run:
+        return plan(arguments, protocol, parts, console)
+    report: dict[str, Any] = {}
+    for part in parts:
+        try:
+            lines = part.sweep.run(make_launcher(arguments))
+        except (KeyboardInterrupt, Interrupted) as error:
+            left = len(part.sweep.cells) - len(lines_of(part.sweep, part.sweep.done()))
+            raise Interrupted(
+                f"stopped with {counted(left, 'cell')} left; the same command goes on",
+                signal.SIGINT,
+            ) from error
+        for experiment in part.experiments:
+            report[experiment.name] = show(experiment, part, protocol, arguments, console, lines)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        console.print(f"results: {parts[0].sweep.results}")
+    return 0
+
+
+def show(
+    experiment: Experiment,
+    part: Part,
+    protocol: Protocol,
+    arguments: argparse.Namespace,
+    console: Console,
+    lines: dict[str, Line],
+) -> dict[str, Any]:
+    """Print an experiment (unless JSON is wanted), measuring first what it needs; plain values."""
+    sweep = part.sweep
+    if experiment.measured:
+        measure_missing(protocol, arguments.seeds, sweep.out, part.data, sweep.results, sweep.say)
+    table = table_of(experiment, protocol, arguments.seeds, list(lines.values()))
+    result = table.to_json()
+    evidence = Evidence.of(read_checked(sweep.results), protocol, part.data.label)
+    draw = FIGURES.get(experiment.name)
+    figures = draw(evidence) if draw else []
+    if not arguments.json:
+        if not figures:
+            table.show(console)
+        for figure in figures:
+            console.print(figure_table(figure, protocol, part.data.label))
+    return {**result, "figures": [figure.to_json() for figure in figures]}
+
+
+def figure_table(figure: Figure, protocol: Protocol, label: str) -> Table:
+    """A figure's numbers: a row a point."""
+    table = Table(
+        title=f"{figure.name}, {figure.title}: test error %, {label}, protocol {protocol.name}"
+    )
+    table.add_column("series")
+    table.add_column(figure.x, justify="right")
+    table.add_column("error %", justify="right")
+    for series in figure.series:
+        for spot in series.spots:
+            spread = "" if spot.deviation is None else f" ({spot.deviation:.1f})"
+            x = f"{spot.x:,.0f}" if figure.name.startswith("fig9") and spot.x else spot.name
+            table.add_row(series.name, x, f"{spot.mean:.1f}{spread}")
+        table.add_section()
+    return table
+
+
+def require_positive(arguments: argparse.Namespace) -> None:
+    """ConfigError for a number below 1."""
+    for flag in ("seeds", "jobs"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} must be at least 1, found {value}")
+
+
+def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Console) -> list[Part]:
+    """One for each family of networks that is asked for and has images."""
+    wanted = list(dict.fromkeys(e for name in arguments.what for e in find_experiments(name)))
+    sources = {"cifar": arguments.data, "imagenet": arguments.data}
+    if len({e.family for e in wanted}) > 1:
+        sources["imagenet"] = arguments.imagenet
+    elif arguments.imagenet:
+        raise ConfigError("--imagenet is for table3 beside others: alone, give it as --data")
+    out = Path(arguments.out)
+    parts = []
+    for family in ("cifar", "imagenet"):
+        experiments = [e for e in wanted if e.family == family]
+        if not experiments:
+            continue
+        if sources[family] is None:
+            names = ", ".join(e.name for e in experiments)
+            console.print(f"left out for want of --imagenet FOLDER: {names}")
+            continue
+        cells = plan_cells(experiments, protocol, arguments.seeds)
+        source = absolute(sources[family])
+        machine = machine_of(arguments)
+        data = cells[0].config(source, machine).data.load()
+        results = Path(arguments.results or out / f"{protocol.name}.jsonl")
+
+        wanted_weights = frozenset(
+            cell.key
+            for e in experiments
+            if e.measured
+            for cell in cells_of(e.runs(protocol), protocol, arguments.seeds)
+        )
+
+        def say(text: str) -> None:
+            console.print(text, markup=False)
+
+        sweep = Sweep(cells, out, results, source, data.label, machine, wanted_weights, say)
+        parts.append(Part(experiments, sweep, data))
+    return parts
+
+
+def machine_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the section ``run`` that are no cell's own."""
+    options = key_values(arguments.run_option or [], "--run-option")
+    for key in ("seed", "device"):
+        if key in options:
+            flag = "--seeds" if key == "seed" else "--device"
+            raise ConfigError(f"--run-option {key}=... has a flag of its own: {flag}")
+    return {"device": str(find_device(arguments.device)), "threads": 1, **options}
+
+
+def plan_cells(experiments: list[Experiment], protocol: Protocol, seeds: int) -> list[Cell]:
+    """Each different cell of the experiments once."""
+    runs = dict.fromkeys(run for e in experiments for run in e.runs(protocol))
+    return cells_of(runs, protocol, seeds)
+
+
+def make_launcher(arguments: argparse.Namespace) -> Launcher:
+    """What runs the cells."""
+    if arguments.launcher == "ray":
+        from ...experiments.sweep.ray_launcher import RayLauncher
+
+        return RayLauncher(arguments.jobs, arguments.ray_address)
+    return LocalLauncher(arguments.jobs or default_jobs(arguments.device))
+
+
+def default_jobs(device: str) -> int:
+    """One a core; one on an accelerator, which a single cell may fill."""
+    return usable_cores() if find_device(device).type == "cpu" else 1
+
+
+def plan(
+    arguments: argparse.Namespace, protocol: Protocol, parts: list[Part], console: Console
+) -> int:
+    """List the cells, and how long what is left may take."""
+    listed: list[dict[str, Any]] = []
+    for part in parts:
+        sweep, data = part.sweep, part.data
+        lines = sweep.done() if sweep.out.is_dir() else sweep.recorded()
+        left = [cell for cell in sweep.cells if cell.key not in lines]
+        seconds = estimate(
+            left,
+            list(lines.values()),
+            len(data.train),
+            data.image_size,
+            data.in_channels,
+            data.num_classes,
+            sweep.machine,
+        )
+        for cell in sweep.cells:
+            listed.append(row_of(cell, sweep, data.label, lines.get(cell.key), seconds))
+    jobs = arguments.jobs or default_jobs(arguments.device)
+    total = sum(row["seconds"] for row in listed if not row["done"]) / jobs
+    if arguments.json:
+        print(json.dumps({"cells": listed, "jobs": jobs, "seconds_left": total}, indent=2))
+        return 0
+    show_plan(console, protocol, listed)
+    left_count = sum(not row["done"] for row in listed)
+    console.print(
+        f"{counted(len(listed), 'cell')}, {left_count} to train: about {clock(total)} with "
+        f"{counted(jobs, 'job')} at once (training alone, from finished cells or measured steps)"
+    )
+    return 0
+
+
+def row_of(
+    cell: Cell, sweep: Sweep, label: str, line: Line | None, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """A cell as the dry run lists it."""
+    return {
+        "cell": cell.name,
+        "key": cell.key,
+        "folder": str(cell.folder(sweep.out)),
+        "data": label,
+        "done": line is not None,
+        "seconds": line.get("seconds") if line else seconds[cell.key],
+    }
+
+
+def show_plan(console: Console, protocol: Protocol, listed: list[dict[str, Any]]) -> None:
+    """The cells as a table."""
+    table = Table(title=f"{protocol.name}: {protocol.title}")
+    for head in ("cell", "key", "time", ""):
+        table.add_column(head, justify="right" if head == "time" else "left")
+    for row in listed:
+        time = "-" if row["seconds"] is None else clock(row["seconds"])
+        table.add_row(row["cell"], row["key"], time, "done" if row["done"] else "")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Export to ONNX files, checked before they are written."""

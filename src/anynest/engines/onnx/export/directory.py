@@ -1,0 +1,68 @@
+"""A folder that is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ....profiling.profile import FILE as PROFILE
+from ....store import RunError, RunFolderError, write_whole
+from ....store.files import explain, sync_folder
+from ..manifest import FILE, read_manifest
+
+
+def require_place(folder: Path, overwrite: bool) -> None:
+    """RunFolderError where the folder must not be written: something else than an export is in it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} must be a folder, found a file: choose another place")
+    found = {path.name for path in folder.iterdir()}
+    if not found:
+        return
+    if not overwrite:
+        raise RunFolderError(
+            f"{folder} must be empty or new: choose another, or overwrite it (--force)"
+        )
+    ours = {FILE}
+    if FILE in found:
+        ours |= {PROFILE} | {entry.file for entry in read_manifest(folder).files}
+    if not found <= ours:
+        raise RunFolderError(
+            f"{folder} holds more than an export ({min(found - ours)}): it is not overwritten; choose another"
+        )
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Put the files into ``folder``, which appears with all of them or not at all.
+
+    They are written beside it, synced, and renamed into place; an export that stood there is gone then.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    folder = folder.absolute()
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        for name, content in contents.items():
+            write_whole(beside / name, content)
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(beside, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise RunError(explain(error, folder, started=False)) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

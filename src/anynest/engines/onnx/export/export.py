@@ -1,0 +1,147 @@
+"""Export: a trained network as ONNX files that any runtime reads, each checked before it is there.
+
+A folder with one graph a stage (``stage1.onnx``, ``stage2.onnx``, ...) or all in ``model.onnx``, and
+``manifest.json``. docs/export.md describes the format and how to run it without this package.
+
+Legend: B batch, C channels, H height, W width, N images, S stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...._version import __version__
+from ....nets import AnytimeNetwork
+from ....store import WeightsInfo
+from ....store.weights import MAX_SIDE
+from ...folding import Array, FoldedNetwork
+from ...model_source import resolve
+from .. import extras
+from ..graphs.models import OPSET
+from ..graphs.single_file import join
+from ..graphs.standard import stage_models, stage_pieces
+from ..manifest import FILE, GraphFile, Manifest, read_manifest
+from .directory import require_place, write_folder
+from .quantize import quantise
+from .verify import check, of_single, of_stages
+
+FORMATS = ("onnx",)
+SIZES = {"cifar": 32, "imagenet": 224}  # of images that nothing is known of, by the network's stem
+
+
+def export(
+    source: AnytimeNetwork | str | Path,
+    folder: str | Path,
+    *,
+    format: str = "onnx",
+    image_size: int | tuple[int, int] | None = None,
+    info: WeightsInfo | None = None,
+    single_file: bool = False,
+    calibration: Tensor | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a network's stages as ONNX graphs, checked against PyTorch.
+
+    Args:
+        source: a network, the folder of a finished run, or a weights file.
+        folder: where to; new or empty.
+        format: ``"onnx"``.
+        image_size: pixels a side, or (height, width); None takes ``info``'s, else 32, or 224 for
+            ImageNet's stem.
+        info: classes and preprocessing, where the source does not know them.
+        single_file: all stages in one file, the later ones in ``If`` branches.
+        calibration: images ``[N, C, H, W]``, normalised as in training, to quantise to 8 bits with;
+            None leaves float32.
+        overwrite: replace an export that is in ``folder`` already.
+
+    Returns:
+        The manifest, as it stands in ``folder``.
+
+    Raises:
+        ValueError: a source, folder or option that does not fit; onnx is not installed.
+        RunError: the graphs' logits differ from PyTorch's, or the folder cannot be written. Nothing
+            stays then.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    extras.onnx()
+    extras.onnxruntime()
+    folder = Path(folder)
+    require_place(folder, overwrite)
+    found = resolve(source)
+    network = _plain_copy(found.require_network())
+    info = info or found.info
+    size = _image_size(image_size, info, network)
+    folded = FoldedNetwork.of(network)
+    pieces = stage_pieces(folded)
+    stages = tuple(piece.names for piece in pieces)
+    models, shapes = stage_models(folded, pieces, size)
+    checked = check(network, of_stages(models, stages, network), size)
+    quantised = None
+    if calibration is not None:
+        models = quantise(models, stages, _calibration(calibration, network, size))
+        quantised = {"bits": 8, "images": len(calibration)}
+        of_stages(models, stages, network)
+    if single_file:
+        models = [join(models)]
+        if quantised is None:
+            check(network, of_single(models[0], network.num_stages), size)
+    names = ["model.onnx"] if single_file else [f"stage{n}.onnx" for n, _ in enumerate(models, 1)]
+    contents = {n: m.SerializeToString() for n, m in zip(names, models, strict=True)}
+    manifest = Manifest(
+        model=network.name,
+        arguments=network.arguments,
+        architecture=asdict(network.architecture),
+        in_channels=network.in_channels,
+        num_classes=network.num_classes,
+        image_size=size,
+        single_file=single_file,
+        files=tuple(
+            GraphFile(name, hashlib.sha256(content).hexdigest(), len(content))
+            for name, content in contents.items()
+        ),
+        stages=stages,
+        shapes={name: tuple(map(int, shape[1:])) for name, shape in shapes.items() if shape},
+        opset=OPSET,
+        anynest=__version__,
+        quantised=quantised,
+        checked=checked,
+        info=info,
+    )
+    contents[FILE] = (json.dumps(manifest.to_json(), indent=2) + "\n").encode()
+    write_folder(folder, contents)
+    return read_manifest(folder)
+
+
+def _plain_copy(network: AnytimeNetwork) -> AnytimeNetwork:
+    """The network as it infers, in float32 on the CPU; the caller's own is left as it is."""
+    return copy.deepcopy(network).to("cpu", torch.float32).eval()
+
+
+def _image_size(
+    given: int | tuple[int, int] | None, info: WeightsInfo | None, network: AnytimeNetwork
+) -> tuple[int, int]:
+    known = info.image_size if info else SIZES[network.architecture.stem]
+    sides = given if given is not None else known
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+        raise ValueError(f"image_size must be pixels a side, or (height, width), got {given!r}")
+    return height, width
+
+
+def _calibration(images: Tensor, network: AnytimeNetwork, size: tuple[int, int]) -> Array:
+    wanted = (network.in_channels, *size)
+    if images.dim() != 4 or tuple(images.shape[1:]) != wanted or not images.is_floating_point():
+        raise ValueError(
+            f"calibration must be normalised images [N, {', '.join(map(str, wanted))}], got "
+            f"{images.dtype} {list(images.shape)}"
+        )
+    return np.array(images.detach().cpu().numpy(), dtype=np.float32)

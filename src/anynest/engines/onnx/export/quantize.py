@@ -1,0 +1,138 @@
+"""8-bit graphs: static quantisation, calibrated stage by stage on real images.
+
+Weights have 7 bits, so that sums do not overflow on any CPU, and one scale an output channel; activations
+have one a tensor, chosen by the range that they take on the calibration images (Jacob et al. 2018; ONNX
+Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages before it really hand on.
+State passes between stages in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ....nets.nested.plan import IMAGE
+from ...folding import Array
+from ...session import Session, stages
+from .. import extras
+from ..manifest import StageNames
+
+BATCH = 32  # images at once; ranges do not depend on it
+
+
+def quantise(models: Sequence[Any], names: Sequence[StageNames], images: Array) -> list[Any]:
+    """The stages' models in 8 bits.
+
+    Args:
+        models: in float32, one a stage.
+        names: of their values.
+        images: ``[N, C, H, W]`` float32, normalised as in training: what the ranges are taken from.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not len(images):
+        raise ValueError("int8 needs images to calibrate on, got none")
+    extras.onnxruntime()
+    from onnxruntime import quantization as q
+
+    onnx = extras.onnx()
+    known: dict[str, Array] = {IMAGE: np.ascontiguousarray(images, dtype=np.float32)}
+    results = []
+    with TemporaryDirectory(prefix="anynest-") as folder, _quiet():
+        for number, (model, stage) in enumerate(zip(models, names, strict=True), 1):
+            path = Path(folder) / f"stage{number}.onnx"
+            feeds = _Reader(known, (*stage.inputs, *stage.reads))
+            q.quantize_static(
+                copy.deepcopy(model),  # it writes into what it is given
+                path,
+                feeds,
+                quant_format=q.QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=True,  # 7 bits: on CPUs without VNNI sums of two products overflow at 8
+                activation_type=q.QuantType.QUInt8,
+                weight_type=q.QuantType.QInt8,
+                calibrate_method=q.CalibrationMethod.MinMax,
+            )
+            quantised = onnx.load(str(path))
+            del quantised.graph.value_info[:]
+            results.append(quantised)
+            if number < len(models):
+                known.update(_run(quantised, stage, known))
+    return results
+
+
+class _Reader:
+    """Batches of a stage's inputs, as ``quantize_static`` asks for them."""
+
+    def __init__(self, arrays: dict[str, Array], names: Sequence[str]) -> None:
+        self._batches = _batches({name: arrays[name] for name in names})
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._batches, None)
+
+
+def _batches(arrays: dict[str, Array]) -> Iterator[dict[str, Array]]:
+    count = len(next(iter(arrays.values()))) if arrays else 0
+    for start in range(0, count, BATCH):
+        yield {name: array[start : start + BATCH] for name, array in arrays.items()}
+
+
+def _run(model: Any, stage: StageNames, known: dict[str, Array]) -> dict[str, Array]:
+    """What a stage hands on, for all calibration images."""
+    ort = extras.onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = (*stage.inputs, *stage.reads)
+    parts = [
+        session.run(list(stage.gives), feed)
+        for feed in _batches({name: known[name] for name in names})
+    ]
+    return {
+        name: np.concatenate(part)
+        for name, part in zip(stage.gives, zip(*parts, strict=True), strict=True)
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantiser's advice on how to prepare models, which these are made as."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def stage_errors(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, ...]:
+    """The share of images that each stage gets wrong; batches are (images, labels).
+
+    Raises:
+        ValueError: no images.
+    """
+    wrong = [0] * session.num_stages
+    count = 0
+    for images, labels in batches:
+        evaluation = session.begin(images)
+        try:
+            for stage, logits in stages(evaluation):
+                wrong[stage - 1] += int((logits.argmax(dim=1) != labels).sum())
+        finally:
+            evaluation.close()
+        count += len(labels)
+    if not count:
+        raise ValueError("errors are measured on images, got none")
+    return tuple(number / count for number in wrong)

@@ -1,0 +1,1 @@
+"""ONNX graphs built from a network's plan."""

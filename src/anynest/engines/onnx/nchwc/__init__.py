@@ -1,0 +1,1 @@
+"""Graphs in the block layout of ONNX Runtime's CPU kernels."""

@@ -1,0 +1,174 @@
+"""Where pixels stand side by side because channels are few (``packing.py``): a choice by counted work.
+
+A *place* is a level (how often the image is halved) and a birth: all values made there have one layout.
+Places whose values are read together, or added, must agree; a convolution of stride 2 may lead to half as
+many pixels a position. Of the choices that this leaves, the one is taken that does the least work up to each
+stage, padding included, in the geometric mean of the stages: each counts alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from ....nets.nested.plan import IMAGE, Layer, Node, Plan
+from ...folding import FoldedNetwork
+from ..graphs.builder import LAST, Slice, cover
+from .channel_alignment import realigned
+
+# How much longer a multiply-add takes with this many pixels side by side, with masks and shorter rows, and
+# where a convolution gives one block alone. Measured once, with AVX-512: a wrong choice costs time alone.
+PACKS = {1: 1.0, 2: 1.3, 4: 1.4}
+NARROW = 1.3
+WORTH = 0.02  # that packing one more place must gain of a stage, on the mean
+
+Place = tuple[int, int]
+Packs = dict[Place, int]
+
+
+def choose_layout(network: FoldedNetwork, width: int, block: int) -> tuple[FoldedNetwork, Packs]:
+    """The network as it stands or ``realigned``, and its packs: whichever is less work.
+
+    Args:
+        network: what to compute.
+        width: pixels in a row of the images.
+        block: channels that the kernels compute at once.
+    """
+    choices = []
+    for variant in (network, realigned(network, block)):
+        packs, cost = choose_packs(variant.plan, width, block)
+        choices.append((cost, variant, packs))
+    _, chosen, packs = min(choices, key=lambda choice: choice[0])
+    return chosen, packs
+
+
+def choose_packs(plan: Plan, width: int, block: int) -> tuple[Packs, float]:
+    """Per place, the pixels that stand side by side (1 is left out), and the cost that is compared."""
+    survey = _Survey(plan)
+    stages = sorted({birth for _, birth in survey.groups})
+    roots = sorted({survey.root(place) for place in survey.groups})
+
+    def cost(chosen: Mapping[Place, int]) -> float:
+        logs = [math.log(work) for work in _work(survey, chosen, stages, block) if work]
+        packed = sum(pack > 1 for pack in chosen.values())
+        return sum(logs) / max(1, len(logs)) + WORTH * packed
+
+    packs = dict.fromkeys(roots, 1)
+    improved = True
+    while improved:
+        improved = False
+        for root in roots:
+            for pack in PACKS:
+                moved = _raised({**packs, root: pack}, survey)
+                if _allowed(moved, survey, width) and cost(moved) < cost(packs) - 1e-9:
+                    packs, improved = moved, True
+    chosen = {place: packs[survey.root(place)] for place in survey.groups}
+    return {place: pack for place, pack in chosen.items() if pack > 1}, cost(packs)
+
+
+@dataclass
+class _Survey:
+    """What a plan's values demand of their layouts."""
+
+    plan: Plan
+    groups: dict[Place, Place] = field(default_factory=dict)  # union-find
+    links: set[tuple[Place, Place]] = field(default_factory=set)  # stride 2 leads from, to
+    single: set[Place] = field(default_factory=set)  # one pixel a position
+    convolutions: list[tuple[Place, int, tuple[int, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slices: dict[tuple[str, int], list[Slice]] = {}
+        self.levels: dict[str, int] = {IMAGE: 0}
+        for layer in self.plan.layers:
+            for node in layer.nodes:
+                self._node(layer, node)
+
+    def root(self, place: Place) -> Place:
+        """The place that speaks for all that must agree with this one."""
+        while self.groups.setdefault(place, place) != place:
+            place = self.groups[place]
+        return place
+
+    def _agree(self, places: Iterable[Place]) -> None:
+        roots = [self.root(place) for place in places]
+        for root in roots[1:]:
+            self.groups[self.root(root)] = self.root(roots[0])
+
+    def _node(self, layer: Layer, node: Node) -> None:
+        level, birth = self.levels[node.reads[0]], node.birth
+        sources = [name for name in node.reads if name != IMAGE]
+        columns = [cover(self.slices[name, LAST], birth) for name in sources]
+        read = [(level, part.birth) for column in columns for part in column]
+        self._agree(read)
+        inputs = columns[0] if columns else []
+        for number, unit in enumerate(node.units):
+            before, level = level, level + (unit.stride == 2)
+            place = (level, birth)
+            self.root(place)
+            for source in read if number == 0 else [(before, birth)]:
+                if before == level:
+                    self._agree([source, place])
+                else:
+                    self.links.add((source, place))
+            if unit.kernel == 3 and unit.stride == 1 and inputs:
+                sizes = tuple(part.stop - part.start for part in inputs)
+                self.convolutions.append((place, unit.outputs, sizes))
+            last = number == len(node.units) - 1
+            stop = node.start + unit.outputs if last else node.units[number + 1].inputs
+            known = self.slices.setdefault((layer.name, LAST if last else number), [])
+            known.append(Slice("", stop - unit.outputs, stop, birth))
+            inputs = cover(known, birth)
+            self._agree([place, *((level, part.birth) for part in inputs)])
+        if node.residual not in (None, "input"):
+            assert node.residual is not None
+            added = cover(self.slices[node.residual, LAST], birth)
+            self._agree([(level, birth), *((level, part.birth) for part in added)])
+        self.levels[layer.name] = level + layer.pool
+        if layer.pool:
+            self.single |= {(level, birth), (level + 1, birth)}
+
+
+def _raised(packs: Packs, survey: _Survey) -> Packs:
+    """Give the levels below what a choice demands of them."""
+    result = dict(packs)
+    for source, place in sorted(survey.links):
+        pack, root = result[survey.root(source)], survey.root(place)
+        while 2 * result[root] < pack:
+            result[root] *= 2
+    return result
+
+
+def _allowed(packs: Packs, survey: _Survey, width: int) -> bool:
+    """Whether rows are whole positions, and every convolution of stride 2 leads to whole ones."""
+    for place in survey.groups:
+        row = width
+        for _ in range(place[0]):
+            row = -(-row // 2)
+        pack = packs[survey.root(place)]
+        if row % pack or (pack > 1 and place in survey.single):
+            return False
+    return all(
+        2 * packs[survey.root(place)] % packs[survey.root(source)] == 0
+        for source, place in survey.links
+    )
+
+
+def _work(
+    survey: _Survey, packs: Mapping[Place, int], stages: Sequence[int], block: int
+) -> list[float]:
+    """Up to each stage: lanes times lanes times taps of all 3x3 convolutions, over all positions."""
+
+    def lanes(channels: int, pack: int) -> int:
+        return -(-channels * pack // block) * block
+
+    added = dict.fromkeys(stages, 0.0)
+    for place, outputs, inputs in survey.convolutions:
+        pack = packs[survey.root(place)]
+        own = lanes(outputs, pack)
+        rate = PACKS[pack] * (NARROW if own == block else 1.0)
+        taps = 9 if pack == 1 else 6
+        area = 4.0 ** -place[0] / pack
+        added[place[1]] += rate * own * sum(lanes(size, pack) for size in inputs) * taps * area
+    return list(accumulate(added[stage] for stage in stages))

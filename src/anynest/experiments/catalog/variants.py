@@ -1,0 +1,80 @@
+"""The methods under comparison, by name: a method, and ``+changes`` to it.
+
+osgd                    Algorithm 2
+osgd+priority=1,0,2     another order of the losses
+osgd+raw                projects onto the gradients as they came, not onto what is left of them
+osgd+tensor             projects every parameter tensor by itself, not all weights at once
+osgd+shared-head        one classifier for all stages, each reading its own features
+osgd+shared-norm        one batch norm for all versions of a group's transition
+normsgd+C=0.5           the paper's constant as it is printed, not calibrated
+"""
+
+from ...multitask import list_methods
+from ...training import ConfigError
+from ..sweep.cell import Settings, overlay
+
+CHANGES: dict[str, Settings] = {
+    "raw": {"method": {"projection": "raw"}},
+    "tensor": {"method": {"scope": "tensor"}},
+    "shared-head": {"model": {"options": {"head": "shared"}}},
+    "shared-norm": {"model": {"options": {"norm": "shared"}}},
+    "C=0.5": {"method": {"C": 0.5}},
+}
+TITLES = {
+    "greedy": "Greedy",
+    "sgd-mean": "SGD",
+    "sgd-sum": "SGD, sum of losses",
+    "sgd-participants": "SGD, mean over participants",
+    "osgd": "OSGD",
+    "osgd-mean": "OSGD, mean",
+    "normsgd": "SGD Norm",
+    "osgd-norm": "OSGD Norm",
+    "raw": "raw projection",
+    "tensor": "projected per tensor",
+    "shared-head": "shared head",
+    "shared-norm": "shared norms",
+    "C=0.5": "C = 1/2 as printed",
+}
+
+
+def settings_of(variant: str) -> Settings:
+    """What a variant sets in a config.
+
+    >>> settings_of("osgd+priority=1,0")
+    {'method': {'name': 'osgd', 'priority': [1, 0]}}
+
+    Errors: ConfigError for a name that is none.
+    """
+    method, *changes = variant.split("+")
+    known = [*list_methods(), "greedy"]
+    if method not in known:
+        raise ConfigError(f"a variant begins with one of {', '.join(known)}, found {method!r}")
+    layers: list[Settings] = [{"method": {"name": method}}]
+    for change in changes:
+        name, _, value = change.partition("=")
+        if name == "priority":
+            layers.append({"method": {"priority": [int(part) for part in value.split(",")]}})
+        elif change in CHANGES:
+            layers.append(CHANGES[change])
+        else:
+            raise ConfigError(
+                f"a variant's change is one of priority=..., {', '.join(CHANGES)}, found {change!r}"
+            )
+    return overlay(*layers)
+
+
+def title_of(variant: str) -> str:
+    """A variant as a table's head shows it.
+
+    >>> title_of("normsgd"), title_of("osgd+priority=2,0,1")
+    ('SGD Norm', 'OSGD, order 3-1-2')
+    """
+    method, *changes = variant.split("+")
+    parts = [TITLES.get(method, method)]
+    for change in changes:
+        name, _, value = change.partition("=")
+        if name == "priority":
+            parts.append("order " + "-".join(str(int(part) + 1) for part in value.split(",")))
+        else:
+            parts.append(TITLES.get(change, change))
+    return ", ".join(parts)

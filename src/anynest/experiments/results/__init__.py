@@ -1,0 +1,1 @@
+"""Results files: records, filters, tables, series."""

@@ -1,0 +1,97 @@
+"""Figure 9's curves: error against multiply-adds, and how far one lies above another."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..catalog.fig9 import ALONE, LARGEST, Panel
+from ..claims.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network or stage: multiply-adds an image, and the error in % of every seed."""
+
+    name: str
+    work: float
+    errors: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.errors.values())
+
+
+def anytime_curve(evidence: Evidence, design: str, variant: str) -> list[Point]:
+    """A point a stage; none where the run is missing."""
+    errors, work = evidence.errors(design, variant), evidence.work.get((design, None), [])
+    if not errors:
+        return []
+    return [
+        Point(f"{design}, stage {stage}", cost, {s: row[stage - 1] for s, row in errors.items()})
+        for stage, cost in enumerate(work, start=1)
+    ]
+
+
+def oracle_curve(evidence: Evidence, panel: Panel) -> list[Point]:
+    """A point a size: as in the paper the better of its strategies where there are two."""
+    points = []
+    for stage in range(1, evidence.stages(panel.oracle) + 1):
+        tried = []
+        for variant in (ALONE, LARGEST):
+            errors = evidence.errors(panel.oracle, variant, stage)
+            if errors:
+                work = evidence.work[panel.oracle, stage][0]
+                name = f"oracle, size {stage}, {variant}"
+                tried.append(Point(name, work, {s: row[0] for s, row in errors.items()}))
+        if tried:
+            points.append(min(tried, key=lambda point: point.mean))
+    return points
+
+
+def mean_over_work(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """The mean error over the logarithm of the multiply-adds from ``low`` to ``high``, with
+    straight lines between the points (work, error).
+
+    >>> mean_over_work([(1, 30.0), (4, 10.0)], 1, 4)
+    20.0
+    >>> mean_over_work([(1, 30.0), (4, 10.0)], 2, 4)
+    15.0
+    """
+    xs, ys = [math.log2(work) for work, _ in points], [error for _, error in points]
+    left, right = math.log2(low), math.log2(high)
+    inner = [x for x in xs if left < x < right]
+    grid = [left, *inner, right]
+    values = [interpolated(x, xs, ys) for x in grid]
+    area = sum(
+        (b - a) * (va + vb) / 2
+        for a, b, va, vb in zip(grid, grid[1:], values, values[1:], strict=False)
+    )
+    return area / (right - left)
+
+
+def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The value at x of the line through the points; beyond the ends that of the end."""
+    if x <= xs[0]:
+        return ys[0]
+    for left, right, low, high in zip(xs, xs[1:], ys, ys[1:], strict=False):
+        if x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return ys[-1]
+
+
+def curve_differences(first: Sequence[Point], second: Sequence[Point]) -> dict[int, float]:
+    """Seed by seed, how far (percentage points) the first curve lies above the second where both
+    have points; nothing where they do not overlap or a seed is missing."""
+    if len(first) < 2 or len(second) < 2:
+        return {}
+    low, high = max(first[0].work, second[0].work), min(first[-1].work, second[-1].work)
+    if low >= high:
+        return {}
+    curves = (first, second)
+    seeds = set.intersection(*(set(point.errors) for curve in curves for point in curve))
+
+    def mean(curve: Sequence[Point], seed: int) -> float:
+        return mean_over_work([(p.work, p.errors[seed]) for p in curve], low, high)
+
+    return {seed: mean(first, seed) - mean(second, seed) for seed in sorted(seeds)}

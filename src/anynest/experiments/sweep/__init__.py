@@ -1,0 +1,1 @@
+"""Sweeps: every cell of an experiment trained to its result, through interruptions."""

@@ -1,0 +1,1 @@
+"""Per-task gradients over several ranks."""

@@ -1,0 +1,56 @@
+"""Tensors cut among ranks: rank r holds piece r of every tensor, a stretch of its entries.
+
+A tensor is padded to a multiple of the number of ranks, W, and cut in W pieces of one length, so
+that a task's whole gradient is one [W, N] buffer whose row r is all that rank r will hold of it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..gradients.task_gradients import Grads, Layout
+
+
+class Pieces:
+    """How ``tensors`` are cut into ``world`` pieces each."""
+
+    def __init__(self, tensors: Sequence[Tensor], world: int) -> None:
+        self.world = world
+        self.layouts = [Layout.of(tensor) for tensor in tensors]
+        self.kinds = [(tensor.device, tensor.dtype) for tensor in tensors]
+        self.lengths = [-(-tensor.numel() // world) for tensor in tensors]
+        self.like = [torch.empty(length, device="meta") for length in self.lengths]
+
+    def buckets(self, members: Sequence[int]) -> list[list[int]]:
+        """The members in groups of one device and dtype: each travels as one buffer."""
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for p in members:
+            groups.setdefault(self.kinds[p], []).append(p)
+        return list(groups.values())
+
+    def pack(self, members: Sequence[int], grads: Grads) -> Tensor:
+        """[W, N] the members' entries, row r for rank r; zeros for a member without a gradient."""
+        return torch.cat([self._rows(p, grads[p]) for p in members], dim=1)
+
+    def _rows(self, p: int, grad: Tensor | None) -> Tensor:
+        device, dtype = self.kinds[p]
+        if grad is None:
+            return torch.zeros((self.world, self.lengths[p]), device=device, dtype=dtype)
+        flat = self.layouts[p].flat(grad)
+        missing = self.world * self.lengths[p] - flat.numel()
+        if missing:
+            flat = torch.nn.functional.pad(flat, (0, missing))
+        return flat.view(self.world, self.lengths[p])
+
+    def split(self, members: Sequence[int], piece_N: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Views of one rank's share of a buffer, as ``(member, piece)``."""
+        parts = torch.split_with_sizes(piece_N, [self.lengths[p] for p in members])
+        return zip(members, parts, strict=True)
+
+    def unpack(self, members: Sequence[int], rows_WN: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The members whole again, as ``(member, tensor)``, in their own shapes and strides."""
+        parts = torch.split_with_sizes(rows_WN, [self.lengths[p] for p in members], dim=1)
+        for p, part in zip(members, parts, strict=True):
+            layout = self.layouts[p]
+            yield p, layout.unflat(part.reshape(-1)[: layout.numel])

@@ -1,0 +1,1 @@
+"""Per-task gradients: storage, one backward pass per loss."""

@@ -1,0 +1,1 @@
+"""Gradient combination methods: pure rules and the combiners around them."""

@@ -1,0 +1,1 @@
+"""Nested networks: growth (data) -> architecture -> wiring -> plan (graph) -> one engine."""

@@ -1,0 +1,1 @@
+"""The paper's architectures, one file each; importing a file registers its models."""

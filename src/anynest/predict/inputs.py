@@ -1,0 +1,166 @@
+"""What callers may hand to a predictor, made the float32 batch ``[B, C, H, W]`` that networks take.
+
+    floating point [C, H, W] or [B, C, H, W]   is normalised already (torch or numpy), used as it is
+    uint8 torch    [C, H, W] or [B, C, H, W]   raw pixels, as data sets in memory hold them
+    uint8 numpy    [H, W] or [H, W, C]         one raw picture, as Pillow and OpenCV (in RGB order) lay it out
+    PIL.Image, a path                          one raw picture
+    a list of such                             a batch
+
+Raw pictures become what an evaluation of the run makes of them: resized, cut to the run's image size,
+normalised by its mean and std. Where these are not known, raw pictures are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import DataError
+from ..data.augment import Normalize
+from ..data.readers import decode
+from ..data.readers.image_reader import PictureReader
+from ..store import WeightsInfo
+
+FORMS = "a tensor [C, H, W] or [B, C, H, W], a uint8 array [H, W, C], a PIL image, a path or a list"
+
+
+def needs_decoding(x: Any) -> bool:
+    """Whether ``x`` takes longer than a glance: files and pictures rather than tensors."""
+    return not isinstance(x, Tensor | np.ndarray)
+
+
+class ImageReader:
+    """Makes batches for one network.
+
+    Args:
+        in_channels: C of the network.
+        info: what its training images were like; None where nobody knows.
+    """
+
+    def __init__(self, in_channels: int, info: WeightsInfo | None) -> None:
+        self.in_channels = in_channels
+        self.size = info.image_size if info else None
+        self._normalize: Normalize | None = None
+        self._pictures: PictureReader | None = None
+        if info is not None:
+            self._normalize = Normalize(info.mean, info.std, torch.device("cpu"), False)
+            if in_channels in (1, 3):
+                Image.preinit()  # the decoders: at a first picture a deadline would be running
+                self._pictures = PictureReader(info.image_size, info.mean, info.std, info.fit)
+
+    def __call__(self, x: Any) -> tuple[Tensor, bool]:
+        """(float32 ``[B, C, H, W]`` that nobody else holds, whether ``x`` was a single image).
+
+        Raises:
+            ValueError: one line, for shapes, types and values that are no image of this network,
+                and for files that cannot be read.
+        """
+        if isinstance(x, np.ndarray) and x.dtype != np.uint8:
+            x = _tensor(x)
+        if isinstance(x, Tensor):
+            batch, single = self._from_tensor(x)
+        elif isinstance(x, Sequence) and not isinstance(x, str | bytes):
+            batch, single = self._from_list(x), False
+        else:
+            batch, single = self._raw(self._picture(x).unsqueeze(0)), True
+        if not bool(torch.isfinite(batch).all()):
+            raise ValueError("images must be finite, found NaN or infinite values: mend the input")
+        return batch, single
+
+    def _from_tensor(self, x: Tensor) -> tuple[Tensor, bool]:
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or 0 in x.shape:
+            raise ValueError(
+                f"images must be [{self.in_channels}, H, W] or [B, {self.in_channels}, H, W] and not "
+                f"empty, got {list(x.shape)}"
+            )
+        single = x.dim() == 3
+        x = x.detach()
+        x = x.unsqueeze(0) if single else x
+        if x.dtype == torch.uint8:
+            return self._raw(self._to_size(x)), single
+        if not x.is_floating_point():
+            raise ValueError(
+                f"images must be floating point (normalised) or uint8 (raw pixels), got {x.dtype}"
+            )
+        return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format), single
+
+    def _from_list(self, images: Sequence[Any]) -> Tensor:
+        if not images:
+            raise ValueError("a batch must have at least one image, got an empty list")
+        parts = []
+        for number, image in enumerate(images):
+            batch, single = self(image)
+            if not single:
+                raise ValueError(f"a list must be of single images, number {number} is a batch")
+            parts.append(batch)
+        if len({part.shape for part in parts}) > 1:
+            sizes = sorted({f"{p.shape[2]}x{p.shape[3]}" for p in parts})
+            raise ValueError(f"images of a batch must have one size, got {', '.join(sizes)} pixels")
+        return torch.cat(parts)
+
+    def _picture(self, x: Any) -> Tensor:
+        """Raw pixels ``[C, size, size]`` of one picture."""
+        if isinstance(x, str | os.PathLike):
+            return self._reader().pixels(str(Path(x)))
+        if isinstance(x, np.ndarray):
+            flat = x[:, :, 0] if x.ndim == 3 and x.shape[2] == 1 else x
+            if flat.ndim not in (2, 3) or 0 in flat.shape or (flat.ndim == 3 and x.shape[2] != 3):
+                raise ValueError(
+                    "a uint8 array must be one picture [H, W], [H, W, 1] or [H, W, 3], got "
+                    f"{list(x.shape)}; give raw [C, H, W] pixels and batches as torch tensors"
+                )
+            x = Image.fromarray(np.ascontiguousarray(flat))
+        if isinstance(x, Image.Image):
+            reader = self._reader()
+            try:
+                return reader.of_image(decode.pixels(x, "the given image"), "the given image")
+            except decode.Undecodable as error:
+                raise DataError(error.reason) from None
+        raise TypeError(f"images must be {FORMS}, got {type(x).__name__}")
+
+    def _reader(self) -> PictureReader:
+        if self._pictures is None:
+            self._require_info()
+            raise DataError(
+                f"pictures have 1 channel (grey) or 3 (RGB), the network {self.in_channels}: give tensors"
+            )
+        return self._pictures
+
+    def _require_info(self) -> Normalize:
+        if self._normalize is None:
+            raise ValueError(
+                "raw images need the mean, std and size of the training images, which a bare network does "
+                "not know: give floating-point normalised tensors, open the run folder, or pass info="
+            )
+        return self._normalize
+
+    def _raw(self, pixels: Tensor) -> Tensor:
+        return self._require_info()(pixels.contiguous())
+
+    def _to_size(self, pixels: Tensor) -> Tensor:
+        """uint8 images ``[B, C, H, W]`` as an evaluation would cut them."""
+        self._require_info()
+        if self.size is None or tuple(pixels.shape[2:]) == (self.size, self.size):
+            return pixels
+        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return torch.stack([self._picture(array) for array in arrays])
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"images must be numbers, got an array of {array.dtype}")
+    native = array.dtype.newbyteorder("=")
+    try:  # a copy: torch warns of arrays that are read-only
+        return torch.from_numpy(np.array(array, native))
+    except TypeError as error:
+        raise ValueError(
+            f"images must be of a type that torch has, got an array of {array.dtype}: "
+            "give x.astype('float32')"
+        ) from error

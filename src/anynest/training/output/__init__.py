@@ -1,0 +1,1 @@
+"""What a run writes: checkpoints, weights, curves, summary, progress."""

@@ -1,0 +1,170 @@
+"""A run's folder: what lies in it, and whether a run may start or go on there."""
+
+import contextlib
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...store.files import explain, remove_leftovers, write_whole
+from ..config.config_io import differences
+from ..config.train_config import TrainConfig, read_config
+from ..errors import ConfigError, RunFolderError
+from .checkpoint import Checkpoints
+
+
+class RunFolder:
+    """Paths and the few rules of a run folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.weights = self.path / "weights.safetensors"
+        self.curves = self.path / "curves.png"
+        self.summary = self.path / "summary.json"
+        self.events = self.path / "tensorboard"
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has ever begun here."""
+        return self.config.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run here came to its end: the summary is the last file written."""
+        return self.summary.is_file()
+
+    @property
+    def has_history(self) -> bool:
+        """Whether epochs were written down here."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        return f"anynest train --resume {shlex.quote(str(self.path))}"
+
+    def require_unused(self) -> None:
+        """RunFolderError where a new run cannot start here."""
+        try:
+            found = set()
+            if self.path.is_dir():
+                found = {
+                    entry.name
+                    for entry in self.path.iterdir()
+                    if not entry.name.endswith((".tmp", ".lock")) and entry.name != "checkpoints"
+                }
+            used = bool(found) and not (
+                found <= {"config.json", "metrics.jsonl"} and self.is_bare()
+            )
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path, self.started)) from error
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"run folder {self.path} must be a folder, found a file")
+        if used:
+            saved = self.started and (self.finished or bool(self.checkpoints.paths()))
+            hint = f"go on with `{self.resume_command()}` or " if saved else ""
+            raise RunFolderError(
+                f"run folder {self.path} must be empty or new: {hint}choose another"
+            )
+
+    def is_bare(self) -> bool:
+        """Whether a run began here that has nothing to lose but its config."""
+        if self.checkpoints.paths() or self.has_history:
+            return False
+        try:
+            read_config(self.config)
+        except (ConfigError, RunFolderError):  # another program's
+            return False
+        return True
+
+    def start(self, config: TrainConfig) -> None:
+        """Write ``config.json``: from here on there is a run to resume."""
+        self.require_unused()
+        self.prepare()
+        write_whole(self.config, config.dumps().encode())
+
+    def prepare(self) -> None:
+        """Make the folders, and clear what a killed process left."""
+        try:
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path, self.started)) from error
+        remove_leftovers(self.path)
+
+    def reopen(self, config: TrainConfig | None) -> TrainConfig:
+        """The config of the run to go on with; a given one must be the same.
+
+        Errors: RunFolderError where no run began; ConfigError names the keys that differ.
+        """
+        if not self.started:
+            raise RunFolderError(
+                f"{self.path} holds no run to resume (no config.json): start one without --resume"
+            )
+        stored = read_config(self.config)
+        if config is not None:
+            old, new = stored.to_json(), config.to_json()
+            if keys := differences(old, new):
+                raise ConfigError(
+                    f"{self.path} was started with another config: {_changes(old, new, keys)}; "
+                    "leave that out to resume, or start in another folder"
+                )
+        return stored
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep two processes from training in one folder; a killed process lets go by itself."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: no lock
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path, self.started)) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise RunFolderError(
+                f"another process is training in {self.path}: wait for it or stop it"
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Make ``metrics.jsonl`` exactly these lines, at once."""
+        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
+        write_whole(self.metrics, lines.encode())
+
+    def require_no_history(self) -> None:
+        """RunFolderError where a start from nothing would write over the epochs of a run."""
+        if self.has_history:
+            raise RunFolderError(
+                f"no checkpoint is left in {self.checkpoints.folder}, and a new start would write "
+                f"over {self.metrics}: train in another folder"
+            )
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def _changes(old: Any, new: Any, keys: list[str]) -> str:
+    shown = []
+    for key in keys[:3]:
+        before, after = old, new
+        for part in key.split("."):
+            before = before.get(part) if isinstance(before, dict) else None
+            after = after.get(part) if isinstance(after, dict) else None
+        was, now = ("not set" if v is None else json.dumps(v) for v in (before, after))
+        shown.append(f"{key} was {was}, now {now}")
+    more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
+    return ", ".join(shown) + more

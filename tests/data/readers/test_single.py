@@ -1,0 +1,200 @@
+"""Single picture files: the same images as an evaluation's, or one line that names the file."""
+
+import contextlib
+import io
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anynest.data import DataError, load, make_loader
+from anynest.data.readers import decode
+from anynest.data.readers.image_reader import PictureReader
+from anynest.data.readers.pictures import decode_all
+
+RGB = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    draw = np.random.default_rng(seed)
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [16, 80])
+def test_as_the_evaluation_of_an_image_folder(size: int, tmp_path: Path) -> None:
+    """80 is above the sizes that are not enlarged before the crop."""
+    sizes = [(20, 30), (90, 41), (16, 16), (80, 80), (100, 101), (7, 9)]
+    for split in ("train", "val"):
+        for number, (width, height) in enumerate(sizes):
+            folder = tmp_path / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            suffix = ".png" if number % 3 else ".jpg"
+            image = noise(width, height, "L" if number == 4 else "RGB", number)
+            image.save(folder / f"{number}{suffix}")
+    data = load(tmp_path, image_size=size)
+    loader = make_loader(data.test, 4, train=False, mean=data.mean, std=data.std)
+    expected = torch.cat([images for images, _ in loader.batches(0)])
+    reader = PictureReader(size, data.mean, data.std, "crop")
+    assert torch.equal(torch.cat([reader(path) for path in data.test.paths]), expected)  # type: ignore[union-attr]
+
+
+def test_as_the_evaluation_of_a_set_in_memory(tmp_path: Path) -> None:
+    data = load("digits")
+    loader = make_loader(data.test, 360, train=False, mean=data.mean, std=data.std)
+    ((expected, _),) = loader.batches(0)
+    reader = PictureReader(8, data.mean, data.std, "whole")
+    for number in (0, 17, 359):
+        file = tmp_path / f"{number}.png"
+        Image.fromarray(data.test.images[number, 0].numpy()).save(file)  # type: ignore[union-attr]
+        assert torch.equal(reader(str(file)), expected[number : number + 1])
+
+
+def test_as_a_set_that_was_resized(tmp_path: Path) -> None:
+    encoded, paths = [], []
+    for number, (width, height) in enumerate([(20, 30), (16, 16), (64, 33)]):
+        buffer = io.BytesIO()
+        noise(width, height, seed=number).save(buffer, "png")
+        encoded.append(buffer.getvalue())
+        paths.append(tmp_path / f"{number}.png")
+        paths[-1].write_bytes(encoded[-1])
+    expected = decode_all(encoded, str, "raise", 16).images
+    reader = PictureReader(16, *RGB, "whole")
+    for path, image in zip(paths, expected, strict=True):
+        assert torch.equal(reader.pixels(str(path)), image)
+    crop = PictureReader(16, *RGB, "crop")
+    assert not torch.equal(crop.pixels(str(paths[0])), expected[0])
+    assert torch.equal(crop.pixels(str(paths[1])), expected[1])
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_pictures_that_become_rgb(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}"
+    image = noise(8, 8, "L")
+    if mode == "I;16":
+        Image.fromarray(np.asarray(image).astype(np.uint16) << 8).save(file)
+    else:
+        image.convert(mode).save(file)
+    with Image.open(file) as opened:
+        assert opened.mode == mode
+    pixels = PictureReader(8, *RGB).pixels(str(file))
+    assert pixels.shape == (3, 8, 8)
+    if mode in ("L", "I;16"):
+        assert torch.equal(pixels[1], torch.from_numpy(np.array(image)))
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "I;16"])
+def test_grey_pictures_for_a_grey_network(mode: str, tmp_path: Path) -> None:
+    image = noise(8, 8, "L")
+    if mode == "I;16":
+        made = Image.fromarray(np.asarray(image).astype(np.uint16) << 8)
+    else:
+        made = image.convert(mode)
+    made.save(tmp_path / "a.png")
+    pixels = PictureReader(8, (0.5,), (0.5,)).pixels(str(tmp_path / "a.png"))
+    expected = image if mode != "1" else image.convert("1").convert("L")
+    assert torch.equal(pixels[0], torch.from_numpy(np.array(expected)))
+
+
+def refused(path: Path | str, grey: bool = False, fit: str = "crop") -> str:
+    reader = PictureReader(8, *(((0.5,), (0.5,)) if grey else RGB), fit)
+    with pytest.raises(DataError) as caught:
+        reader(str(path))
+    assert "\n" not in str(caught.value)
+    assert "on-corrupt" not in str(caught.value)
+    assert str(path).strip("\0") in str(caught.value)
+    return str(caught.value)
+
+
+def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    assert "No such file" in refused(file)
+    assert "no file" in refused(tmp_path)
+    file.write_bytes(b"")
+    assert "the file is empty" in refused(file)
+    file.write_bytes(b"no picture")
+    assert "no known image format" in refused(file)
+    noise(30, 30).save(file)
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "cannot decode" in refused(file)
+    Image.new("1", (10_000, 10_000)).save(file)
+    assert "images must have at most 89478485 pixels" in refused(file)
+    Image.new("1", (1_000_000, 1)).save(file)
+    assert "elongated" in refused(file)
+    PictureReader(8, *RGB, "whole").pixels(str(file))  # resized as a whole it does no harm
+    for wrong in (str(file) + "/b.png", "a" * 5000):
+        assert "cannot read" in refused(wrong)
+    with pytest.raises(DataError, match="cannot read"):
+        PictureReader(8, *RGB)("a\0b")
+
+
+def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
+    """They are one list for all threads: nothing here may change it, even for a while."""
+    file = tmp_path / "a.png"
+    noise(8, 8).save(file)
+    before = list(warnings.filters)
+    first, second = decode.opened(str(file)), decode.opened(str(file))
+    with first:
+        second.__enter__()
+        assert warnings.filters == before
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
+    Image.new("1", (10_000, 10_000)).save(file)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert "images must have at most 89478485 pixels" in refused(file)
+    assert not told
+
+
+def test_every_format_opens_as_pillow_has_it(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "gif", "bmp", "webp", "tiff", "ico", "tga", "pcx", "sgi", "ppm"):
+        file = tmp_path / f"a.{suffix}"
+        noise(16, 16).save(file)
+        with Image.open(file) as theirs, decode.opened(str(file)) as ours:
+            assert type(ours) is type(theirs)
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_colours_that_the_network_has_no_channels_for(tmp_path: Path) -> None:
+    file = tmp_path / "a.tiff"
+    noise(8, 8).save(file)
+    assert "must be grey (L), found RGB" in refused(file, grey=True)
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(file)
+    assert "must be convertible to RGB, found F" in refused(file)
+    assert "found F" in refused(file, grey=True)
+    with pytest.raises(DataError, match="found a network of 2"):
+        PictureReader(8, (0.5, 0.5), (0.5, 0.5))
+
+
+@pytest.mark.parametrize("fit", ["crop", "whole"])
+def test_a_picture_without_pixels(fit: str) -> None:
+    with pytest.raises(DataError, match="pictures must have pixels, found 0x3: the given image"):
+        PictureReader(8, *RGB, fit).of_image(Image.new("RGB", (0, 3)), "the given image")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "no file" in refused(tmp_path / "pipe.png")
+
+
+def test_hostile_bytes_end_in_one_line(tmp_path: Path) -> None:
+    """Every format's file with bytes changed at random: an image, or DataError."""
+    draw = random.Random(0)
+    reader = PictureReader(8, *RGB)
+    for suffix in ("png", "jpg", "gif", "bmp", "webp", "tiff"):
+        file = tmp_path / f"a.{suffix}"
+        noise(12, 12).save(file)
+        whole = file.read_bytes()
+        for _ in range(40):
+            data = bytearray(whole)
+            for _ in range(draw.randrange(1, 12)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            file.write_bytes(data[: draw.randrange(1, len(data) + 1)])
+            with contextlib.suppress(DataError):
+                assert reader.pixels(str(file)).shape == (3, 8, 8)

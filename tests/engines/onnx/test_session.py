@@ -1,0 +1,367 @@
+"""ONNX Runtime's backend keeps a session's promises: compaction, cancelling, threads, memory, errors."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anynest.engines.onnx import executors as onnx_programs
+from anynest.engines.onnx.executor import Slot
+from anynest.engines.onnx.export.export import export
+from anynest.engines.onnx.nchwc.block_size import block_size
+from anynest.engines.onnx.session import FREE_SLOTS, OnnxSession
+from anynest.engines.session import open_session, stages
+from anynest.nets import AnytimeNetwork, create_model
+
+LAYOUTS = ("standard", "blocked")
+
+
+@pytest.fixture(scope="module")
+def network() -> AnytimeNetwork:
+    torch.manual_seed(0)
+    return create_model("width_nested_resnet10").eval()
+
+
+@pytest.fixture(params=LAYOUTS)
+def session(request: pytest.FixtureRequest, network: AnytimeNetwork) -> OnnxSession:
+    if request.param == "blocked" and block_size() == 1:
+        pytest.skip("this processor has no kernels in blocks")
+    return OnnxSession.open(network, threads=1, layout=request.param)
+
+
+def images(count: int, size: int = 8) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+@torch.no_grad()
+def expected(network: AnytimeNetwork, x: Tensor) -> list[Tensor]:
+    return [logits for _, logits in network.stages(x)]
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_steps_are_stages(session: OnnxSession, network: AnytimeNetwork) -> None:
+    x = images(3)
+    evaluation = session.begin(x)
+    assert (session.num_stages, session.num_classes, session.in_channels) == (3, 10, 3)
+    assert (evaluation.stage, evaluation.num_stages) == (0, 3)
+    found = [evaluation.step() for _ in range(3)]
+    assert evaluation.stage == 3
+    with pytest.raises(RuntimeError, match="every stage is finished"):
+        evaluation.step()
+    for ours, theirs in zip(found, expected(network, x), strict=True):
+        close(ours, theirs)
+    evaluation.close()
+    evaluation.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        evaluation.step()
+
+
+def test_the_images_are_taken_at_once_and_logits_are_the_callers(session: OnnxSession) -> None:
+    x = images(2)
+    wanted = [logits.clone() for _, logits in stages(session.begin(x.clone()))]
+    evaluation = session.begin(x)
+    x.fill_(float("nan"))
+    found = []
+    for stage, logits in stages(evaluation):
+        found.append(logits)
+        logits_before = logits.clone()
+        torch.testing.assert_close(logits, wanted[stage - 1], rtol=0, atol=0)
+    evaluation.close()
+    again = session.begin(images(2) * 5)  # in the same memory
+    list(stages(again))
+    torch.testing.assert_close(found[-1], logits_before, rtol=0, atol=0)
+
+
+def test_compaction(session: OnnxSession, network: AnytimeNetwork) -> None:
+    x = images(6)
+    wanted = expected(network, x)
+    evaluation = session.begin(x)
+    close(evaluation.step(), wanted[0])
+    evaluation.keep(torch.tensor([4, 0, 3]))
+    close(evaluation.step(), wanted[1][[4, 0, 3]])
+    evaluation.keep(torch.tensor([2]))
+    close(evaluation.step(), wanted[2][[3]])
+
+
+def test_evaluations_by_turns_share_no_memory(
+    session: OnnxSession, network: AnytimeNetwork
+) -> None:
+    x = images(6)
+    session.begin(x[:2]).close()  # memory for one of them lies ready
+    turns = [session.begin(part) for part in (x[:2], x[2:4], x[4:])]
+    for stage, wanted in enumerate(expected(network, x)):
+        for number, evaluation in enumerate(turns):
+            close(evaluation.step(), wanted[2 * number : 2 * number + 2])
+        if stage == 0:
+            turns[0].keep(torch.tensor([0, 1]))
+    for evaluation in turns:
+        evaluation.close()
+    assert len(session._free) == 4  # one more since the compaction
+    assert len({id(slot) for slot in session._free}) == 4
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.tensor([], dtype=torch.int64), torch.tensor([3]), torch.tensor([-1]),
+             torch.tensor([0.0]), torch.tensor([[0]])],
+)  # fmt: skip
+def test_rows_that_are_none(session: OnnxSession, rows: Tensor) -> None:
+    evaluation = session.begin(images(3))
+    with pytest.raises(ValueError, match="rows must be"):
+        evaluation.keep(rows)
+    assert evaluation.step().shape == (3, 10)
+
+
+def test_any_size_of_image(session: OnnxSession, network: AnytimeNetwork) -> None:
+    for size in (8, 9, 16, 7, 12, 10, 8):
+        x = images(2, size)
+        for (_, ours), theirs in zip(stages(session.begin(x)), expected(network, x), strict=True):
+            close(ours, theirs)
+    assert len(session._programs._made) <= onnx_programs.KEPT
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(3, 8, 8), "images must be \\[batch, 3, height, width\\], got \\[3, 8, 8\\]"),
+        (torch.zeros(1, 1, 8, 8), "got \\[1, 1, 8, 8\\]"),
+        (torch.zeros(0, 3, 8, 8), "got \\[0, 3, 8, 8\\]"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "float32"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.float64), "float32"),
+    ],
+)
+def test_images_that_do_not_fit(session: OnnxSession, x: Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        session.begin(x)
+
+
+def test_several_threads_at_once(session: OnnxSession) -> None:
+    batches = [images(count) for count in (1, 2, 3, 4)] * 5
+    alone = [[logits for _, logits in stages(session.begin(x))] for x in batches]
+
+    def run(x: Tensor) -> list[Tensor]:
+        evaluation = session.begin(x)
+        try:
+            return [logits for _, logits in stages(evaluation)]
+        finally:
+            evaluation.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, batches))
+    for ours, theirs in zip(together, alone, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_memory_is_given_back(session: OnnxSession) -> None:
+    for number in range(40):
+        evaluation = session.begin(images(1 + number % 7))
+        evaluation.step()
+        if number % 3:
+            evaluation.keep(torch.tensor([0]))
+        evaluation.close()
+        del evaluation
+    gc.collect()
+    ours = [s for s in gc.get_objects() if type(s) is Slot and s.program in programs(session)]
+    assert len(ours) <= FREE_SLOTS
+
+
+def programs(session: OnnxSession) -> list[object]:
+    return list(session._programs._made.values())
+
+
+def test_closing(network: AnytimeNetwork) -> None:
+    session = OnnxSession.open(network, threads=1)
+    session.begin(images(2)).close()
+    assert session._free
+    evaluation = session.begin(images(1))
+    session.close()
+    session.close()
+    assert not session._free
+    with pytest.raises(RuntimeError, match="the session is closed"):
+        session.begin(images(1))
+    close(list(stages(evaluation))[-1][1], expected(network, images(1))[-1])
+    evaluation.close()
+    assert not session._free
+
+
+def test_cancelled_before_a_step(session: OnnxSession, network: AnytimeNetwork) -> None:
+    evaluation = session.begin(images(1))
+    evaluation.step()
+    evaluation.cancel()
+    with pytest.raises(RuntimeError, match="was cancelled"):
+        evaluation.step()
+    evaluation.close()
+    # the session and its memory go on
+    close(next(stages(session.begin(images(1))))[1], expected(network, images(1))[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cancelled_within_a_step(layout: str, capfd: pytest.CaptureFixture[str]) -> None:
+    if layout == "blocked" and block_size() == 1:
+        pytest.skip("this processor has no kernels in blocks")
+    session = OnnxSession.open(
+        create_model("width_nested_resnet42", independent=3), threads=1, layout=layout
+    )
+    x = torch.zeros(16, 3, 32, 32)
+    evaluation = session.begin(x)
+    evaluation.step()
+    began = time.perf_counter()
+    evaluation = session.begin(x)
+    evaluation.step()
+    whole = time.perf_counter() - began
+    evaluation = session.begin(x)
+    timer = threading.Timer(whole / 10, evaluation.cancel)
+    timer.start()
+    with pytest.raises(RuntimeError, match="was cancelled"):
+        evaluation.step()
+    timer.join()
+    assert evaluation.stage == 0
+    assert not capfd.readouterr().err  # ONNX Runtime would print it
+
+
+def test_an_error_within_a_stage_is_told(session: OnnxSession) -> None:
+    evaluation = session.begin(images(1))
+    slot = evaluation._slot
+    assert slot is not None
+    slot.bindings[0].clear_binding_inputs()
+    with pytest.raises(RuntimeError, match=r"onnxruntime failed in stage 1: [^\n]*$"):
+        evaluation.step()
+
+
+# -- which graphs ---------------------------------------------------------------------------------------
+def test_options_are_checked(network: AnytimeNetwork) -> None:
+    with pytest.raises(ValueError, match="layout must be one of auto, standard, blocked, got 'x'"):
+        OnnxSession.open(network, layout="x")
+    with pytest.raises(ValueError, match=r"providers must be of .*CPUExecutionProvider"):
+        OnnxSession.open(network, providers=["QuantumExecutionProvider"])
+
+
+def test_wrong_blocked_graphs_are_not_used(
+    network: AnytimeNetwork, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if block_size() == 1:
+        pytest.skip("this processor has no kernels in blocks")
+    real: Callable[..., object] = onnx_programs._blocked
+
+    def wrong(folded: object, *rest: object) -> object:
+        pair = next(iter(folded.convolutions.values()))  # type: ignore[attr-defined]
+        saved, pair[0] = pair[0], (pair[0][0] * 2, pair[0][1])
+        try:
+            return real(folded, *rest)
+        finally:
+            pair[0] = saved
+
+    monkeypatch.setattr(onnx_programs, "_blocked", wrong)
+    with caplog.at_level(logging.WARNING):
+        session = OnnxSession.open(network, threads=1)
+        found = list(stages(session.begin(images(2))))
+    assert "are not used" in caplog.text
+    for (_, ours), theirs in zip(found, expected(network, images(2)), strict=True):
+        close(ours, theirs)
+    session = OnnxSession.open(network, threads=1, layout="blocked")
+    with pytest.raises(RuntimeError, match="layout='blocked' failed: their logits differ by"):
+        session.begin(images(2))
+
+
+def test_a_processor_without_blocks(
+    network: AnytimeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_programs, "block_size", lambda: 1)
+    session = OnnxSession.open(network, threads=1)
+    close(next(stages(session.begin(images(1))))[1], expected(network, images(1))[0])
+    with pytest.raises(ValueError, match="layout='blocked' cannot be had"):
+        OnnxSession.open(network, layout="blocked").begin(images(1))
+
+
+def test_sources(network: AnytimeNetwork, tmp_path: Path) -> None:
+    export(network, tmp_path / "out", image_size=8)
+    session = open_session(tmp_path / "out", backend="onnxruntime", threads=1)
+    x = images(2)
+    for (_, ours), theirs in zip(stages(session.begin(x)), expected(network, x), strict=True):
+        close(ours, theirs)
+    with pytest.raises(ValueError, match="of 8x8 pixels, as the export was made for, got 9x9"):
+        session.begin(images(1, 9))
+    with pytest.raises(ValueError, match="use backend='onnxruntime'"):
+        open_session(tmp_path / "out", backend="torch")
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_without_the_extra(
+    missing: str, network: AnytimeNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=f"needs the package {missing}.*'anynest\\[onnx\\]'"):
+        export(network, tmp_path / "out")
+    if missing == "onnxruntime":
+        with pytest.raises(ValueError, match="pip install 'anynest\\[onnx\\]'"):
+            open_session(network, backend="onnxruntime")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_room_is_imported_without_the_extra() -> None:
+    import subprocess
+
+    code = (
+        "import sys, anynest.runtime, anynest.engines.onnx.export.export, anynest.cli\n"
+        "print([m for m in ('onnx', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_state_is_handed_on_where_it_lies(session: OnnxSession) -> None:
+    """What a stage gives is the memory that the next one reads."""
+    evaluation = session.begin(images(1))
+    evaluation.step()
+    slot = evaluation._slot
+    assert slot is not None
+    state = sorted(slot.program.live(1))
+    assert state
+    assert not any(slot._apart)  # one image: joining is no work
+    wanted = evaluation.step()
+    evaluation.close()
+    evaluation = session.begin(images(1))
+    evaluation.step()
+    assert evaluation._slot is slot
+    for name in state:
+        slot.arrays[name] *= np.float32(1.5)
+    assert not torch.allclose(evaluation.step(), wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_joined_values_adjoin_or_are_copied(batch: int) -> None:
+    """Also where one value stands in several joins that no one order of places serves."""
+    sizes = {"a": 1, "b": 2, "c": 1, "a|b": 3, "a|b|c": 4, "b|c": 3, "a|c": 2}
+    joins: dict[str, tuple[str, ...]] = {n: tuple(n.split("|")) for n in sizes if "|" in n}
+    nothing = SimpleNamespace(bind_ortvalue_input=print, bind_ortvalue_output=print)
+    program = SimpleNamespace(
+        sessions=[SimpleNamespace(io_binding=lambda: nothing)],
+        stages=[SimpleNamespace(inputs=(), reads=(), gives=(), logits="a")],
+        joins=[joins],
+        masks=lambda b, h, w: {},
+        sizes=lambda h, w: {name: (n, 2, 2) for name, n in sizes.items()},
+    )
+    slot = Slot(program, batch, 2, 2)  # type: ignore[arg-type]
+    for name in "abc":
+        slot.arrays[name][...] = np.random.default_rng(ord(name)).random(slot.arrays[name].shape)
+    slot.gather(0)
+    for name, parts in joins.items():
+        together = np.concatenate([slot.arrays[part] for part in parts], axis=1)
+        np.testing.assert_array_equal(slot.arrays[name], together)
+    copied = {n for n in joins if any(whole is slot.arrays[n] for whole, _ in slot._apart[0])}
+    assert copied == ({"b|c", "a|c"} if batch == 1 else set(joins))

@@ -1,0 +1,68 @@
+"""Networks whose stages share a head and norms, exported, read back, and in a process of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from anynest.engines.onnx.export.export import export
+from anynest.engines.onnx.manifest import read_manifest
+from anynest.engines.session import Session, open_session, stages
+from anynest.nets import AnytimeNetwork, create_model
+from anynest.predict import child, isolated
+
+NETWORKS = {
+    "width": ("width_nested_resnet10", {"head": "shared"}),
+    "both": ("simultaneous_nested_sparse_resnet26", {"head": "shared", "norm": "shared"}),
+    "versions": ("alternating_nested_sparse_resnet14", {"head": "shared", "norm": "shared"}),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> AnytimeNetwork:
+    """Trained a little: norms that are not the identity's, and differ between the versions' uses."""
+    torch.manual_seed(0)
+    name, options = NETWORKS[request.param]
+    model = create_model(name, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.stack([y.square().mean() for y in model(torch.randn(8, 3, 8, 8))]).sum().backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def agree(session: Session, network: AnytimeNetwork, batch: int) -> None:
+    x = torch.randn(batch, 3, 8, 8)
+    wanted: list[Tensor] = [logits for _, logits in network.stages(x)]
+    evaluation = session.begin(x)
+    found = [logits for _, logits in stages(evaluation)]
+    evaluation.close()
+    assert len(found) == len(wanted)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("single_file", [False, True], ids=["stages", "single"])
+def test_an_exported_folder(network: AnytimeNetwork, tmp_path: Path, single_file: bool) -> None:
+    pytest.importorskip("onnxruntime")
+    export(network, tmp_path / "out", image_size=8, single_file=single_file)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.architecture["head"] == "shared"
+    assert create_model(manifest.model, **manifest.arguments).plan == network.plan
+    session = open_session(tmp_path / "out", backend="onnxruntime", threads=1)
+    for batch in (1, 3):
+        agree(session, network, batch)
+
+
+@pytest.mark.parametrize("stage", [None, 2])
+def test_a_process_of_its_own_builds_the_same_network(
+    network: AnytimeNetwork, stage: int | None
+) -> None:
+    source = network if stage is None else network.subnetwork(stage)
+    session = child._open(isolated._describe(source, "torch", 1, "cpu"))
+    agree(session, source, 2)

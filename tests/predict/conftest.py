@@ -1,0 +1,181 @@
+"""A session whose every step does what a test says: blocks, raises, counts; and both ways to drive it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anynest.predict.child import serve
+from anynest.predict.isolated import IsolatedSession
+from anynest.predict.predictor import AnytimePredictor
+
+PATIENCE = 20.0  # seconds; a test that needs them has failed
+Hook = Callable[[int, int], None]
+
+
+class FakeSession:
+    """Stages of ``steps`` nodes. The logits of an image are its first pixel times the stage for
+    class 0, and 0 for the others: the brighter, the surer.
+
+    ``on_step(stage, node)`` runs in every step, numbered from 1; ``log`` has (image, stage, node).
+    """
+
+    backend = "torch"
+    in_channels = 1
+
+    def __init__(
+        self, stages: int = 3, steps: int = 2, classes: int = 4, on_step: Hook | None = None
+    ):
+        self.num_stages, self.steps, self.num_classes = stages, steps, classes
+        self.on_step = on_step or (lambda stage, node: None)
+        self.log: list[tuple[tuple[float, ...], int, int]] = []
+        self.open: set[FakeEvaluation] = set()
+        self.cancels = 0
+        self.closed = False
+        self.threads: set[str] = set()
+
+    def begin(self, x: Tensor) -> FakeEvaluation:
+        if x.shape[-1] == 13:
+            raise ValueError("images of 13 pixels bring bad luck")
+        return FakeEvaluation(self, x)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEvaluation:
+    def __init__(self, session: FakeSession, x: Tensor):
+        self.session, self.values = session, x[:, 0, 0, 0].clone()
+        self.stage = self.node = 0
+        self.num_stages = session.num_stages
+        session.open.add(self)
+
+    def step(self) -> Tensor | None:
+        session = self.session
+        assert self in session.open, "a step of a closed evaluation"
+        assert self.stage < session.num_stages, "a step after the last stage"
+        session.threads.add(threading.current_thread().name)
+        self.node += 1
+        session.log.append((tuple(self.values.tolist()), self.stage + 1, self.node))
+        session.on_step(self.stage + 1, self.node)
+        if self.node < session.steps:
+            return None
+        self.stage, self.node = self.stage + 1, 0
+        logits = torch.zeros(len(self.values), session.num_classes)
+        logits[:, 0] = self.values * self.stage
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        assert self.node == 0, "kept in the middle of a stage"
+        assert rows.dtype == torch.int64
+        assert len(rows)
+        self.values = self.values[rows]
+
+    def cancel(self) -> None:
+        self.session.cancels += 1
+
+    def close(self) -> None:
+        self.session.open.discard(self)
+
+
+class Thread:
+    """Stands in for a compute process: the same loop over the same sockets, in a thread."""
+
+    pid = 0
+
+    def __init__(self, session: Any, control: socket.socket) -> None:
+        self.thread = threading.Thread(target=self.run, args=(session, control), name="apart")
+        self.thread.start()
+
+    @staticmethod
+    def run(session: Any, control: socket.socket) -> None:
+        with control:
+            serve(session, control)
+
+    def kill(self) -> None:
+        """It ends as its control socket is closed."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.thread.join(timeout)
+        assert not self.thread.is_alive()
+        return 0
+
+
+def connect(session: Any) -> IsolatedSession:
+    """A session that runs behind sockets, as in a process of its own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return IsolatedSession(Thread(session, theirs), ours)
+
+
+def open_apart(session: Any, **options: Any) -> AnytimePredictor:
+    """A predictor of such a session."""
+    _apart.append(connect(session))
+    return AnytimePredictor(_apart[-1], **options)
+
+
+_apart: list[IsolatedSession] = []
+
+
+@pytest.fixture(params=["thread", "apart"])
+def open_predictor(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnytimePredictor]]:
+    """Opens a predictor on a fake session: driven by a worker thread, or behind sockets."""
+    yield AnytimePredictor if request.param == "thread" else open_apart
+    while _apart:
+        _apart.pop().close()
+
+
+class Gate:
+    """Lets steps before (stage, node) pass, and holds that one until it is opened."""
+
+    def __init__(self, stage: int, node: int = 1) -> None:
+        self.place = (stage, node)
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, stage: int, node: int) -> None:
+        if (stage, node) == self.place and not self.opened.is_set():
+            self.reached.set()
+            assert self.opened.wait(PATIENCE)
+
+
+@pytest.fixture
+def gates() -> Iterator[Callable[..., Gate]]:
+    """Makes gates, and opens them all at the end."""
+    made: list[Gate] = []
+
+    def make(stage: int, node: int = 1) -> Gate:
+        made.append(Gate(stage, node))
+        return made[-1]
+
+    yield make
+    for gate in made:
+        gate.opened.set()
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def make_session() -> type[FakeSession]:
+    return FakeSession
+
+
+def picture(value: float) -> Tensor:
+    """One image ``[1, 2, 2]`` whose first pixel has the value."""
+    return torch.full((1, 2, 2), value)
+
+
+@pytest.fixture
+def make_image() -> Callable[[float], Tensor]:
+    return picture

@@ -1,0 +1,202 @@
+"""What may be handed to a predictor, and what it is told otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anynest.data import make_loader
+from anynest.data.dataset import FolderSplit
+from anynest.data.readers.image_reader import PictureReader
+from anynest.predict.inputs import ImageReader, needs_decoding
+from anynest.predict.predictor import AnytimePredictor
+from anynest.store import WeightsInfo
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def info(channels: int = 3, size: int = 8, **more: Any) -> WeightsInfo:
+    return WeightsInfo(
+        model="none",
+        arguments={},
+        classes=("cat", "dog", "eel", "fox"),
+        mean=MEAN[:channels],
+        std=STD[:channels],
+        image_size=size,
+        data="none",
+        anynest="0",
+        **more,
+    )
+
+
+@pytest.fixture
+def reader() -> ImageReader:
+    return ImageReader(3, info())
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    return (pixels / 255 - mean) / std
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_floats_are_taken_as_they_are(reader: ImageReader, dtype: torch.dtype) -> None:
+    for shape in ((3, 5, 7), (1, 3, 5, 7), (4, 3, 5, 7)):
+        x = torch.randn(shape).to(dtype)
+        for form in (x, x.numpy()):
+            batch, single = reader(form)
+            assert single == (len(shape) == 3)
+            assert batch.dtype == torch.float32
+            assert torch.equal(batch, x.float().reshape(-1, 3, 5, 7))
+
+
+def test_bytes_in_another_order(reader: ImageReader) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
+    for order in "<>":
+        batch, _ = reader(x.astype(x.dtype.newbyteorder(order)))
+        assert torch.equal(batch[0], torch.from_numpy(x))
+
+
+def test_what_was_given_may_change_meanwhile(reader: ImageReader) -> None:
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    batch, _ = reader(x)
+    assert batch.data_ptr() != x.data_ptr()
+    assert not batch.requires_grad
+    array = np.zeros((3, 8, 8), np.float32)
+    array.flags.writeable = False  # torch warns of such, and warnings are errors here
+    reader(array)
+
+
+def test_raw_pixels_in_all_their_forms(reader: ImageReader, pixels: Tensor, tmp_path: Path) -> None:
+    expected = normalised(pixels)
+    array = pixels.permute(1, 2, 0).numpy()
+    image = Image.fromarray(np.ascontiguousarray(array))
+    path = tmp_path / "a.png"
+    image.save(path)
+    for form in (pixels, array, image, path, str(path)):
+        batch, single = reader(form)
+        assert single
+        torch.testing.assert_close(batch, expected.unsqueeze(0))
+    many = torch.stack([pixels, 255 - pixels])
+    batch, single = reader(many)
+    assert not single
+    torch.testing.assert_close(batch[1], normalised(255 - pixels))
+    batch, single = reader([path, image, pixels, array, expected])
+    assert (len(batch), single) == (5, False)
+    for row in batch:
+        torch.testing.assert_close(row, expected)
+
+
+def test_other_sizes_are_made_as_an_evaluation_makes_them(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (30, 21, 3), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(array).save(path)
+    split = FolderSplit((str(path),), torch.zeros(1, dtype=torch.int64), "test", 8)
+    loader = make_loader(split, 1, train=False, mean=MEAN, std=STD)
+    (expected, _), *_ = loader.batches(0)
+    reader = ImageReader(3, info())
+    for form in (path, array, torch.from_numpy(array).permute(2, 0, 1)):
+        torch.testing.assert_close(reader(form)[0], expected)
+    whole = ImageReader(3, info(fit="whole"))
+    torch.testing.assert_close(whole(path)[0], PictureReader(8, MEAN, STD, "whole")(str(path)))
+    assert not torch.equal(whole(path)[0], expected)
+
+
+def test_grey(tmp_path: Path) -> None:
+    reader = ImageReader(1, info(1))
+    array = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    expected = ((torch.from_numpy(array) / 255 - MEAN[0]) / STD[0]).view(1, 1, 8, 8)
+    for form in (array, array[:, :, None], Image.fromarray(array), torch.from_numpy(array)[None]):
+        torch.testing.assert_close(reader(form)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.zeros(8, 8),
+            r"images must be \[3, H, W\] or \[B, 3, H, W\] and not empty, got \[8, 8\]",
+        ),
+        (torch.zeros(1, 8, 8), r"got \[1, 8, 8\]"),
+        (torch.zeros(8, 8, 3), r"got \[8, 8, 3\]"),
+        (torch.zeros(0, 3, 8, 8), "not empty"),
+        (torch.zeros(3, 0, 8), "not empty"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"or uint8 \(raw pixels\), got torch.int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "got torch.complex64"),
+        (torch.full((3, 8, 8), float("nan")), "must be finite, found NaN"),
+        (torch.full((3, 8, 8), float("inf")), "must be finite, found NaN or infinite"),
+        (torch.full((3, 8, 8), 1e300, dtype=torch.float64), "must be finite"),
+        (np.array(["a"]), "images must be numbers, got an array of <U1"),
+        (np.array([None]), "images must be numbers, got an array of object"),
+        pytest.param(
+            np.zeros((3, 8, 8), np.longdouble),
+            "of a type that torch has, got an array of float.*: give x.astype",
+            marks=pytest.mark.skipif(np.longdouble(1).nbytes == 8, reason="it is float64 here"),
+        ),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"one picture .* got \[2, 8, 8, 3\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"got \[8, 8, 4\]"),
+        (np.zeros((0, 8), np.uint8), r"got \[0, 8\]"),
+        ([], "at least one image, got an empty list"),
+        ([torch.zeros(2, 3, 8, 8)], "number 0 is a batch"),
+        ([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], "one size, got 8x8, 9x8 pixels"),
+        ("nowhere.png", "cannot read 'nowhere.png': No such file"),
+        (Image.new("F", (8, 8)), "convertible to RGB, found F: the given image"),
+    ],
+)
+def test_what_is_no_image(reader: ImageReader, x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        reader(x)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("x", [None, 3, {"a": 1}])
+def test_what_is_nothing_of_the_kind(reader: ImageReader, x: Any) -> None:
+    with pytest.raises(TypeError, match="images must be a tensor"):
+        reader(x)
+
+
+def test_damaged_pictures(reader: ImageReader, tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "cut.png") as opened:
+        for form in (tmp_path / "cut.png", opened):
+            with pytest.raises(ValueError, match="cannot decode") as raised:
+                reader(form)
+            assert "on_corrupt" not in str(raised.value)  # which is no remedy here
+
+
+def test_a_bare_network_knows_no_pictures(pixels: Tensor) -> None:
+    for channels, form in ((3, pixels), (3, Image.new("RGB", (8, 8))), (3, [pixels])):
+        with pytest.raises(ValueError, match="need the mean, std and size of the training images"):
+            ImageReader(channels, None)(form)
+    five = ImageReader(5, info(3))
+    with pytest.raises(ValueError, match=r"1 channel \(grey\) or 3 \(RGB\), the network 5"):
+        five(Image.new("RGB", (8, 8)))
+
+
+def test_what_takes_time(pixels: Tensor) -> None:
+    assert not needs_decoding(pixels)
+    assert not needs_decoding(pixels.numpy())
+    assert all(
+        needs_decoding(form) for form in ("a.png", Path("a"), [pixels], Image.new("L", (1, 1)))
+    )
+
+
+def test_class_names(make_session: Any) -> None:
+    with AnytimePredictor(make_session(), info=info(1, 2)) as predictor:
+        one = predictor.predict(torch.full((1, 2, 2), 2.0), None)
+        assert (one.names, one.label) == (("cat",), 0)
+        two = predictor.predict(torch.full((2, 1, 2, 2), -2.0), None)
+        assert two.names == ("dog", "dog")
+        assert two.to_dict()["names"] == ["dog", "dog"]

@@ -1,0 +1,126 @@
+"""From a file, a folder or a network to its first prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anynest
+from anynest import AnytimeNetwork, create_model
+from anynest.engines.session import open_session
+from anynest.engines.torch_engine import TorchSession
+from anynest.predict.policies import MultiplyAdds
+from anynest.predict.predictor import AnytimePredictor
+from anynest.store import WeightsInfo, save_weights
+
+CLASSES = tuple("abcde")
+
+
+@pytest.fixture
+def model() -> AnytimeNetwork:
+    return create_model("width_nested_resnet10", num_classes=5, in_channels=1, base_width=2).eval()
+
+
+@pytest.fixture
+def weights(model: AnytimeNetwork, tmp_path: Path) -> Path:
+    info = WeightsInfo(
+        model=model.name,
+        arguments=model.arguments,
+        classes=CLASSES,
+        mean=(0.4,),
+        std=(0.3,),
+        image_size=8,
+        data="none",
+        anynest="0",
+    )
+    save_weights(tmp_path / "weights.safetensors", model, info)
+    return tmp_path
+
+
+def test_by_the_front_door() -> None:
+    assert anynest.AnytimePredictor is AnytimePredictor
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_trained_weights_know_their_images_and_classes(
+    model: AnytimeNetwork, weights: Path, folder: bool
+) -> None:
+    pixels = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
+    source = weights if folder else str(weights / "weights.safetensors")
+    with AnytimePredictor(source, isolated=False, threads=1) as predictor:
+        assert predictor.classes == CLASSES
+        assert (predictor.num_stages, predictor.num_classes) == (3, 5)
+        found = predictor.predict(pixels, None)
+    with torch.no_grad():
+        expected = model(((pixels / 255 - 0.4) / 0.3).unsqueeze(0))[-1][0]
+    torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-5)
+    assert found.names == (CLASSES[int(expected.argmax())],)
+
+
+def test_an_exported_folder(model: AnytimeNetwork, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from anynest.engines.onnx.export.export import export
+
+    export(weights, tmp_path / "out")
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+    with AnytimePredictor(tmp_path / "out", threads=1) as predictor:
+        assert predictor.session.backend == "onnxruntime"
+        assert predictor.classes == CLASSES
+        for prediction, reference in zip(predictor.stream(x), expected, strict=True):
+            torch.testing.assert_close(prediction.logits, reference, rtol=1e-3, atol=1e-4)
+        costs = [row.multiply_adds for row in model.cost(8)]
+        assert predictor.multiply_adds(8, 8) == tuple(costs)
+        assert predictor.predict(x, None, policy=MultiplyAdds(costs[1])).stage == 2
+    with pytest.raises(ValueError, match="use backend='onnxruntime'"):
+        AnytimePredictor(tmp_path / "out", "torch")
+
+
+def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None:
+    part = model.subnetwork(2)
+    with AnytimePredictor(part, isolated=False) as predictor:
+        assert predictor.num_stages == 1
+        assert predictor.multiply_adds(8, 8) == (part.cost(8)[0].multiply_adds,)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"backend": "abacus"}, ValueError, "backend must be one of torch, onnxruntime"),
+        ({"threads": 0}, ValueError, "threads must be a positive integer or None, got 0"),
+        ({"threads": 100_000}, ValueError, "threads must be at most 1024, got 100000"),
+        ({"device": "quantum"}, ValueError, "device must be auto, cpu, cuda or mps, found 'quan"),
+        ({"device": "meta"}, ValueError, "device 'meta' is not available here"),
+        ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not available here: choose from"),
+        ({"backend": "onnxruntime", "device": "cuda"}, ValueError, "on the cpu, got device 'cuda'"),
+        ({"monotone": "up"}, ValueError, "monotone must be one of"),
+        ({"source": None}, TypeError, "a network or a path|an AnytimeNetwork or a path"),
+        ({"source": "nowhere"}, ValueError, "nowhere does not exist"),
+        ({"source": torch.nn.Linear(1, 1)}, TypeError, "got Linear"),
+        ({"profile": 3}, TypeError, "profile must be a Profile or a path, got 3"),
+        ({"info": 3}, TypeError, "info must be a WeightsInfo, got 3"),
+        ({"profile": "nowhere"}, ValueError, "cannot read the profile nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_starts(
+    model: AnytimeNetwork, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    source = options.pop("source", model)
+    with pytest.raises(error, match=message):
+        AnytimePredictor(source, **options)
+    if not {"threads", "device"}.isdisjoint(options):
+        with pytest.raises(error, match=message):
+            open_session(source, **options)
+
+
+def test_devices_by_any_name(model: AnytimeNetwork) -> None:
+    x = torch.randn(1, 8, 8)
+    for device in ("cpu", torch.device("cpu")):
+        with AnytimePredictor(model, isolated=False, device=device) as predictor:
+            assert predictor._way[:2] == ("torch", "cpu")
+            assert predictor.predict(x, None).stage == 3
+    assert isinstance(open_session(model, device="auto"), TorchSession)

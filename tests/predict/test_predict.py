@@ -1,0 +1,331 @@
+"""The answer at the deadline, on a session whose steps the tests control.
+
+A kernel that is "still running" here is a step that waits for the test: a prediction that waited for it in
+turn would never come back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anynest.predict.in_flight import Job
+from anynest.predict.isolated import IsolatedSession
+from anynest.predict.prediction import DeadlineError, NetworkError, Prediction
+from anynest.predict.predictor import AnytimePredictor
+
+from .conftest import PATIENCE, settle
+
+Image = Callable[[float], Tensor]
+
+
+def test_the_newest_stage_at_the_deadline(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+) -> None:
+    for stage in (2, 3):
+        for node in (1, 2):
+            gate = gates(stage, node)
+            session = make_session(on_step=gate)
+            with open_predictor(session) as predictor:
+                prediction = predictor.predict(make_image(1.0), deadline=0.1)
+                gate.opened.set()
+            assert prediction.stage == stage - 1
+            assert prediction.ended == "deadline"
+            assert prediction.deadline_met
+            assert not prediction.guessed
+            assert prediction.elapsed >= 0.1
+            assert prediction.overshoot == pytest.approx(prediction.elapsed - 0.1)
+            assert prediction.logits.tolist() == [stage - 1, 0, 0, 0]
+
+
+def test_a_late_prediction_wastes_one_step_at_most(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+) -> None:
+    gate = gates(2, 1)
+    session = make_session(steps=3, on_step=gate)
+    with open_predictor(session) as predictor:
+        predictor.predict(make_image(1.0), deadline=0.05)
+        if predictor._worker is not None:
+            assert session.cancels == 1  # the running step is told
+        gate.opened.set()
+        settle(lambda: not session.open)
+        assert [entry[1:] for entry in session.log] == [(1, 1), (1, 2), (1, 3), (2, 1)]
+
+
+def test_without_deadline_to_the_end(
+    open_predictor: Any, make_session: Any, make_image: Image
+) -> None:
+    session = make_session()
+    with open_predictor(session) as predictor:
+        for deadline in (None, math.inf, 1e300, 100):
+            prediction = predictor.predict(make_image(2.0), deadline)
+            assert (prediction.stage, prediction.ended) == (3, "last stage")
+            assert prediction.logits.tolist() == [6.0, 0, 0, 0]
+            assert prediction.deadline == (deadline if deadline in (1e300, 100) else None)
+            assert prediction.deadline_met
+        assert session.threads == {"anynest-predictor" if predictor._worker else "apart"}
+
+
+def test_probabilities_confidence_and_labels(
+    open_predictor: Any, make_session: Any, make_image: Image
+) -> None:
+    with open_predictor(make_session()) as predictor:
+        single = predictor.predict(make_image(2.0), None)
+        batch = predictor.predict(torch.stack([make_image(2.0), make_image(-3.0)]), None)
+    assert single.probabilities.shape == (4,)
+    assert torch.equal(single.probabilities, single.logits.softmax(0))
+    assert single.confidence == float(single.probabilities.max())
+    assert (single.label, single.labels, single.names) == (0, (0,), None)
+    assert batch.logits.shape == batch.probabilities.shape == (2, 4)
+    assert torch.equal(batch.probabilities[0], single.probabilities)
+    assert batch.confidence == float(batch.probabilities.amax(1).min())
+    assert batch.labels == (0, 1)
+    assert batch.stages == (3, 3)
+    with pytest.raises(ValueError, match="use labels"):
+        _ = batch.label
+    single.logits.add_(1).requires_grad_()  # ordinary tensors, not of inference mode
+
+
+@pytest.mark.parametrize("deadline", [0.0, 0.03])
+def test_nothing_by_the_deadline_raises(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any, deadline: float
+) -> None:
+    gate = gates(1, 2)
+    with open_predictor(make_session(on_step=gate)) as predictor:
+        with pytest.raises(
+            DeadlineError, match=f"within {deadline * 1000:g} ms of the call"
+        ) as info:
+            predictor.predict(make_image(1.0), deadline)
+        assert "\n" not in str(info.value)
+        gate.opened.set()
+        assert predictor.predict(make_image(1.0), None).stage == 3
+
+
+def test_waiting_for_the_first_stage(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+) -> None:
+    gate = gates(1, 1)
+    session = make_session(on_step=gate)
+    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(predictor.predict, make_image(1.0), 0.03, when_nothing="wait")
+        assert gate.reached.wait(PATIENCE)
+        time.sleep(0.05)  # the deadline is over
+        gate.opened.set()
+        prediction = future.result(PATIENCE)
+        assert (prediction.stage, prediction.ended) == (1, "deadline")
+        assert not prediction.deadline_met
+        assert not prediction.guessed
+        settle(lambda: not session.open)
+        assert [entry[1:] for entry in session.log] == [(1, 1), (1, 2)]
+
+
+def test_guesses_are_uniform_seeded_and_marked(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+) -> None:
+    gate = gates(1, 1)
+    batch = torch.stack([make_image(1.0)] * 5)
+    drawn = []
+    for seed in (0, 0, 1):
+        with open_predictor(make_session(on_step=gate), seed=seed) as predictor:
+            guesses = [predictor.predict(batch, 0.0, when_nothing="guess") for _ in range(4)]
+            single = predictor.predict(make_image(1.0), 0.0, when_nothing="guess")
+            gate.opened.set()
+        gate.opened.clear()
+        drawn.append([guess.labels for guess in guesses])
+        for guess in guesses:
+            assert guess.guessed
+            assert not guess.deadline_met
+            assert (guess.stage, guess.stages, guess.confidence) == (0, (0,) * 5, 0.25)
+            assert torch.equal(guess.probabilities, torch.full((5, 4), 0.25))
+            assert torch.equal(guess.logits, torch.zeros(5, 4))
+        assert single.logits.shape == (4,)
+        assert single.label in range(4)
+        assert set().union(*drawn[-1]) == {0, 1, 2, 3}  # of 20 draws
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_waiting_for_others_counts(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+) -> None:
+    gate = gates(1, 1)
+    session = make_session(on_step=gate)
+    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(predictor.predict, make_image(1.0), None)
+        assert gate.reached.wait(PATIENCE)
+        start = time.monotonic()
+        with pytest.raises(DeadlineError):
+            predictor.predict(make_image(2.0), 0.05)
+        assert time.monotonic() - start >= 0.05
+        gate.opened.set()
+        assert first.result(PATIENCE).stage == 3
+        assert {entry[0] for entry in session.log} == {(1.0,)}  # the second was never begun
+
+
+def waiting(predictor: AnytimePredictor) -> int:
+    """How many have called since the first one, which holds up the rest."""
+    if predictor._worker is not None:
+        return predictor._worker._inbox.qsize()
+    assert isinstance(predictor.session, IsolatedSession)
+    return predictor.session._number - 1
+
+
+def test_first_answers_come_before_better_ones(
+    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+) -> None:
+    gate = gates(1, 1)
+    session = make_session(on_step=gate)
+    with open_predictor(session) as predictor, ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(predictor.predict, make_image(1.0), 30.0)]
+        assert gate.reached.wait(PATIENCE)
+        for value, deadline in ((2.0, 20.0), (3.0, 10.0), (4.0, None)):
+            futures.append(pool.submit(predictor.predict, make_image(value), deadline))
+            settle(lambda: waiting(predictor) == len(futures) - 1)
+        gate.opened.set()
+        assert all(future.result(PATIENCE).stage == 3 for future in futures)
+    order = [(image[0], stage) for image, stage, node in session.log if node == 2]
+    first = [(3.0, 1), (2.0, 1), (1.0, 1), (4.0, 1)]  # who has nothing: the nearest deadline first
+    then = [(value, stage) for value in (3.0, 2.0, 1.0, 4.0) for stage in (2, 3)]
+    assert order == first + then
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_error_reaches_its_caller_alone(
+    open_predictor: Any, make_session: Any, make_image: Image, stage: int
+) -> None:
+    failure = ZeroDivisionError("in a kernel\nof two lines")
+    fail = True
+
+    def on_step(at: int, node: int) -> None:
+        if fail and at == stage:
+            raise failure
+
+    session = make_session(on_step=on_step)
+    with open_predictor(session) as predictor:
+        message = f"the network failed in stage {stage}: .*ZeroDivisionError: in a kernel$"
+        with pytest.raises(NetworkError, match=message) as info:
+            predictor.predict(make_image(1.0), 10.0)
+        if predictor._worker is not None:
+            assert info.value.__cause__ is failure
+        else:
+            assert "ZeroDivisionError: in a kernel" in str(info.value.__cause__)
+        with pytest.raises(NetworkError):
+            list(predictor.stream(make_image(1.0)))
+        settle(lambda: not session.open)
+        fail = False
+        assert predictor.predict(make_image(1.0), 10.0).stage == 3
+
+
+def test_even_an_exit_in_the_network_is_only_its_callers(
+    make_session: Any, make_image: Image
+) -> None:
+    def on_step(stage: int, node: int) -> None:
+        raise SystemExit(3)
+
+    session = make_session(on_step=on_step)
+    with AnytimePredictor(session) as predictor:
+        with pytest.raises(SystemExit):
+            predictor.predict(make_image(1.0), 10.0)
+        session.on_step = lambda stage, node: None
+        assert predictor.predict(make_image(1.0), 10.0).stage == 3
+
+
+def test_logits_that_are_no_numbers_are_an_error(
+    open_predictor: Any, make_session: Any, make_image: Image
+) -> None:
+    with open_predictor(make_session()) as predictor:
+        with pytest.raises(NetworkError, match="logits of stage 2 must be finite, found others"):
+            predictor.predict(make_image(3e38), None)  # twice that is more than float32 holds
+        assert predictor.predict(make_image(1.0), None).stage == 3
+
+
+def test_what_a_session_refuses(open_predictor: Any, make_session: Any) -> None:
+    with open_predictor(make_session()) as predictor:
+        refused = ValueError if predictor._worker else NetworkError  # apart, it comes as a message
+        with pytest.raises(refused, match="13 pixels"):
+            predictor.predict(torch.zeros(1, 13, 13), None)
+        assert predictor.predict(torch.zeros(1, 2, 2), None).stage == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"deadline": -1.0}, "deadline must be seconds from 0, or None, got -1.0"),
+        ({"deadline": math.nan}, "deadline must be seconds from 0, or None, got nan"),
+        ({"deadline": "10ms"}, "deadline must be seconds from 0, or None, got '10ms'"),
+        ({"save_work": "a"}, "save_work must be a probability above 0, got 'a'"),
+        ({"when_nothing": "panic"}, "when_nothing must be one of raise, wait, guess, got 'panic'"),
+        ({"save_work": 0.0}, "save_work must be a probability above 0, got 0.0"),
+        ({"save_work": 0.9}, "save_work needs the latencies of this machine: give profile="),
+    ],
+)
+def test_wishes_that_make_no_sense(
+    open_predictor: Any,
+    make_session: Any,
+    make_image: Image,
+    arguments: dict[str, Any],
+    message: str,
+) -> None:
+    with open_predictor(make_session()) as predictor, pytest.raises(ValueError, match=message):
+        predictor.predict(make_image(1.0), **arguments)
+
+
+def test_many_threads_at_once(open_predictor: Any, make_session: Any, make_image: Image) -> None:
+    session = make_session()
+
+    def ask(number: int) -> Prediction:
+        return predictor.predict(make_image(float(number)), 60.0)
+
+    with open_predictor(session) as predictor, ThreadPoolExecutor(8) as pool:
+        for number, prediction in enumerate(pool.map(ask, range(400))):
+            assert prediction.stage == 3
+            assert prediction.logits.tolist() == [3.0 * number, 0, 0, 0]
+    assert not session.open
+    assert len(session.log) == 400 * 6
+
+
+def test_preparing_the_image_counts(
+    open_predictor: Any, make_session: Any, make_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    with open_predictor(session) as predictor:
+        read = predictor._images
+        monkeypatch.setattr(predictor, "_images", lambda x: (time.sleep(0.05), read(x))[1])
+        with pytest.raises(DeadlineError):
+            predictor.predict(make_image(1.0), 0.03)
+        prediction = predictor.predict(make_image(1.0), 10.0)
+        assert prediction.elapsed > 0.05
+        assert next(predictor.stream(make_image(1.0))).elapsed > 0.05
+
+
+def test_in_time_is_in_time_however_late_the_caller_wakes(
+    open_predictor: Any,
+    make_session: Any,
+    make_image: Image,
+    gates: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what was late is late, although the caller sees both at once."""
+    gate = gates(3)
+    session = make_session(on_step=gate)
+    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+
+        def oversleep(job: Job, until: float) -> bool:
+            assert gate.reached.wait(PATIENCE)
+            time.sleep(max(0.0, until - time.monotonic()) + 0.02)
+            gate.opened.set()
+            settle(lambda: len(session.log) >= 5)
+            time.sleep(0.02)
+            return wait(job, until)
+
+        wait = Job.wait
+        monkeypatch.setattr(Job, "wait", oversleep)
+        prediction = pool.submit(predictor.predict, make_image(1.0), 0.5).result(PATIENCE)
+        assert (prediction.stage, prediction.deadline_met) == (2, True)
+        assert prediction.overshoot > 0.02
