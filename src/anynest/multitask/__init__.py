@@ -8,19 +8,24 @@ For any list of scalar losses and any parameters, nested network or not::
     optimizer.step()  # any torch optimizer
 """
 
-from .checks import NonFiniteLossError
-from .combiner import Combiner
-from .compiling import compile_for_tasks
-from .gradient_stats import gradient_stats
-from .gradients.backward import accumulate, task_rows
-from .gradients.combination import Combination
-from .gradients.task_gradients import Rows
-from .methods.normsgd import NormSGD
-from .methods.osgd import OSGD
-from .methods.rules import gram_matrix, normalize, orthogonalize, weighted_sum
-from .methods.weighted import WeightedSGD
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .registry import list_methods, make_combiner, register_method
-from .stats import Stats
+
+if TYPE_CHECKING:
+    from .checks import NonFiniteLossError
+    from .combiner import Combiner
+    from .compiling import compile_for_tasks
+    from .gradient_stats import gradient_stats
+    from .gradients.backward import accumulate, task_rows
+    from .gradients.combination import Combination
+    from .gradients.task_gradients import Rows
+    from .methods.normsgd import NormSGD
+    from .methods.osgd import OSGD
+    from .methods.rules import gram_matrix, normalize, orthogonalize, weighted_sum
+    from .methods.weighted import WeightedSGD
+    from .stats import Stats
 
 __all__ = [
     "Combination",
@@ -43,3 +48,29 @@ __all__ = [
     "task_rows",
     "weighted_sum",
 ]
+
+# names whose modules import torch, loaded on first use (PEP 562)
+_LAZY = {
+    "NonFiniteLossError": ".checks",
+    "Combiner": ".combiner",
+    "compile_for_tasks": ".compiling",
+    "gradient_stats": ".gradient_stats",
+    "accumulate": ".gradients.backward",
+    "task_rows": ".gradients.backward",
+    "Combination": ".gradients.combination",
+    "Rows": ".gradients.task_gradients",
+    "NormSGD": ".methods.normsgd",
+    "OSGD": ".methods.osgd",
+    "gram_matrix": ".methods.rules",
+    "normalize": ".methods.rules",
+    "orthogonalize": ".methods.rules",
+    "weighted_sum": ".methods.rules",
+    "WeightedSGD": ".methods.weighted",
+    "Stats": ".stats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

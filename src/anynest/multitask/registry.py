@@ -1,24 +1,53 @@
-"""Names for the paper's methods, as the command line and the tests use them."""
+"""Names for the paper's methods, as the command line and the tests use them.
+
+The names are known without importing torch; the classes are imported when one is built.
+"""
 
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .combiner import Combiner
-from .methods.normsgd import NormSGD
-from .methods.osgd import OSGD
-from .methods.weighted import WeightedSGD
+if TYPE_CHECKING:
+    from .combiner import Combiner
 
-_METHODS: dict[str, tuple[Callable[..., Combiner], dict[str, Any]]] = {}
+
+def _weighted() -> "Callable[..., Combiner]":
+    from .methods.weighted import WeightedSGD
+
+    return WeightedSGD
+
+
+def _normsgd() -> "Callable[..., Combiner]":
+    from .methods.normsgd import NormSGD
+
+    return NormSGD
+
+
+def _osgd() -> "Callable[..., Combiner]":
+    from .methods.osgd import OSGD
+
+    return OSGD
+
+
+# name -> (function that imports the factory, options that the name settles)
+_METHODS: dict[str, tuple[Callable[[], "Callable[..., Combiner]"], dict[str, Any]]] = {
+    "sgd-mean": (_weighted, {"reduction": "mean"}),
+    "sgd-sum": (_weighted, {"reduction": "sum"}),
+    "sgd-participants": (_weighted, {"reduction": "participants"}),
+    "normsgd": (_normsgd, {}),
+    "osgd": (_osgd, {"normalize": False, "reduction": "sum"}),
+    "osgd-mean": (_osgd, {"normalize": False, "reduction": "mean"}),
+    "osgd-norm": (_osgd, {"normalize": True, "reduction": "sum"}),
+}
 _ALIASES = {"sgd": "sgd-mean"}
 
 
-def register_method(name: str, factory: Callable[..., Combiner], **preset: Any) -> None:
+def register_method(name: str, factory: "Callable[..., Combiner]", **preset: Any) -> None:
     """Let ``make_combiner(name)`` call ``factory(**preset, ...)``; a name is taken once."""
     if name in _METHODS or name in _ALIASES:
         raise ValueError(f"method {name!r} is registered already: choose another name")
-    _METHODS[name] = (factory, preset)
+    _METHODS[name] = (lambda: factory, preset)
 
 
 def list_methods() -> list[str]:
@@ -26,7 +55,7 @@ def list_methods() -> list[str]:
     return sorted(_METHODS)
 
 
-def make_combiner(method: str, **options: Any) -> Combiner:
+def make_combiner(method: str, **options: Any) -> "Combiner":
     """A combiner by name.
 
     ========================  ==============================================================
@@ -51,7 +80,8 @@ def make_combiner(method: str, **options: Any) -> Combiner:
         raise ValueError(
             f"method must be one of {', '.join(list_methods())}, found {method!r}: {hint}"
         )
-    factory, preset = _METHODS[name]
+    load, preset = _METHODS[name]
+    factory = load()
     allowed = [option for option in inspect.signature(factory).parameters if option not in preset]
     for option in options:
         if option not in allowed:
@@ -59,12 +89,3 @@ def make_combiner(method: str, **options: Any) -> Combiner:
                 f"method {method!r} takes no option {option!r}: it takes {', '.join(allowed)}"
             )
     return factory(**preset, **options)
-
-
-register_method("sgd-mean", WeightedSGD, reduction="mean")
-register_method("sgd-sum", WeightedSGD, reduction="sum")
-register_method("sgd-participants", WeightedSGD, reduction="participants")
-register_method("normsgd", NormSGD)
-register_method("osgd", OSGD, normalize=False, reduction="sum")
-register_method("osgd-mean", OSGD, normalize=False, reduction="mean")
-register_method("osgd-norm", OSGD, normalize=True, reduction="sum")
