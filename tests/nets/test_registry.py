@@ -97,7 +97,7 @@ def test_a_duplicate_name_raises_and_a_new_one_works(monkeypatch: pytest.MonkeyP
     def my_wrong_one() -> Architecture:
         return {"blocks": (1,)}  # type: ignore[return-value]
 
-    with pytest.raises(TypeError, match="my_wrong_one must return an Architecture, got dict"):
+    with pytest.raises(TypeError, match="my_wrong_one must return an Architecture, found dict"):
         create_model("my_wrong_one")
 
 
@@ -113,10 +113,10 @@ def test_a_duplicate_name_raises_and_a_new_one_works(monkeypatch: pytest.MonkeyP
         ({"growth": [[1, 1], [1, 1]]}, "stage 2 must grow"),
         ({"growth": [[1, 2], [2, 3]]}, "each depth must divide the next"),
         ({"growth": [[1, 1], [1, 2]]}, "use a sparse_resnet model"),
-        ({"base_width": 0}, "base_width must be a positive integer, got 0"),
+        ({"base_width": 0}, "base_width must be a positive integer, found 0"),
         ({"num_classes": -1}, "num_classes must be a positive integer"),
-        ({"stem": "mnist"}, "stem must be one of cifar, imagenet, got 'mnist'"),
-        ({"independent": 4}, "numbered 1 to 3, got 4"),
+        ({"stem": "mnist"}, "stem must be one of cifar, imagenet, found 'mnist'"),
+        ({"independent": 4}, "numbered 1 to 3, found 4"),
         ({"average": True}, "for ensembles"),
         ({"isolated": "yes"}, "isolated must be true or false"),
     ],
@@ -134,7 +134,7 @@ def test_wrong_images_get_one_line() -> None:
     for shape in ((2, 1, 8, 8), (3, 8, 8)):
         with pytest.raises(ValueError, match=r"images must be \[batch, 3, height, width\]"):
             model(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"floating point, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"floating point, found torch.uint8"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     for stage in (0, 4, "1"):
         with pytest.raises(ValueError, match="numbered 1 to 3"):

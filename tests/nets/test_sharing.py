@@ -327,8 +327,8 @@ CASCADE = {"order": "prefix", "skips": "sparse", "growth": ((1, 1), (1, 2))}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head": "one"}, "head must be one of separate, shared, got 'one'"),
-        ({"norm": None}, "norm must be one of separate, shared, got None"),
+        ({"head": "one"}, "head must be one of separate, shared, found 'one'"),
+        ({"norm": None}, "norm must be one of separate, shared, found None"),
         ({"head": "shared", "isolated": True}, "head='shared' is for nested.*use head='separate'"),
         ({"norm": "shared", "isolated": True}, "norm='shared' is for nested.*use norm='separate'"),
         ({**CASCADE, "exit": "linear", "head": "shared"}, "exits at different.*use exit='conv'"),

@@ -1,28 +1,49 @@
-"""Nested networks: growth (data) -> plan (graph) -> one engine. Knows nothing of losses or data."""
+"""Nested networks: growth (data) -> plan (graph) -> network. Independent of losses and data sets.
+
+Names, plans and costs need no torch; names whose modules import torch are loaded on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .nested.architecture import Architecture
 from .nested.cost import StageCost
 from .nested.growth import Growth, Stage, parse_growth
-from .nested.network import AnytimeNetwork
-from .nested.sync import SyncBatchNorm, sync_batch_norm
-from .registry import create_model, describe, list_models, register
+from .registry import create_architecture, create_model, describe, list_models, register
 from .zoo import cascade, ensemble, resnet, sparse_resnet  # each registers its models
 
+if TYPE_CHECKING:
+    from .nested.network import AnytimeNetwork
+    from .nested.sync import SyncBatchNorm, sync_batch_norm
+
 __all__ = [
-    "cascade",
-    "ensemble",
-    "resnet",
-    "sparse_resnet",
     "AnytimeNetwork",
     "Architecture",
     "Growth",
     "Stage",
     "StageCost",
     "SyncBatchNorm",
+    "cascade",
+    "create_architecture",
     "create_model",
     "describe",
+    "ensemble",
     "list_models",
     "parse_growth",
     "register",
+    "resnet",
+    "sparse_resnet",
     "sync_batch_norm",
 ]
+
+_LAZY = {
+    "AnytimeNetwork": ".nested.network",
+    "SyncBatchNorm": ".nested.sync",
+    "sync_batch_norm": ".nested.sync",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

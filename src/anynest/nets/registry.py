@@ -6,10 +6,12 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .nested.architecture import Architecture
-from .nested.network import AnytimeNetwork
+
+if TYPE_CHECKING:
+    from .nested.network import AnytimeNetwork
 
 Factory = Callable[[], Architecture]
 _FACTORIES: dict[str, Factory] = {}
@@ -54,6 +56,50 @@ def _factory(name: str) -> Factory:
     return _FACTORIES[name]
 
 
+def create_architecture(
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    independent: int | None = None,
+    **options: Any,
+) -> Architecture:
+    """The architecture that :func:`create_model` builds with the same arguments; needs no torch.
+
+    Example:
+        >>> from anynest.nets.nested.cost import stage_costs
+        >>> from anynest.nets.nested.wiring import build_plan
+        >>> architecture = create_architecture("width_nested_resnet10", num_classes=5)
+        >>> [row.parameters for row in stage_costs(build_plan(architecture), (32, 32))]
+        [5053, 19185, 75081]
+
+    Raises:
+        ValueError: an unknown name or a value out of range.
+        TypeError: an unknown option.
+    """
+    architecture = _factory(name)()
+    if not isinstance(architecture, Architecture):
+        raise TypeError(
+            f"{name} must return an Architecture, found {type(architecture).__name__}; see register"
+        )
+    known = {field.name for field in fields(Architecture)}
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"options are {', '.join(sorted(known))}"
+            )
+            raise TypeError(f"create_model has no option {key!r}; {hint}")
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in options.items()
+        if value is not None
+    }
+    changes |= {"num_classes": num_classes, "in_channels": in_channels}
+    architecture = replace(architecture, **changes)
+    return architecture if independent is None else architecture.plain(independent)
+
+
 def create_model(
     name: str,
     *,
@@ -72,47 +118,40 @@ def create_model(
         name: one of :func:`list_models`.
         num_classes: logits of each output.
         in_channels: channels of the images.
-        growth: another (width, depth) per stage.
-        base_width: another number of channels of the first group at width 1.
+        growth: (width, depth) of each stage; default: the registered one.
+        base_width: channels of the first group at width 1; default: the registered number.
         stem: ``"cifar"`` or ``"imagenet"``.
-        independent: s: the plain, un-nested network of stage s's size (the Oracle's member, section 5.3).
-        subnetwork: s: stage s of the nested network alone, as ``model.subnetwork(s)`` gives it; such a
-            model loads the part of the whole's weights that it has names for.
+        independent: s: the plain, un-nested network of stage s's size (the Oracle's member,
+            section 5.3).
+        subnetwork: s: stage s of the nested network alone, as ``model.subnetwork(s)``. Such a model
+            loads the part of the whole network's weights that it has names for.
         options: any other field of :class:`Architecture`, such as ``exit="linear"`` for a cascade.
 
     Raises:
         ValueError: an unknown name or a value out of range.
         TypeError: an unknown option.
     """
-    architecture = _factory(name)()
-    if not isinstance(architecture, Architecture):
-        raise TypeError(
-            f"{name} must return an Architecture, got {type(architecture).__name__}; see register"
-        )
-    given: dict[str, Any] = {
+    arguments = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
         "growth": growth,
         "base_width": base_width,
         "stem": stem,
-        **{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()},
+        **options,
+        "independent": independent,
     }
-    changes = {key: value for key, value in given.items() if value is not None}
-    known = {field.name for field in fields(Architecture)}
-    for key in changes:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"options are {', '.join(sorted(known))}"
-            )
-            raise TypeError(f"create_model has no option {key!r}; {hint}")
-    architecture = replace(
-        architecture, num_classes=num_classes, in_channels=in_channels, **changes
-    )
-    arguments: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
-    for key, value in changes.items():  # as JSON would give them back
-        listed = [list(stage) for stage in architecture.growth] if key == "growth" else value
-        arguments[key] = list(listed) if isinstance(listed, tuple) else listed
-    if independent is not None:
-        architecture = architecture.plain(independent)
-        arguments["independent"] = independent
+    architecture = create_architecture(name, **arguments)
+    from .nested.network import AnytimeNetwork  # imports torch; errors above need none
+
+    arguments = {
+        key: _as_json([list(stage) for stage in value] if key == "growth" else value)
+        for key, value in arguments.items()
+        if value is not None
+    }
     model = AnytimeNetwork(architecture, name, arguments)
     return model if subnetwork is None else model.subnetwork(subnetwork)
+
+
+def _as_json(value: Any) -> Any:
+    """A value as ``json`` reads it back: lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Files that outlive the process: written whole or not at all, and read without executing anything."""
+"""Files that outlive the process: written atomically, read without executing anything."""
 
 from .errors import RunError, RunFolderError
 from .files import write_whole

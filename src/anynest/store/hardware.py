@@ -1,14 +1,19 @@
-"""What a number was measured on: it stands beside every number that is written."""
+"""The hardware and versions that a measurement was made with, and the choice of a device."""
+
+from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, to stand beside every number."""
+    """Versions and hardware that a measurement was made with."""
+    import torch
+
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
@@ -29,6 +34,8 @@ def find_device(name: str | torch.device, what: str = "device") -> torch.device:
     >>> find_device("cpu")
     device(type='cpu')
     """
+    import torch
+
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -4,20 +4,24 @@ Reading one executes nothing: the metadata is JSON, and the model's name is look
 registered ones. ``load(path)`` needs nothing but the file, or the folder of a finished run.
 """
 
+from __future__ import annotations
+
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import nn
 
-from ..nets import AnytimeNetwork, create_model, list_models
+from ..nets.registry import create_model, list_models
 from .errors import RunFolderError
 from .files import write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..nets.nested.network import AnytimeNetwork
 
 FILE = "weights.safetensors"
 FORMAT = "anynest-weights-1"
@@ -84,6 +88,8 @@ def check_preparation(info: WeightsInfo) -> None:
 
 def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
     """Write the model's state with ``info``, whole or not at all (RunError)."""
+    from safetensors.torch import save as to_bytes  # imports torch
+
     state = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
@@ -127,7 +133,7 @@ def read_info(path: str | Path) -> WeightsInfo:
     """The metadata of a weights file or run folder; RunFolderError, one line, for a bad file."""
     file = weights_file(path)
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise RunFolderError(f"{file} is no whole safetensors file: {error}") from error
@@ -180,13 +186,15 @@ def _list(metadata: dict[str, str], key: str) -> tuple[Any, ...]:
 def load(path: str | Path) -> AnytimeNetwork:
     """The trained network in a weights file or a finished run's folder, in eval mode on the CPU.
 
-    Errors: RunFolderError, one line, for a missing, damaged or foreign file.
+    Raises: RunFolderError, one line, for a missing, damaged or foreign file.
 
     Example:
         ``model = anynest.load("runs/a")``
     """
     file = weights_file(path)
     info = read_info(file)
+    import torch
+
     try:
         with torch.device("meta"):
             expected = create_model(info.model, **info.arguments).state_dict()

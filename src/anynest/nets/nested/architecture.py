@@ -69,15 +69,15 @@ class Architecture:
         for field, allowed in CHOICES.items():
             value = getattr(self, field)
             if value not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, found {value!r}")
         for field in ("base_width", "num_classes", "in_channels"):
             value = getattr(self, field)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+                raise ValueError(f"{field} must be a positive integer, found {value!r}")
         for field in ("isolated", "average"):
             value = getattr(self, field)
             if type(value) is not bool:
-                raise ValueError(f"{field} must be true or false, got {value!r}")
+                raise ValueError(f"{field} must be true or false, found {value!r}")
         if self.average and not self.isolated:
             raise ValueError(
                 "average=True is for ensembles; nested stages contain the earlier ones"
@@ -85,7 +85,7 @@ class Architecture:
         for field in ("head", "norm"):
             if self.isolated and getattr(self, field) == "shared":
                 raise ValueError(
-                    f"{field}='shared' is for nested stages; an ensemble's members share nothing, got "
+                    f"{field}='shared' is for nested stages; an ensemble's members share nothing, found "
                     f"isolated=True; use {field}='separate'"
                 )
         deepens = self.growth[0].depth != self.growth[-1].depth
@@ -96,14 +96,14 @@ class Architecture:
             and not self.isolated
         ):
             raise ValueError(
-                "depth nesting needs skips to the layers 1, 2, 4, ... back (section 3.3.1), got growth "
+                "depth nesting needs skips to the layers 1, 2, 4, ... back (section 3.3.1), found growth "
                 f"{[tuple(stage) for stage in self.growth]} with plain residual skips; use a "
                 "sparse_resnet model, or grow in width alone"
             )
 
         if self.head == "shared" and deepens and (self.order, self.exit) == ("prefix", "linear"):
             raise ValueError(
-                "head='shared' needs outputs that read the same channels, got exits at different groups "
+                "head='shared' needs outputs that read the same channels, found exits at different groups "
                 "with exit='linear'; use exit='conv'"
             )
 
@@ -139,5 +139,5 @@ class Architecture:
 def check_stage(stage: int, count: int) -> int:
     """The stage, if there is one of that number; ValueError otherwise."""
     if type(stage) is not int or not 1 <= stage <= count:
-        raise ValueError(f"stages are numbered 1 to {count}, got {stage!r}")
+        raise ValueError(f"stages are numbered 1 to {count}, found {stage!r}")
     return stage

@@ -33,25 +33,25 @@ def parse_growth(value: Sequence[Sequence[int]]) -> Growth:
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise ValueError(
-            f"growth must be a non-empty list of (width, depth), such as [(1, 1), (2, 1)], got {value!r}"
+            f"growth must be a non-empty list of (width, depth), such as [(1, 1), (2, 1)], found {value!r}"
         )
     stages: list[Stage] = []
     for number, pair in enumerate(value, 1):
         is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
         if not is_pair or not all(type(n) is int and n > 0 for n in pair):
             raise ValueError(
-                f"growth: stage {number} must be two positive integers (width, depth), got {pair!r}"
+                f"growth: stage {number} must be two positive integers (width, depth), found {pair!r}"
             )
         stages.append(Stage(*pair))
     for number, (small, large) in enumerate(pairwise(stages), 2):
         if large.width < small.width or large.depth < small.depth or large == small:
             raise ValueError(
-                f"growth: stage {number} must grow over stage {number - 1}, got {tuple(small)} then "
+                f"growth: stage {number} must grow over stage {number - 1}, found {tuple(small)} then "
                 f"{tuple(large)}; widen or deepen it"
             )
         if large.depth % small.depth:
             raise ValueError(
-                f"growth: each depth must divide the next, got {small.depth} then {large.depth} at "
+                f"growth: each depth must divide the next, found {small.depth} then {large.depth} at "
                 f"stage {number}; use a multiple, such as {small.depth * 2}"
             )
     return tuple(stages)

@@ -178,15 +178,15 @@ class _Run:
     def __init__(self, net: AnytimeNetwork, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != net.in_channels:
             raise ValueError(
-                f"images must be [batch, {net.in_channels}, height, width], got {list(x.shape)}; create "
+                f"images must be [batch, {net.in_channels}, height, width], found {list(x.shape)}; create "
                 "the model with in_channels= for other images"
             )
         if not x.is_floating_point():
             raise ValueError(
-                f"images must be floating point, got {x.dtype}; scale and normalise them"
+                f"images must be floating point, found {x.dtype}; scale and normalise them"
             )
         if net.kernels not in ("auto", "dense", "stripes"):
-            raise ValueError(f"kernels must be auto, dense or stripes, got {net.kernels!r}")
+            raise ValueError(f"kernels must be auto, dense or stripes, found {net.kernels!r}")
         self.net = net
         self.done = 0
         self.slices: dict[str, Slices] = {IMAGE: [(0, x)]}

@@ -158,7 +158,7 @@ class SyncBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, z: Tensor) -> None:
         if z.dim() < 2:
-            raise ValueError(f"a batch norm takes [batch, channels, ...], got {list(z.shape)}")
+            raise ValueError(f"a batch norm takes [batch, channels, ...], found {list(z.shape)}")
 
 
 def sync_batch_norm(network: nn.Module, group: Any) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anynest.nets import create_model, list_models
-from anynest.training import RunFolderError, WeightsInfo, load, read_info, save_weights
+from anynest.store import RunFolderError, WeightsInfo, load, read_info, save_weights
 
 ARGUMENTS = {"num_classes": 3, "in_channels": 1, "growth": [[1, 1], [2, 1]], "base_width": 2}
 
