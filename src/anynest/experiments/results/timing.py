@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import anynest
-
+from ..._version import __version__
 from ...data import Dataset
 from ...engines.session import Session, open_session, stages
 from ...training import DataConfig
@@ -129,7 +128,7 @@ def measure_plan(
         "rounds": ROUNDS,
         "seconds": round(time.perf_counter() - began, 3),
         "revision": revision(),
-        "anynest": anynest.__version__,
+        "anynest": __version__,
         "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

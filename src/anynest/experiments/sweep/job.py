@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import anynest
-
+from ..._version import __version__
 from ...data import Dataset
 from ...nets import create_model
 from ...store import RunFolderError, write_whole
@@ -190,7 +189,7 @@ def thinned_cosines(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def revision() -> str:
     """The git commit of the code that runs, with ``-dirty`` where the code differs from it; the
     version where it is no checkout."""
-    place = Path(anynest.__file__).parent
+    place = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -202,5 +201,5 @@ def revision() -> str:
         tracked = git("ls-files", "--error-unmatch", "__init__.py")
         commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
-        return f"anynest {anynest.__version__}"
+        return f"anynest {__version__}"
     return commit + ("-dirty" if changed or not tracked else "")

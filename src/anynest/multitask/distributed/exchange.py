@@ -7,7 +7,7 @@ then is sent at once; at the end the ranks compare what they had, and what was m
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 from zlib import crc32
 
 from torch import Tensor
@@ -15,9 +15,6 @@ from torch import Tensor
 from ..gradients.buffer import Filling
 from ..gradients.task_gradients import Grads, Rows
 from .collectives import Receive
-
-if TYPE_CHECKING:
-    from .context import Ranks
 
 SINGLE = -1  # the plan of a step of one pass, beside those of the tasks
 
@@ -30,7 +27,7 @@ class SharedFilling:
 
     def __init__(
         self,
-        ranks: Ranks,
+        ranks: Any,  # context.Ranks, which imports this module
         tasks: Sequence[int],
         single: bool,
         scopes: tuple[int, ...] | None = None,

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ....profiling.profile import FILE as PROFILE
 from ....store import RunError, RunFolderError, write_whole
 from ....store.files import explain, sync_folder
 from ..manifest import FILE, read_manifest
+
+PROFILE = "profile.json"  # written beside the export's own files
 
 
 def require_place(folder: Path, overwrite: bool) -> None:
