@@ -1,37 +1,55 @@
-# `make demo` and `make test` set up all they need in .venv, then run; a second time the set-up is skipped.
+# Each target sets up what it needs in .venv; a second time the set-up is skipped.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+CORE   := $(VENV)/.ready-core
+DEV    := $(VENV)/.ready-dev
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Test processes: one a core. JOBS=0 runs the tests in one process.
+JOBS   ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: setup demo test report lint types check clean
+.PHONY: setup demo test test-quick report lint types check clean
 
-setup: $(READY)
+setup: $(DEV)
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "anynest needs Python 3.11 or later, found $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Creating the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(CORE): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing anynest, PyTorch and ONNX Runtime into $(VENV) (once, about a minute)"
+	@$(PIP) -e .
 	@touch $@
 
-demo: $(READY)
+$(DEV): $(CORE)
+	@echo "Installing what the tests and linters need into $(VENV) (once, about a minute)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(CORE)
 	$(BIN)/anynest demo
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(DEV)
+	$(PYTEST) --cov=anynest --cov-report=
+	@echo "line coverage: $$($(BIN)/coverage report --format=total) %"
 
-report: $(READY) # results/*.jsonl -> results/report.md and report.html
+test-quick: $(DEV) # without the tests marked slow
+	$(PYTEST) -m 'not slow'
+
+report: $(CORE) # results/*.jsonl -> results/report.md and report.html
 	$(BIN)/anynest report results --out results
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(DEV)
 	$(BIN)/mypy
 
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage
