@@ -11,32 +11,27 @@ from typing import Any
 import torch
 
 from anynest import AnytimePredictor, create_model
-from anynest.predict.isolated import IsolatedSession
 
 LOOKS = 20
 
 
-def live(predictions: int, isolated: bool) -> dict[str, Any]:
+def live(predictions: int) -> dict[str, Any]:
     """``predictions`` of a tiny network in all the ways that there are, and what was held meanwhile."""
     torch.manual_seed(0)
     network = create_model("width_nested_resnet10", in_channels=1, base_width=2).eval()
     x = torch.randn(1, 8, 8)
     looks = []
     start = time.monotonic()
-    with AnytimePredictor(network, threads=1, isolated=isolated) as predictor:
-        pids = ["self"]
-        if isinstance(predictor.session, IsolatedSession):
-            pids.append(str(predictor.session.process.pid))
+    with AnytimePredictor(network, threads=1) as predictor:
         for number in range(predictions):
             if number % max(1, predictions // LOOKS) == 0:
-                looks.append(look(number, pids))
+                looks.append(look(number))
             one(predictor, x, number)
-        looks.append(look(predictions, pids))
+        looks.append(look(predictions))
     gc.collect()
-    after = look(predictions, pids[:1])
+    after = look(predictions)
     settled = looks[len(looks) // 4]  # allocators have what they need by then
     result = {
-        "way": "process" if isolated else "thread",
         "predictions": predictions,
         "seconds": time.monotonic() - start,
         "looks": looks,
@@ -44,7 +39,7 @@ def live(predictions: int, isolated: bool) -> dict[str, Any]:
         "growth": {key: looks[-1][key] - settled[key] for key in ("threads", "handles", "bytes")},
     }
     print(
-        f"{result['way']}: {predictions} predictions in {result['seconds']:.1f} s; from "
+        f"{predictions} predictions in {result['seconds']:.1f} s; from "
         f"{settled['predictions']} on {result['growth']['threads']:+d} threads, "
         f"{result['growth']['handles']:+d} handles, {result['growth']['bytes'] / 2**20:+.2f} MiB; "
         f"closed: {after['threads']} threads, {after['handles']} handles",
@@ -74,12 +69,11 @@ def one(predictor: AnytimePredictor, x: torch.Tensor, number: int) -> None:
         raise AssertionError("an empty image was taken")
 
 
-def look(number: int, pids: list[str]) -> dict[str, int]:
-    """What this process, and the one that computes, hold together."""
+def look(number: int) -> dict[str, int]:
+    """What this process holds."""
     held = {"predictions": number, "threads": 0, "handles": 0, "bytes": 0}
-    for folder in (Path("/proc") / pid for pid in pids):
-        held["threads"] += len(os.listdir(folder / "task"))
-        held["handles"] += len(os.listdir(folder / "fd"))
-        pages = int((folder / "statm").read_text().split()[1])
-        held["bytes"] += pages * os.sysconf("SC_PAGE_SIZE")
+    folder = Path("/proc/self")
+    held["threads"] = len(os.listdir(folder / "task"))
+    held["handles"] = len(os.listdir(folder / "fd"))
+    held["bytes"] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return held

@@ -195,13 +195,7 @@ def opened(
 ) -> Iterator[tuple[AnytimePredictor, Watched | None]]:
     """A predictor, and what watches its session where it has a thread."""
     source = options.exports / network.name if options.exports else network
-    isolated = way == "process"
-    with AnytimePredictor(
-        source, options.backend, threads=options.threads, isolated=isolated
-    ) as predictor:
-        if isolated:  # what is finished in time is never missed: it bears its time
-            yield predictor, None
-            return
+    with AnytimePredictor(source, options.backend, threads=options.threads) as predictor:
         watched = Watched(predictor.session)
         with AnytimePredictor(watched) as driven:  # type: ignore[arg-type]
             yield driven, watched
@@ -240,7 +234,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--networks", default=["width_nested_resnet42"], **listed)  # type: ignore[arg-type]
     parser.add_argument("--backend", default="torch", choices=("torch", "onnxruntime"))
     parser.add_argument("--exports", type=Path, help="folder with an exported folder a network")
-    parser.add_argument("--ways", default=["thread", "process"], **listed)  # type: ignore[arg-type]
+    parser.add_argument("--ways", default=["thread"], **listed)  # type: ignore[arg-type]
     parser.add_argument("--load", default=["same", "own"], help="none, same, own", **listed)  # type: ignore[arg-type]
     parser.add_argument(
         "--deadlines",
@@ -261,7 +255,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = surroundings("cpu")
     if options.leak:
-        result["lives"] = [_long_life.live(options.leak, way == "process") for way in options.ways]
+        result["lives"] = [_long_life.live(options.leak)]
     else:
         result["rows"] = measure(options)
     if options.json:

@@ -1,7 +1,6 @@
 """``anynest evaluate --deadlines``: accuracy under real deadlines, here of a tiny network."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,8 @@ from anynest.cli import main
 from anynest.cli.commands.deadlines import parse_deadlines, sample
 from anynest.cli.commands.deadlines_picture import deadlines_figure
 from anynest.data import load
-from anynest.predict.predictor import AnytimePredictor
 
 Out = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own takes seconds to start: one test has it, as every user has."""
-    if "generous" not in request.node.name:
-        made = partial(AnytimePredictor, isolated=False)
-        monkeypatch.setattr("anynest.cli.commands.deadlines.AnytimePredictor", made)
 
 
 def test_generous_and_impossible_deadlines(finished: Path, capsys: Out) -> None:

@@ -1,4 +1,4 @@
-"""Networks whose stages share a head and norms, exported, read back, and in a process of their own."""
+"""Networks whose stages share a head and norms, exported and read back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.manifest import read_manifest
 from anynest.engines.session import Session, open_session, stages
 from anynest.nets import AnytimeNetwork, create_model
-from anynest.predict import child, isolated
 
 NETWORKS = {
     "width": ("width_nested_resnet10", {"head": "shared"}),
@@ -57,12 +56,3 @@ def test_an_exported_folder(network: AnytimeNetwork, tmp_path: Path, single_file
     session = open_session(tmp_path / "out", backend="onnxruntime", threads=1)
     for batch in (1, 3):
         agree(session, network, batch)
-
-
-@pytest.mark.parametrize("stage", [None, 2])
-def test_a_process_of_its_own_builds_the_same_network(
-    network: AnytimeNetwork, stage: int | None
-) -> None:
-    source = network if stage is None else network.subnetwork(stage)
-    session = child._open(isolated._describe(source, "torch", 1, "cpu"))
-    agree(session, source, 2)

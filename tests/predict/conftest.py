@@ -1,20 +1,14 @@
-"""A session whose every step does what a test says: blocks, raises, counts; and both ways to drive it."""
+"""A session whose every step does what a test says: blocks, raises, counts."""
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-from anynest.predict.child import serve
-from anynest.predict.isolated import IsolatedSession
-from anynest.predict.predictor import AnytimePredictor
 
 PATIENCE = 20.0  # seconds; a test that needs them has failed
 Hook = Callable[[int, int], None]
@@ -83,52 +77,6 @@ class FakeEvaluation:
 
     def close(self) -> None:
         self.session.open.discard(self)
-
-
-class Thread:
-    """Stands in for a compute process: the same loop over the same sockets, in a thread."""
-
-    pid = 0
-
-    def __init__(self, session: Any, control: socket.socket) -> None:
-        self.thread = threading.Thread(target=self.run, args=(session, control), name="apart")
-        self.thread.start()
-
-    @staticmethod
-    def run(session: Any, control: socket.socket) -> None:
-        with control:
-            serve(session, control)
-
-    def kill(self) -> None:
-        """It ends as its control socket is closed."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        self.thread.join(timeout)
-        assert not self.thread.is_alive()
-        return 0
-
-
-def connect(session: Any) -> IsolatedSession:
-    """A session that runs behind sockets, as in a process of its own."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    return IsolatedSession(Thread(session, theirs), ours)
-
-
-def open_apart(session: Any, **options: Any) -> AnytimePredictor:
-    """A predictor of such a session."""
-    _apart.append(connect(session))
-    return AnytimePredictor(_apart[-1], **options)
-
-
-_apart: list[IsolatedSession] = []
-
-
-@pytest.fixture(params=["thread", "apart"])
-def open_predictor(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnytimePredictor]]:
-    """Opens a predictor on a fake session: driven by a worker thread, or behind sockets."""
-    yield AnytimePredictor if request.param == "thread" else open_apart
-    while _apart:
-        _apart.pop().close()
 
 
 class Gate:

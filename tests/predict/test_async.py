@@ -31,8 +31,8 @@ async def reached(gate: Any) -> None:
 
 
 # -- streams ------------------------------------------------------------------------------------------
-def test_every_stage_in_turn(open_predictor: Any, make_session: Any, make_image: Image) -> None:
-    with open_predictor(make_session()) as predictor:
+def test_every_stage_in_turn(make_session: Any, make_image: Image) -> None:
+    with AnytimePredictor(make_session()) as predictor:
         stream = predictor.stream(make_image(2.0))
         time.sleep(0.05)  # a slow reader misses nothing
         predictions = list(stream)
@@ -46,10 +46,10 @@ def test_every_stage_in_turn(open_predictor: Any, make_session: Any, make_image:
 
 
 def test_each_stage_comes_before_the_next_is_done(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+    make_session: Any, make_image: Image, gates: Any
 ) -> None:
     gate = gates(2)
-    with open_predictor(make_session(on_step=gate)) as predictor:
+    with AnytimePredictor(make_session(on_step=gate)) as predictor:
         stream = predictor.stream(make_image(1.0))
         assert next(stream).stage == 1
         gate.opened.set()
@@ -57,11 +57,11 @@ def test_each_stage_comes_before_the_next_is_done(
 
 
 def test_a_stream_ends_at_its_deadline_or_policy(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+    make_session: Any, make_image: Image, gates: Any
 ) -> None:
     gate = gates(2, 2)
     session = make_session(on_step=gate)
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         start = time.monotonic()
         assert [p.stage for p in predictor.stream(make_image(1.0), 0.1)] == [1]
         assert time.monotonic() - start >= 0.1
@@ -74,14 +74,12 @@ def test_a_stream_ends_at_its_deadline_or_policy(
         assert [p.deadline for p in late] == [30, 30, 30]
 
 
-def test_deadlines_beyond_what_can_be_slept(
-    open_predictor: Any, make_session: Any, make_image: Image
-) -> None:
+def test_deadlines_beyond_what_can_be_slept(make_session: Any, make_image: Image) -> None:
     async def main() -> None:
         assert [p.stage async for p in predictor.astream(make_image(1.0), 1e10)] == [1, 2, 3]
         assert (await predictor.apredict(make_image(1.0), 1e10)).stage == 3
 
-    with open_predictor(make_session()) as predictor:
+    with AnytimePredictor(make_session()) as predictor:
         assert [p.stage for p in predictor.stream(make_image(1.0), 1e10)] == [1, 2, 3]
         assert predictor.predict(make_image(1.0), 1e10).stage == 3
         run(main())
@@ -89,11 +87,11 @@ def test_deadlines_beyond_what_can_be_slept(
 
 @pytest.mark.parametrize("how", ["close", "with", "drop"])
 def test_leaving_a_stream_cancels_the_rest(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any, how: str
+    make_session: Any, make_image: Image, gates: Any, how: str
 ) -> None:
     gate = gates(2)
     session = make_session(on_step=gate)
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         stream = predictor.stream(make_image(1.0))
         next(stream)
         assert gate.reached.wait(PATIENCE)
@@ -114,7 +112,7 @@ def test_leaving_a_stream_cancels_the_rest(
 
 # -- asyncio ------------------------------------------------------------------------------------------
 def test_the_loop_goes_on_while_a_kernel_runs(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+    make_session: Any, make_image: Image, gates: Any
 ) -> None:
     gate = gates(2)
 
@@ -130,13 +128,11 @@ def test_the_loop_goes_on_while_a_kernel_runs(
         prediction = await task
         assert (prediction.stage, prediction.ended) == (3, "last stage")
 
-    with open_predictor(make_session(on_step=gate)) as predictor:
+    with AnytimePredictor(make_session(on_step=gate)) as predictor:
         run(main())
 
 
-def test_the_newest_stage_at_the_deadline(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_the_newest_stage_at_the_deadline(make_session: Any, make_image: Image, gates: Any) -> None:
     gate = gates(3)
 
     async def main() -> None:
@@ -148,13 +144,11 @@ def test_the_newest_stage_at_the_deadline(
         forever = await predictor.apredict(make_image(1.0), None)
         assert (forever.stage, forever.deadline) == (3, None)
 
-    with open_predictor(make_session(on_step=gate)) as predictor:
+    with AnytimePredictor(make_session(on_step=gate)) as predictor:
         run(main())
 
 
-def test_nothing_by_the_deadline(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_nothing_by_the_deadline(make_session: Any, make_image: Image, gates: Any) -> None:
     gate = gates(1)
 
     async def main() -> None:
@@ -171,13 +165,13 @@ def test_nothing_by_the_deadline(
         late = await waiting
         assert (late.stage, late.deadline_met, late.ended) == (1, False, "deadline")
 
-    with open_predictor(make_session(on_step=gate)) as predictor:
+    with AnytimePredictor(make_session(on_step=gate)) as predictor:
         run(main())
 
 
 @pytest.mark.parametrize("kind", ["predict", "stream"])
 def test_cancelling_the_task_cancels_the_work(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any, kind: str
+    make_session: Any, make_image: Image, gates: Any, kind: str
 ) -> None:
     gate = gates(2)
     session = make_session(on_step=gate)
@@ -199,13 +193,11 @@ def test_cancelling_the_task_cancels_the_work(
         assert (2, 2) not in [entry[1:] for entry in session.log]
         assert (await predictor.apredict(make_image(1.0), None)).stage == 3
 
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         run(main())
 
 
-def test_asynchronous_streams(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_asynchronous_streams(make_session: Any, make_image: Image, gates: Any) -> None:
     gate = gates(3)
     session = make_session(on_step=gate)
 
@@ -223,13 +215,13 @@ def test_asynchronous_streams(
         while session.open:
             await asyncio.sleep(0.001)
 
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         run(main())
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
-    open_predictor: Any, make_session: Any, make_image: Image, batch: int
+    make_session: Any, make_image: Image, batch: int
 ) -> None:
     x = torch.stack([make_image(1.0)] * batch)
 
@@ -247,7 +239,7 @@ def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
         time.sleep(0.3)
         return [(await first).stage, *[p.stage async for p in stream]]
 
-    with open_predictor(make_session()) as predictor:
+    with AnytimePredictor(make_session()) as predictor:
         stream, late = predictor.stream(x, 0.2), []
         for prediction in stream:
             late.append(prediction.stage)
@@ -257,19 +249,19 @@ def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
         assert run(busy_neighbour()) == [1, 2, 3]
 
 
-def test_many_at_once(open_predictor: Any, make_session: Any, make_image: Image) -> None:
+def test_many_at_once(make_session: Any, make_image: Image) -> None:
     async def main() -> None:
         calls = [predictor.apredict(make_image(float(n)), 30.0) for n in range(60)]
         for number, prediction in enumerate(await asyncio.gather(*calls)):
             assert prediction.logits.tolist() == [3.0 * number, 0, 0, 0]
 
     session = make_session()
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         run(main())
         settle(lambda: not session.open)
 
 
-def test_errors(open_predictor: Any, make_session: Any, make_image: Image) -> None:
+def test_errors(make_session: Any, make_image: Image) -> None:
     def on_step(stage: int, node: int) -> None:
         if stage == 2:
             raise OSError("a kernel")
@@ -286,13 +278,11 @@ def test_errors(open_predictor: Any, make_session: Any, make_image: Image) -> No
         with pytest.raises(ValueError, match="finite"):
             await anext(predictor.astream(make_image(float("nan"))))
 
-    with open_predictor(make_session(on_step=on_step)) as predictor:
+    with AnytimePredictor(make_session(on_step=on_step)) as predictor:
         run(main())
 
 
-def test_a_loop_that_ends_first(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_a_loop_that_ends_first(make_session: Any, make_image: Image, gates: Any) -> None:
     """Its loop is closed when the worker would tell it: nobody listens, and the worker lives."""
     gate = gates(2)
     session = make_session(on_step=gate)
@@ -303,10 +293,10 @@ def test_a_loop_that_ends_first(
         kept.append(stream)
         await anext(stream)
 
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         run(main())
         gate.opened.set()
-        settle(lambda: predictor._worker is None or not session.open)
+        settle(lambda: not session.open)
         kept.clear()
         gc.collect()
         assert predictor.predict(make_image(1.0), None).stage == 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,32 +13,22 @@ from anynest import create_model
 from anynest.predict.policies import Confidence, MultiplyAdds
 from anynest.predict.predictor import AnytimePredictor
 
-from .conftest import FakeSession, open_apart, picture
-
-
-@contextmanager
-def opened(session: FakeSession, apart: bool) -> Iterator[AnytimePredictor]:
-    """By a worker thread, or behind sockets."""
-    with (open_apart if apart else AnytimePredictor)(session) as predictor:
-        yield predictor
-    if apart:
-        predictor.session.close()
+from .conftest import FakeSession, picture
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     values=st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=6),
     thresholds=st.tuples(*[st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 1.5])] * 3),
-    apart=st.booleans(),
 )
 def test_a_batch_is_its_images_one_by_one(
-    values: list[float], thresholds: tuple[float, ...], apart: bool
+    values: list[float], thresholds: tuple[float, ...]
 ) -> None:
     policy = Confidence(thresholds)
     with AnytimePredictor(FakeSession(stages=4, steps=1)) as predictor:
         alone = [predictor.predict(picture(v), None, policy=policy) for v in values]
     session = FakeSession(stages=4, steps=1)
-    with opened(session, apart) as predictor:
+    with AnytimePredictor(session) as predictor:
         batch = predictor.predict(torch.stack([picture(v) for v in values]), None, policy=policy)
     assert batch.stages == tuple(one.stage for one in alone)
     assert batch.stage == max(batch.stages)
@@ -48,21 +36,19 @@ def test_a_batch_is_its_images_one_by_one(
     assert torch.equal(batch.probabilities, torch.stack([one.probabilities for one in alone]))
     assert batch.confidence == min(one.confidence for one in alone)
     assert batch.ended == ("last stage" if batch.stage == 4 else "policy")
-    if apart and len(values) == 1:
-        return  # runs on to the next stage until it is told to stop
     for images, stage, _ in session.log:  # nobody is computed who has left
         there = tuple(v for v, last in zip(values, batch.stages, strict=True) if last >= stage)
         assert images == there
 
 
-def test_the_order_is_kept_at_a_deadline(open_predictor: Any, make_image: Any) -> None:
+def test_the_order_is_kept_at_a_deadline(make_image: Any) -> None:
     import threading
 
     opened = threading.Event()
     session = FakeSession(stages=3, steps=1)
     session.on_step = lambda stage, node: stage < 3 or opened.wait(20)
     values = [0.1, 9.0, 1.0, 8.0]
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         batch = predictor.predict(
             torch.stack([make_image(v) for v in values]), 0.1, policy=Confidence((0.99, 2.0))
         )
@@ -86,7 +72,7 @@ def test_real_networks(name: str) -> None:
     confidence = stages.softmax(2).amax(2)
     ordered = confidence[:-1].sort(dim=1).values  # halfway between two images, not at one of them
     thresholds = tuple(((ordered[:, 4] + ordered[:, 5]) / 2).tolist())
-    with AnytimePredictor(model, isolated=False, threads=1) as predictor:
+    with AnytimePredictor(model, threads=1) as predictor:
         batch = predictor.predict(x, None, policy=Confidence(thresholds))
         single = [predictor.predict(one, None, policy=Confidence(thresholds)) for one in x]
         assert len(set(batch.stages)) > 1
@@ -104,7 +90,7 @@ def test_budgets_of_multiply_adds() -> None:
     model = create_model("width_nested_resnet10", base_width=4).eval()
     costs = [row.multiply_adds for row in model.cost(16)]
     x = torch.randn(3, 16, 16)
-    with AnytimePredictor(model, isolated=False, threads=1) as predictor:
+    with AnytimePredictor(model, threads=1) as predictor:
         for stage, cost in enumerate(costs, 1):
             for budget in (cost, cost + 1):
                 assert predictor.predict(x, None, policy=MultiplyAdds(budget)).stage == stage

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anynest import create_model
-from anynest.predict import calibration as calibrate
-from anynest.predict.calibration import HeldOut, simulate
+from anynest.predict.calibration import HeldOut, calibrate, simulate
 from anynest.predict.policies import Confidence, Deadline, MultiplyAdds
 from anynest.predict.predictor import AnytimePredictor
 from anynest.predict.thresholds import ALWAYS, NEVER, Exits, Thresholds, _between, search
@@ -257,7 +256,7 @@ def test_a_predictor_does_what_the_report_says() -> None:
     model = create_model("width_nested_resnet10", base_width=4).eval()
     x, labels = torch.randn(64, 3, 12, 12), torch.randint(10, (64,))
     batches = [(x[:40], labels[:40]), (x[40:], labels[40:])]
-    with AnytimePredictor(model, isolated=False, threads=1) as predictor:
+    with AnytimePredictor(model, threads=1) as predictor:
         data = HeldOut.collect(predictor, batches)
         assert data.costs == tuple(row.multiply_adds for row in model.cost(12))
         budget = (data.costs[0] + data.costs[1]) / 2

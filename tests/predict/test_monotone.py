@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anynest.predict.monotonicity import RULES, find_rule
 from anynest.predict.policies import Confidence
+from anynest.predict.predictor import AnytimePredictor
 
 EPS = 1e-6
 
@@ -120,9 +121,7 @@ def test_huge_and_tiny_logits(name: str) -> None:
         torch.testing.assert_close(p.sum(2), torch.ones(20, 3))
 
 
-def test_in_predictions_and_batches_that_shrink(
-    open_predictor: Any, make_session: Any, make_image: Any
-) -> None:
+def test_in_predictions_and_batches_that_shrink(make_session: Any, make_image: Any) -> None:
     values = [0.2, 3.0, 0.5, 1.0]
     x = torch.stack([make_image(v) for v in values])
     z = torch.zeros(3, 4, 4)
@@ -130,7 +129,7 @@ def test_in_predictions_and_batches_that_shrink(
         z[s, :, 0] = torch.tensor(values) * (s + 1)
         z[s, :, 1:] = 0
     for name in RULES:
-        with open_predictor(make_session(), monotone=name) as predictor:
+        with AnytimePredictor(make_session(), monotone=name) as predictor:
             streamed = torch.stack([p.probabilities for p in predictor.stream(x)])
             assert torch.equal(streamed, answers(name, z))
             shrunk = predictor.predict(x, None, policy=Confidence(0.9))

@@ -50,7 +50,7 @@ def test_trained_weights_know_their_images_and_classes(
 ) -> None:
     pixels = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
     source = weights if folder else str(weights / "weights.safetensors")
-    with AnytimePredictor(source, isolated=False, threads=1) as predictor:
+    with AnytimePredictor(source, threads=1) as predictor:
         assert predictor.classes == CLASSES
         assert (predictor.num_stages, predictor.num_classes) == (3, 5)
         found = predictor.predict(pixels, None)
@@ -82,7 +82,7 @@ def test_an_exported_folder(model: AnytimeNetwork, weights: Path, tmp_path: Path
 
 def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None:
     part = model.subnetwork(2)
-    with AnytimePredictor(part, isolated=False) as predictor:
+    with AnytimePredictor(part) as predictor:
         assert predictor.num_stages == 1
         assert predictor.multiply_adds(8, 8) == (part.cost(8)[0].multiply_adds,)
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_said_before_anything_starts(
 def test_devices_by_any_name(model: AnytimeNetwork) -> None:
     x = torch.randn(1, 8, 8)
     for device in ("cpu", torch.device("cpu")):
-        with AnytimePredictor(model, isolated=False, device=device) as predictor:
+        with AnytimePredictor(model, device=device) as predictor:
             assert predictor._way[:2] == ("torch", "cpu")
             assert predictor.predict(x, None).stage == 3
     assert isinstance(open_session(model, device="auto"), TorchSession)

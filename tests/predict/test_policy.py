@@ -21,6 +21,7 @@ from anynest.predict.policies import (
     check_fit,
     with_thresholds,
 )
+from anynest.predict.predictor import AnytimePredictor
 
 THREE = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]])  # confidences 0.5, 0.9, 0.8
 
@@ -131,7 +132,7 @@ def test_with_other_thresholds() -> None:
     assert changed == AllOf((AnyOf((other, MultiplyAdds(5))), other))
 
 
-def test_a_policy_of_ones_own(open_predictor: Any, make_session: Any, make_image: Any) -> None:
+def test_a_policy_of_ones_own(make_session: Any, make_image: Any) -> None:
     seen: list[Moment] = []
 
     class Second(Policy):
@@ -139,7 +140,7 @@ def test_a_policy_of_ones_own(open_predictor: Any, make_session: Any, make_image
             seen.append(moment)
             return torch.full((len(moment.probabilities),), moment.stage == 2)
 
-    with open_predictor(make_session()) as predictor:
+    with AnytimePredictor(make_session()) as predictor:
         prediction = predictor.predict(make_image(1.0), None, policy=Second())
         assert (prediction.stage, prediction.ended) == (2, "policy")
         assert [m.stage for m in seen] == [1, 2]
@@ -148,22 +149,18 @@ def test_a_policy_of_ones_own(open_predictor: Any, make_session: Any, make_image
             predictor.predict(make_image(1.0), None, policy=Policy())
 
 
-def test_the_last_stage_is_not_asked_about(
-    open_predictor: Any, make_session: Any, make_image: Any
-) -> None:
-    with open_predictor(make_session()) as predictor:
+def test_the_last_stage_is_not_asked_about(make_session: Any, make_image: Any) -> None:
+    with AnytimePredictor(make_session()) as predictor:
         prediction = predictor.predict(make_image(0.0), None, policy=Confidence((1.5, 1.5)))
         assert (prediction.stage, prediction.ended) == (3, "last stage")
 
 
-def test_a_deadline_in_the_policy_holds(
-    open_predictor: Any, make_session: Any, make_image: Any
-) -> None:
+def test_a_deadline_in_the_policy_holds(make_session: Any, make_image: Any) -> None:
     import threading
 
     opened = threading.Event()
     session = make_session(on_step=lambda stage, node: stage < 3 or opened.wait(20))
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         for policy in (Deadline(0.05), [Confidence(1.1), Deadline(0.05)]):
             prediction = predictor.predict(make_image(1.0), None, policy=policy)
             assert (prediction.stage, prediction.ended) == (2, "deadline")

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from anynest.predict.in_flight import Job
-from anynest.predict.isolated import IsolatedSession
 from anynest.predict.prediction import DeadlineError, NetworkError, Prediction
 from anynest.predict.predictor import AnytimePredictor
 
@@ -26,14 +25,12 @@ from .conftest import PATIENCE, settle
 Image = Callable[[float], Tensor]
 
 
-def test_the_newest_stage_at_the_deadline(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_the_newest_stage_at_the_deadline(make_session: Any, make_image: Image, gates: Any) -> None:
     for stage in (2, 3):
         for node in (1, 2):
             gate = gates(stage, node)
             session = make_session(on_step=gate)
-            with open_predictor(session) as predictor:
+            with AnytimePredictor(session) as predictor:
                 prediction = predictor.predict(make_image(1.0), deadline=0.1)
                 gate.opened.set()
             assert prediction.stage == stage - 1
@@ -46,37 +43,32 @@ def test_the_newest_stage_at_the_deadline(
 
 
 def test_a_late_prediction_wastes_one_step_at_most(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+    make_session: Any, make_image: Image, gates: Any
 ) -> None:
     gate = gates(2, 1)
     session = make_session(steps=3, on_step=gate)
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         predictor.predict(make_image(1.0), deadline=0.05)
-        if predictor._worker is not None:
-            assert session.cancels == 1  # the running step is told
+        assert session.cancels == 1  # the running step is told
         gate.opened.set()
         settle(lambda: not session.open)
         assert [entry[1:] for entry in session.log] == [(1, 1), (1, 2), (1, 3), (2, 1)]
 
 
-def test_without_deadline_to_the_end(
-    open_predictor: Any, make_session: Any, make_image: Image
-) -> None:
+def test_without_deadline_to_the_end(make_session: Any, make_image: Image) -> None:
     session = make_session()
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         for deadline in (None, math.inf, 1e300, 100):
             prediction = predictor.predict(make_image(2.0), deadline)
             assert (prediction.stage, prediction.ended) == (3, "last stage")
             assert prediction.logits.tolist() == [6.0, 0, 0, 0]
             assert prediction.deadline == (deadline if deadline in (1e300, 100) else None)
             assert prediction.deadline_met
-        assert session.threads == {"anynest-predictor" if predictor._worker else "apart"}
+        assert session.threads == {"anynest-predictor"}
 
 
-def test_probabilities_confidence_and_labels(
-    open_predictor: Any, make_session: Any, make_image: Image
-) -> None:
-    with open_predictor(make_session()) as predictor:
+def test_probabilities_confidence_and_labels(make_session: Any, make_image: Image) -> None:
+    with AnytimePredictor(make_session()) as predictor:
         single = predictor.predict(make_image(2.0), None)
         batch = predictor.predict(torch.stack([make_image(2.0), make_image(-3.0)]), None)
     assert single.probabilities.shape == (4,)
@@ -95,10 +87,10 @@ def test_probabilities_confidence_and_labels(
 
 @pytest.mark.parametrize("deadline", [0.0, 0.03])
 def test_nothing_by_the_deadline_raises(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any, deadline: float
+    make_session: Any, make_image: Image, gates: Any, deadline: float
 ) -> None:
     gate = gates(1, 2)
-    with open_predictor(make_session(on_step=gate)) as predictor:
+    with AnytimePredictor(make_session(on_step=gate)) as predictor:
         with pytest.raises(
             DeadlineError, match=f"within {deadline * 1000:g} ms of the call"
         ) as info:
@@ -108,12 +100,10 @@ def test_nothing_by_the_deadline_raises(
         assert predictor.predict(make_image(1.0), None).stage == 3
 
 
-def test_waiting_for_the_first_stage(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_waiting_for_the_first_stage(make_session: Any, make_image: Image, gates: Any) -> None:
     gate = gates(1, 1)
     session = make_session(on_step=gate)
-    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+    with AnytimePredictor(session) as predictor, ThreadPoolExecutor(1) as pool:
         future = pool.submit(predictor.predict, make_image(1.0), 0.03, when_nothing="wait")
         assert gate.reached.wait(PATIENCE)
         time.sleep(0.05)  # the deadline is over
@@ -127,13 +117,13 @@ def test_waiting_for_the_first_stage(
 
 
 def test_guesses_are_uniform_seeded_and_marked(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+    make_session: Any, make_image: Image, gates: Any
 ) -> None:
     gate = gates(1, 1)
     batch = torch.stack([make_image(1.0)] * 5)
     drawn = []
     for seed in (0, 0, 1):
-        with open_predictor(make_session(on_step=gate), seed=seed) as predictor:
+        with AnytimePredictor(make_session(on_step=gate), seed=seed) as predictor:
             guesses = [predictor.predict(batch, 0.0, when_nothing="guess") for _ in range(4)]
             single = predictor.predict(make_image(1.0), 0.0, when_nothing="guess")
             gate.opened.set()
@@ -151,12 +141,10 @@ def test_guesses_are_uniform_seeded_and_marked(
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_waiting_for_others_counts(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
-) -> None:
+def test_waiting_for_others_counts(make_session: Any, make_image: Image, gates: Any) -> None:
     gate = gates(1, 1)
     session = make_session(on_step=gate)
-    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+    with AnytimePredictor(session) as predictor, ThreadPoolExecutor(1) as pool:
         first = pool.submit(predictor.predict, make_image(1.0), None)
         assert gate.reached.wait(PATIENCE)
         start = time.monotonic()
@@ -170,18 +158,15 @@ def test_waiting_for_others_counts(
 
 def waiting(predictor: AnytimePredictor) -> int:
     """How many have called since the first one, which holds up the rest."""
-    if predictor._worker is not None:
-        return predictor._worker._inbox.qsize()
-    assert isinstance(predictor.session, IsolatedSession)
-    return predictor.session._number - 1
+    return predictor._worker._inbox.qsize()
 
 
 def test_first_answers_come_before_better_ones(
-    open_predictor: Any, make_session: Any, make_image: Image, gates: Any
+    make_session: Any, make_image: Image, gates: Any
 ) -> None:
     gate = gates(1, 1)
     session = make_session(on_step=gate)
-    with open_predictor(session) as predictor, ThreadPoolExecutor(4) as pool:
+    with AnytimePredictor(session) as predictor, ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(predictor.predict, make_image(1.0), 30.0)]
         assert gate.reached.wait(PATIENCE)
         for value, deadline in ((2.0, 20.0), (3.0, 10.0), (4.0, None)):
@@ -197,7 +182,7 @@ def test_first_answers_come_before_better_ones(
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_error_reaches_its_caller_alone(
-    open_predictor: Any, make_session: Any, make_image: Image, stage: int
+    make_session: Any, make_image: Image, stage: int
 ) -> None:
     failure = ZeroDivisionError("in a kernel\nof two lines")
     fail = True
@@ -207,14 +192,11 @@ def test_an_error_reaches_its_caller_alone(
             raise failure
 
     session = make_session(on_step=on_step)
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         message = f"the network failed in stage {stage}: .*ZeroDivisionError: in a kernel$"
         with pytest.raises(NetworkError, match=message) as info:
             predictor.predict(make_image(1.0), 10.0)
-        if predictor._worker is not None:
-            assert info.value.__cause__ is failure
-        else:
-            assert "ZeroDivisionError: in a kernel" in str(info.value.__cause__)
+        assert info.value.__cause__ is failure
         with pytest.raises(NetworkError):
             list(predictor.stream(make_image(1.0)))
         settle(lambda: not session.open)
@@ -236,19 +218,16 @@ def test_even_an_exit_in_the_network_is_only_its_callers(
         assert predictor.predict(make_image(1.0), 10.0).stage == 3
 
 
-def test_logits_that_are_no_numbers_are_an_error(
-    open_predictor: Any, make_session: Any, make_image: Image
-) -> None:
-    with open_predictor(make_session()) as predictor:
+def test_logits_that_are_no_numbers_are_an_error(make_session: Any, make_image: Image) -> None:
+    with AnytimePredictor(make_session()) as predictor:
         with pytest.raises(NetworkError, match="logits of stage 2 must be finite, found others"):
             predictor.predict(make_image(3e38), None)  # twice that is more than float32 holds
         assert predictor.predict(make_image(1.0), None).stage == 3
 
 
-def test_what_a_session_refuses(open_predictor: Any, make_session: Any) -> None:
-    with open_predictor(make_session()) as predictor:
-        refused = ValueError if predictor._worker else NetworkError  # apart, it comes as a message
-        with pytest.raises(refused, match="13 pixels"):
+def test_what_a_session_refuses(make_session: Any) -> None:
+    with AnytimePredictor(make_session()) as predictor:
+        with pytest.raises(ValueError, match="13 pixels"):
             predictor.predict(torch.zeros(1, 13, 13), None)
         assert predictor.predict(torch.zeros(1, 2, 2), None).stage == 3
 
@@ -266,35 +245,34 @@ def test_what_a_session_refuses(open_predictor: Any, make_session: Any) -> None:
     ],
 )
 def test_wishes_that_make_no_sense(
-    open_predictor: Any,
     make_session: Any,
     make_image: Image,
     arguments: dict[str, Any],
     message: str,
 ) -> None:
-    with open_predictor(make_session()) as predictor, pytest.raises(ValueError, match=message):
+    with AnytimePredictor(make_session()) as predictor, pytest.raises(ValueError, match=message):
         predictor.predict(make_image(1.0), **arguments)
 
 
-def test_many_threads_at_once(open_predictor: Any, make_session: Any, make_image: Image) -> None:
+def test_many_threads_at_once(make_session: Any, make_image: Image) -> None:
     session = make_session()
 
     def ask(number: int) -> Prediction:
         return predictor.predict(make_image(float(number)), 60.0)
 
-    with open_predictor(session) as predictor, ThreadPoolExecutor(8) as pool:
+    with AnytimePredictor(session) as predictor, ThreadPoolExecutor(8) as pool:
         for number, prediction in enumerate(pool.map(ask, range(400))):
             assert prediction.stage == 3
             assert prediction.logits.tolist() == [3.0 * number, 0, 0, 0]
-    assert not session.open
+    settle(lambda: not session.open)  # closed just after the last answer
     assert len(session.log) == 400 * 6
 
 
 def test_preparing_the_image_counts(
-    open_predictor: Any, make_session: Any, make_image: Image, monkeypatch: pytest.MonkeyPatch
+    make_session: Any, make_image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
-    with open_predictor(session) as predictor:
+    with AnytimePredictor(session) as predictor:
         read = predictor._images
         monkeypatch.setattr(predictor, "_images", lambda x: (time.sleep(0.05), read(x))[1])
         with pytest.raises(DeadlineError):
@@ -305,7 +283,6 @@ def test_preparing_the_image_counts(
 
 
 def test_in_time_is_in_time_however_late_the_caller_wakes(
-    open_predictor: Any,
     make_session: Any,
     make_image: Image,
     gates: Any,
@@ -314,7 +291,7 @@ def test_in_time_is_in_time_however_late_the_caller_wakes(
     """And what was late is late, although the caller sees both at once."""
     gate = gates(3)
     session = make_session(on_step=gate)
-    with open_predictor(session) as predictor, ThreadPoolExecutor(1) as pool:
+    with AnytimePredictor(session) as predictor, ThreadPoolExecutor(1) as pool:
 
         def oversleep(job: Job, until: float) -> bool:
             assert gate.reached.wait(PATIENCE)

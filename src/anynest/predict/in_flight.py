@@ -1,8 +1,5 @@
 """One prediction under way: what the caller waits for, and what is done step by step.
 
-Who does it: a worker thread, which steps through the evaluation itself; or, where the network runs in a
-process of its own, the caller, who takes in what comes from there (``apart``).
-
 Caller and worker share a few attributes, each written by one side alone in one assignment, and a latch that
 the worker opens at the end. Neither ever waits for a lock that the other holds.
 """
@@ -21,7 +18,6 @@ from torch import Tensor
 
 from ..engines.session import Evaluation, Session
 from ..profiling import StageLatency
-from .isolated import IsolatedEvaluation, IsolatedSession
 from .monotonicity import Rule, softmax
 from .policies import Moment, Policy
 from .prediction import Answer, NetworkError
@@ -71,31 +67,14 @@ class Job:
         self._x: Tensor | None = x
         self._tell = tell
         self._evaluation: Evaluation | None = None
-        self._apart: IsolatedEvaluation | None = None
         self._rows: Tensor | None = None  # who is under way; None: all
         self._state: Tensor | None = None
         self._latch = threading.Lock()
         self._latch.acquire()
 
     # -- the caller's side ----------------------------------------------------------------------------
-    def start_apart(self, session: IsolatedSession) -> None:
-        """Begin in the other process."""
-        assert self._x is not None
-        terms = self.terms
-        try:
-            self._apart = session.begin(self._x, terms.due, terms.wait, on=terms.policy is None)
-        except RuntimeError as error:
-            if session.closed:  # meanwhile
-                raise RuntimeError(CLOSED) from error
-            raise
-        self._evaluation, self._x = self._apart, None
-
     def wait(self, until: float) -> bool:
         """Sleep to the end of the job or to ``until``, whichever is sooner; whether it is the end."""
-        if self._apart is not None:
-            while self.take_in(until):
-                pass
-            return self.ended is not None
         left = until - time.monotonic()
         timeout = -1 if left > threading.TIMEOUT_MAX else max(0.0, left)
         ended = self._latch.acquire(timeout=timeout)
@@ -103,45 +82,11 @@ class Job:
             self._latch.release()
         return ended
 
-    def take_in(self, until: float) -> bool:
-        """Sleep to the next message of the other process, and deal with it; whether one came.
-
-        A stage that was finished in time counts, however late its message is read.
-        """
-        if self.ended is not None or self._apart is None:
-            return False
-        now, terms = time.monotonic(), self.terms
-        late = now > terms.due and (self.answer is not None or not terms.wait)
-        try:
-            if not self._apart.ready(now if late else until):
-                if late:
-                    self._end("deadline")
-                return False
-            ended = self._step(self._apart)
-        except BaseException as error:
-            closed = isinstance(error, Exception) and self._apart.session.closed
-            self.fail(RuntimeError(CLOSED) if closed else error)
-            return True
-        if ended is not None:
-            self._end(ended)
-        return True
-
-    def take_in_all(self) -> None:
-        """Deal with what has come, without waiting."""
-        while self.take_in(0.0):
-            pass
-
-    def fileno(self) -> int | None:
-        """What can be read when ``take_in`` has something to do; None where a worker does the work."""
-        return self._apart.fileno() if self._apart is not None else None
-
     def leave(self) -> None:
         """Nobody wants it any more: at most the step that is running is still computed."""
         self.cancelled = True
         evaluation = self._evaluation
-        if self._apart is not None:
-            self._apart.close()
-        elif evaluation is not None:
+        if evaluation is not None:
             evaluation.cancel()
 
     # -- the worker's side ----------------------------------------------------------------------------
@@ -227,8 +172,7 @@ class Job:
         confidence = float(probabilities.amax(dim=1).amin())
         if self.terms.single:  # here rather than when the deadline has come
             logits, probabilities = logits[0], probabilities[0]
-        at = time.monotonic() if self._apart is None else self._apart.at
-        return Answer(stages, logits, probabilities, confidence, at, ended)
+        return Answer(stages, logits, probabilities, confidence, time.monotonic(), ended)
 
     def _done(self, stage: int, probabilities: Tensor) -> Tensor | None:
         """Which of the images under way need no further stage, by the policy."""
@@ -263,9 +207,9 @@ class Job:
         self._latch.release()
         if self._tell is not None:
             self._tell(None)
-        if evaluation is not None and self._apart is None:
+        if evaluation is not None:
             with contextlib.suppress(Exception):  # the worker has others to serve
-                evaluation.close()  # last: nobody waits for it. Apart, the caller does when it leaves
+                evaluation.close()  # last: nobody waits for it
 
 
 def _line(error: BaseException) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,6 @@ from ..nets.nested.cost import stage_costs
 from ..nets.nested.wiring import build_plan
 from ..profiling import Profile
 from ..store import WeightsInfo
-from .isolated import IsolatedSession
 
 KNOWN_SIZES = 64  # of images, whose costs are kept
 
@@ -72,7 +69,6 @@ def open_source(
     backend: str | None,
     threads: int | None,
     device: str | torch.device,
-    isolated: bool | None,
     info: WeightsInfo | None,
     profile: Profile | str | Path | None,
 ) -> Opened:
@@ -95,10 +91,7 @@ def open_source(
         place = check_options(chosen, threads, device)
         needed = found.require_network() if chosen == "torch" else found.network or found.export
         assert needed is not None
-        if isolated is None:
-            isolated = chosen == "torch" and os.name == "posix" and bool(sys.executable)
-        make = IsolatedSession.open if isolated else open_session
-        session: Session = make(needed, backend=chosen, threads=threads, device=place)
+        session = open_session(needed, backend=chosen, threads=threads, device=place)
         opened = Opened(session, True, place, info or found.info, _cost_of(found), read)
     if read is not None and read.num_stages != opened.session.num_stages:
         stages = opened.session.num_stages

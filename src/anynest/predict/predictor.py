@@ -29,14 +29,13 @@ from ..profiling import Profile
 from ..store import WeightsInfo
 from .in_flight import CLOSED, Job, Terms
 from .inputs import ImageReader, needs_decoding
-from .isolated import IsolatedSession
 from .monotonicity import find_rule
 from .opening import open_source
 from .options import Policies, Request
 from .policies import check_fit
 from .prediction import Prediction
 from .scheduler import Worker
-from .streams import AsyncStream, Stream, Tell, attach, threadsafe
+from .streams import AsyncStream, Stream, Tell, threadsafe
 
 JOIN_TIMEOUT = 5.0  # seconds that close() waits for the step under way
 WARM_UPS = 2
@@ -53,9 +52,6 @@ class AnytimePredictor:
             multiply-adds where the source does not tell the costs.
         threads: of one kernel; None is the backend's own choice.
         device: where torch computes: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
-        isolated: compute in a process of its own rather than in a thread, so that callers are served
-            in time on a busy machine as well; it takes seconds to start and a second copy of the
-            weights (predict/isolated.py). None: for ``torch``, where the system can.
         monotone: ``"product"``, ``"support"`` or ``"caching"``: later answers grow surer
             (predict/monotonicity.py); None takes every stage as it is.
         info: classes and preprocessing, where the source does not know them.
@@ -78,7 +74,6 @@ class AnytimePredictor:
         threads: int | None = None,
         *,
         device: str | torch.device = "cpu",
-        isolated: bool | None = None,
         monotone: str | None = None,
         info: WeightsInfo | None = None,
         warm_up: bool = True,
@@ -90,7 +85,6 @@ class AnytimePredictor:
             backend=backend,
             threads=threads,
             device=device,
-            isolated=isolated,
             info=info,
             profile=profile,
         )
@@ -100,8 +94,7 @@ class AnytimePredictor:
         self._random = random.Random(seed)
         self._random_lock = threading.Lock()
         self._images = ImageReader(opened.session.in_channels, opened.info)
-        apart = isinstance(opened.session, IsolatedSession)  # which needs nobody to drive it
-        self._worker = None if apart else Worker(opened.session)
+        self._worker = Worker(opened.session)
         self._closed = False
         self._finalizer = weakref.finalize(
             self, _shut, self._worker, opened.session if opened.owned else None
@@ -182,7 +175,6 @@ class AnytimePredictor:
         over = asyncio.Event()
         tell = threadsafe(lambda answer: over.set() if answer is None else None)
         job = self._start(request, await self._decoded(x), tell)
-        detach = attach(job)
         try:
             left = job.terms.due - time.monotonic()
             try:
@@ -191,10 +183,8 @@ class AnytimePredictor:
             except TimeoutError:
                 if job.terms.wait and job.answer is None:
                     await over.wait()
-            job.take_in_all()  # what was finished in time, and is not read yet
             return self._conclude(request, job, over.is_set())
         finally:
-            detach()
             job.leave()
 
     def stream(self, x: Any, deadline: float | None = None, *, policy: Policies = None) -> Stream:
@@ -233,9 +223,8 @@ class AnytimePredictor:
         Waits for the step under way. Predictions that others wait for raise RuntimeError.
         """
         self._closed = True
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker.join(JOIN_TIMEOUT)
+        self._worker.stop()
+        self._worker.join(JOIN_TIMEOUT)
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -248,7 +237,7 @@ class AnytimePredictor:
     def _start(
         self, request: Request, images: tuple[Tensor, bool], tell: Tell | None = None
     ) -> Job:
-        """Hand a batch to the worker, or to the other process."""
+        """Hand a batch to the worker."""
         x, single = images
         costs = None
         if request.policy is not None:
@@ -273,11 +262,7 @@ class AnytimePredictor:
         job = Job(x, terms, tell)
         if self._closed:
             raise RuntimeError(CLOSED)
-        if isinstance(self.session, IsolatedSession):
-            job.start_apart(self.session)
-        else:
-            assert self._worker is not None
-            self._worker.submit(job)
+        self._worker.submit(job)
         return job
 
     async def _decoded(self, x: Any) -> tuple[Tensor, bool]:
@@ -301,8 +286,7 @@ class AnytimePredictor:
         return request.guess(drawn, self.num_classes, job.terms.single, self.classes)
 
 
-def _shut(worker: Worker | None, session: Session | None) -> None:
-    if worker is not None:
-        worker.stop()
+def _shut(worker: Worker, session: Session | None) -> None:
+    worker.stop()
     if session is not None:
         session.close()

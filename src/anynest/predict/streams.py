@@ -36,8 +36,6 @@ class Stream(Iterator[Prediction]):
         if not self._open:
             raise StopIteration
         due = self._job.terms.due
-        while self._answers.empty() and self._job.take_in(due):
-            pass
         try:
             answer = self._answers.get(timeout=_left(due))
         except Empty:
@@ -75,8 +73,6 @@ class AsyncStream(AsyncIterator[Prediction]):
         self._job: Job | None = None
         self._answers: deque[Answer | None] = deque()
         self._news = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._detach: Callable[[], object] = lambda: None
 
     async def __anext__(self) -> Prediction:
         if not self._open:
@@ -104,37 +100,22 @@ class AsyncStream(AsyncIterator[Prediction]):
                 wake(answer)
 
             self._job = await self._start(tell)
-            self._loop, self._detach = asyncio.get_running_loop(), attach(self._job)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_left(self._job.terms.due)):
                 while not answers:
                     news.clear()
                     await news.wait()
-        if not answers:
-            self._job.take_in_all()  # what was finished in time, and is not read yet
         return answers.popleft() if answers else None
 
     async def aclose(self) -> None:
         """Want no more: at most the step that is running is still computed."""
         self._open = False
-        self._detach()
         if self._job is not None:
             self._job.leave()
 
     def __del__(self) -> None:
-        if self._job is None or not self._open:
-            return
-        job, detach = self._job, self._detach
-
-        def leave() -> None:
-            detach()
-            job.leave()
-
-        try:  # whoever drops it: readers are taken from a loop by the loop alone
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(leave)
-        except RuntimeError:  # the loop is closed
-            job.leave()
+        if self._job is not None:
+            self._job.leave()
 
 
 def threadsafe(tell: Tell) -> Tell:
@@ -146,24 +127,6 @@ def threadsafe(tell: Tell) -> Tell:
             loop.call_soon_threadsafe(tell, answer)
 
     return pass_on
-
-
-def attach(job: Job) -> Callable[[], object]:
-    """Have the running event loop take in what comes for a job; what ends that, before the job is left."""
-    handle = job.fileno()
-    if handle is None:  # a worker does it
-        return lambda: None
-    loop = asyncio.get_running_loop()
-    loop.add_reader(handle, job.take_in_all)
-    attached = True
-
-    def detach() -> None:
-        nonlocal attached
-        if attached and not loop.is_closed():
-            loop.remove_reader(handle)
-        attached = False
-
-    return detach
 
 
 def _left(due: float) -> float | None:

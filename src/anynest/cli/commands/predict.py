@@ -146,7 +146,6 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Pi
         arguments.threads,
         device=place(backend, arguments.device),
         info=info,
-        isolated=False,  # a process of its own takes seconds to start
     ) as predictor:
         yield predictor, reader
 
