@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,3 +87,10 @@ def test_each_method_gives_its_frozen_values(method: str) -> None:
 def test_the_examples_run(name: str) -> None:
     module = importlib.import_module(f"anynest.multitask.{name}")
     assert doctest.testmod(module, verbose=False).failed == 0
+
+
+def test_names_of_the_package_are_not_its_modules() -> None:
+    """``gradient_stats`` is a function and the module that holds it."""
+    code = "import anynest; from anynest.multitask import gradient_stats; print(callable(gradient_stats))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
