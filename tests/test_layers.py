@@ -134,9 +134,36 @@ def test_core_needs_torch_alone(room: str) -> None:
                 assert top in THIRD_PARTY or top in sys.stdlib_module_names, f"{path}: {name}"
 
 
-def test_import_loads_nothing_but_torch() -> None:
-    """What torch itself brings along is not ours to judge: our own extras must stay out."""
+def test_import_loads_no_other_package() -> None:
+    """Names are imported on first use, and listed before."""
+    code = """
+import sys
+before = {name.split(".")[0] for name in sys.modules}
+import anynest
+loaded = {name.split(".")[0] for name in sys.modules} - before - sys.stdlib_module_names
+assert loaded == {"anynest"}, loaded
+assert set(anynest.__all__) | {"data", "training"} <= set(dir(anynest))
+for name in anynest.__all__:
+    assert getattr(anynest, name) is getattr(anynest, name), name
+assert anynest.data.load and anynest.nets.create_model is anynest.create_model
+assert "torch" in sys.modules
+try:
+    anynest.OSDG
+except AttributeError as error:
+    assert "'OSDG'" in str(error)
+else:
+    raise AssertionError("an unknown name was found")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_networks_and_combiners_load_nothing_but_torch() -> None:
+    """What torch itself brings along is not ours to judge."""
     ours = ("rich", "PIL", "sklearn", "safetensors", "matplotlib", "pyarrow", "anynest.training")
-    code = f"import sys, anynest; print([m for m in {ours!r} if m in sys.modules])"
+    code = f"""
+import sys, anynest
+anynest.OSGD, anynest.create_model
+print([name for name in {ours!r} if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -3,26 +3,38 @@
 >>> import anynest
 >>> model = anynest.create_model("width_nested_resnet10")
 >>> combiner = anynest.OSGD()
+
+``import anynest`` loads no other package. Every name is imported on first use (PEP 562).
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .multitask import OSGD, NormSGD, WeightedSGD, gradient_stats, list_methods, make_combiner
-from .nets import AnytimeNetwork, create_model, list_models, register
 
 if TYPE_CHECKING:
-    from .predict.prediction import DeadlineError
-    from .predict.predictor import AnytimePredictor
+    from .multitask import (
+        OSGD,
+        Combiner,
+        NormSGD,
+        Stats,
+        WeightedSGD,
+        gradient_stats,
+        list_methods,
+        make_combiner,
+    )
+    from .nets import AnytimeNetwork, create_model, list_models, register
+    from .predict import AnytimePredictor, DeadlineError
     from .store import load
-
 
 __all__ = [
     "OSGD",
     "AnytimeNetwork",
     "AnytimePredictor",
+    "Combiner",
     "DeadlineError",
     "NormSGD",
+    "Stats",
     "WeightedSGD",
     "__version__",
     "create_model",
@@ -34,15 +46,37 @@ __all__ = [
     "register",
 ]
 
+_LAZY = {
+    "OSGD": ".multitask",
+    "AnytimeNetwork": ".nets",
+    "AnytimePredictor": ".predict",
+    "Combiner": ".multitask",
+    "DeadlineError": ".predict",
+    "NormSGD": ".multitask",
+    "Stats": ".multitask",
+    "WeightedSGD": ".multitask",
+    "create_model": ".nets",
+    "gradient_stats": ".multitask",
+    "list_methods": ".multitask",
+    "list_models": ".nets",
+    "load": ".store",
+    "make_combiner": ".multitask",
+    "register": ".nets",
+}
+_PACKAGES = ("data", "engines", "multitask", "nets", "predict", "profiling", "store", "training")
+
 
 def __getattr__(name: str) -> Any:
-    """What needs more than torch comes when asked for: networks and combiners do not."""
-    if name == "load":
-        from .store import load
+    """Import a public name or subpackage on first use."""
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name], __name__), name)
+    elif name in _PACKAGES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return load
-    if name in ("AnytimePredictor", "DeadlineError"):
-        from . import predict
 
-        return getattr(predict, name)
-    raise AttributeError(f"module 'anynest' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})
