@@ -1,10 +1,14 @@
-"""What a loaded set is: three explicit splits, its classes, its statistics, its honest name.
+"""A loaded data set: three explicit splits, class names, statistics, a label and a fingerprint.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -36,16 +40,23 @@ class Split:
         return int(self.images.shape[-1])
 
     def take(self, indices: Tensor, name: str) -> "Split":
-        """The images numbered by `indices`, as a split of its own."""
+        """A new split of the images at `indices`."""
         return Split(self.images[indices], self.labels[indices], name, self.mirror)
+
+    def content(self) -> Iterator[bytes]:
+        """The bytes that the fingerprint of a data set hashes: shape, labels and pixels."""
+        yield repr(tuple(self.images.shape)).encode()
+        yield self.labels.numpy().tobytes()
+        yield self.images.contiguous().numpy().data.cast("B")
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Images that stay in their files and are read as they are needed.
+    """Images that stay in their files and are decoded batch by batch.
 
-    paths: N files; labels: int64 [N]; image_size: side in pixels of what a loader gives;
-    on_corrupt: "raise" or "skip" for a file that cannot be decoded.
+    paths: N files; labels: int64 [N]; image_size: side in pixels of the images a loader returns;
+    on_corrupt: "raise" or "skip" for a file that cannot be decoded; root: the folder that the
+    fingerprint states the paths relative to.
     """
 
     paths: Sequence[str]
@@ -55,16 +66,25 @@ class FolderSplit:
     on_corrupt: str = "raise"
     mirror: bool = True
     in_channels: int = 3
+    root: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, indices: Tensor, name: str) -> "FolderSplit":
-        """The files numbered by `indices`, as a split of its own."""
+        """A new split of the files at `indices`."""
         paths = tuple(self.paths[i] for i in indices.tolist())
-        return FolderSplit(
-            paths, self.labels[indices], name, self.image_size, self.on_corrupt, self.mirror
-        )
+        return replace(self, paths=paths, labels=self.labels[indices], name=name)
+
+    def content(self) -> Iterator[bytes]:
+        """The bytes that the fingerprint of a data set hashes: relative path, size and label of
+        each file. The files are not read."""
+        yield self.labels.numpy().tobytes()
+        for path in self.paths:
+            size = os.stat(path).st_size if os.path.exists(path) else -1
+            yield f"{path.removeprefix(self.root).lstrip(os.sep)}\0{size}\0".encode(
+                errors="surrogateescape"
+            )
 
 
 AnySplit = Split | FolderSplit
@@ -106,9 +126,28 @@ class Dataset:
     def validation_is_test(self) -> bool:
         return self.validation is self.test
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content, 32 hexadecimal digits: equal content gives an equal fingerprint, in
+        whatever place it lies and under whatever name.
+
+        Covers the class names and, split by split and in order, labels and pixels of images in
+        memory, and relative paths, sizes in bytes and labels of images in files (whose pixels are
+        not read). Computed on first use: about 1 s per GB in memory or per 100,000 files.
+        """
+        digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
+        for split in (self.train, self.validation, self.test):
+            digest.update(f"\0{split.name} {len(split)} {split.image_size}\0".encode())
+            if split is self.validation and self.validation_is_test:
+                continue  # hashed as the test split
+            for part in split.content():
+                digest.update(part)
+        return digest.hexdigest()
+
     def describe(self) -> dict[str, object]:
-        """Plain values for a run's summary (JSON-able)."""
+        """Plain values (JSON-able), for instance to name what differs where two fingerprints do."""
         return {
+            "fingerprint": self.fingerprint,
             "label": self.label,
             "classes": list(self.classes),
             "num_classes": self.num_classes,

@@ -7,6 +7,7 @@ reported on val/; where both are there, val/ is the validation split and nothing
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,10 +60,12 @@ def read_image_folder(
     train_files = _files(folder / "train", classes)
     size = image_size or _native_size(train_files) or DEFAULT_SIZE
 
+    root = str(folder)
+
     def split(files: list[list[str]], split_name: str) -> FolderSplit:
         labels = [label for label, paths in enumerate(files) for _ in paths]
         paths = tuple(path for group in files for path in group)
-        return FolderSplit(paths, torch.tensor(labels), split_name, size, on_corrupt)
+        return FolderSplit(paths, torch.tensor(labels), split_name, size, on_corrupt, root=root)
 
     splits = [split(train_files, "train")]
     for place, split_name in ((held, "validation"), (tested, "test")):
@@ -70,7 +73,7 @@ def read_image_folder(
             _check_classes(classes, place)
             splits.append(split(_files(place, classes), split_name))
     own = splits[1] if len(splits) == 3 else None
-    test = FolderSplit(splits[-1].paths, splits[-1].labels, "test", size, on_corrupt)
+    test = replace(splits[-1], name="test")
     train, validation, test = divide(splits[0], own, test, holdout, seed)
     train = limited(train, limit, seed)
     imagenet = len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", c) for c in classes)
