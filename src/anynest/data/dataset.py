@@ -43,7 +43,7 @@ class Split:
         """A new split of the images at `indices`."""
         return Split(self.images[indices], self.labels[indices], name, self.mirror)
 
-    def content(self) -> Iterator[bytes]:
+    def content(self) -> Iterator[bytes | memoryview]:
         """The bytes that the fingerprint of a data set hashes: shape, labels and pixels."""
         yield repr(tuple(self.images.shape)).encode()
         yield self.labels.numpy().tobytes()
@@ -76,7 +76,7 @@ class FolderSplit:
         paths = tuple(self.paths[i] for i in indices.tolist())
         return replace(self, paths=paths, labels=self.labels[indices], name=name)
 
-    def content(self) -> Iterator[bytes]:
+    def content(self) -> Iterator[bytes | memoryview]:
         """The bytes that the fingerprint of a data set hashes: relative path, size and label of
         each file. The files are not read."""
         yield self.labels.numpy().tobytes()
