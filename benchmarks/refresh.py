@@ -113,7 +113,7 @@ def train(
         stats = combiner.backward(losses, parameters)
         optimizer.step()
         trace["losses"].append([round(loss, 5) for loss in stats.losses.tolist()])
-        trace["weights"].append(stats.weights.tolist())
+        trace["weights"].append(stats.loss_weights.tolist())
         trace["gram"].append(None if stats.gram is None else stats.gram.tolist())
         trace["drift"].append(None if stats.drift is None else stats.drift.item())
         trace["refreshed"].append(stats.refreshed)

@@ -57,7 +57,7 @@ class Run:
         self.combiner = METHODS[method]()
         stages = range(self.model.num_stages)
         if "compiled" in mode:
-            whole = self.combiner.is_single(stages)
+            whole = self.combiner.takes_one_pass(stages)
             compile_for_tasks(self.model, None if whole else self.model.blocks())
         self.optimizer = torch.optim.SGD(self.parameters, lr=1e-3, momentum=0.9)
         self.x = torch.randn(args.batch, 3, 32, 32).to(args.device, memory_format=layout)
@@ -68,7 +68,7 @@ class Run:
             self.step = GraphedStep(
                 self.take,
                 args.device,
-                kind=lambda: self.combiner.is_single(stages),
+                kind=lambda: self.combiner.takes_one_pass(stages),
                 replayed=self.replayed,
             )
 

@@ -51,7 +51,7 @@ def train(steps: int = 400) -> tuple[list[float], list[float]]:
         schedule.step()
         seen.append(stats.losses.tolist())
     print(f"cosine of the two gradients at the end: {stats.cosines[0, 1]:+.2f}")
-    print(f"weights that amount to the same step:   {stats.weights.tolist()}")
+    print(f"weights that amount to the same step:   {stats.loss_weights.tolist()}")
     return seen[0], seen[-1]
 
 

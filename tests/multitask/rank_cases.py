@@ -126,7 +126,7 @@ def expect(kind: type[Exception], text: str, deed: Callable[[], Any]) -> None:
 
 
 def compare_stats(ours: Stats, one: Stats, limit: float) -> None:
-    for name in ("losses", "weights", "gram", "coefficients"):
+    for name in ("losses", "loss_weights", "gram", "coefficients"):
         a, b = getattr(ours, name), getattr(one, name)
         assert (a is None) == (b is None), name
         if a is not None:
@@ -254,7 +254,7 @@ def a_loss_that_is_not_finite_somewhere_is_left_out_everywhere(rank: int, world:
         true = alone.backward(whole, one.parameters())
         check(method, relative(flat(ours), flat(one)), 1e-12)
         assert found.skipped == true.skipped == (1,)
-        compare = torch.stack([found.weights, true.weights])
+        compare = torch.stack([found.loss_weights, true.loss_weights])
         assert torch.allclose(compare[0], compare[1], rtol=1e-10)
     every = [p.sum() * float("nan") for p in list(ours.parameters())[:3]]
     before = flat(ours)

@@ -48,7 +48,7 @@ def test_micro_batches_are_one_backward_of_their_sum(
     found = combiner.combine()
     for a, b in zip(grads_of(network), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    for name in ("losses", "weights", "coefficients", "gram"):
+    for name in ("losses", "loss_weights", "coefficients", "gram"):
         torch.testing.assert_close(getattr(found, name), getattr(want, name), rtol=1e-6, atol=1e-8)
 
 

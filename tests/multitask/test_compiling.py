@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, WeightedSGD, compile_for_tasks, task_rows
+from anynest.multitask import OSGD, WeightedSGD, compile_for_tasks, task_gradients
 
 
 class Exits(nn.Module):
@@ -66,7 +66,7 @@ def test_blocks_keep_what_a_loss_does_not_touch_absent() -> None:
     plain, parts, whole = Exits(), Exits(), Exits()
     compile_for_tasks(parts, parts.blocks, backend="aot_eager")
     compile_for_tasks(whole, backend="aot_eager")
-    sizes = [task_rows(net(x), list(net.parameters())).sizes for net in (plain, parts, whole)]
+    sizes = [task_gradients(net(x), list(net.parameters())).sizes for net in (plain, parts, whole)]
     own = 40 + 5  # a block and a head
     assert sizes[0] == (own, 40 + own, 80 + own)
     assert sizes[1] == sizes[0]

@@ -13,7 +13,7 @@ from anynest.multitask import (
     OSGD,
     NonFiniteLossError,
     NormSGD,
-    Rows,
+    TaskGradients,
     WeightedSGD,
     gradient_stats,
     list_methods,
@@ -202,10 +202,10 @@ def test_weights_of_the_wrong_length_are_refused(reduction: Any) -> None:
         (lambda: make_combiner("xyzzy"), r"one of normsgd, osgd, .*found 'xyzzy': see list_meth"),
         (lambda: make_combiner("sgd", priority=[0]), "takes no option 'priority': it takes wei"),
         (lambda: make_combiner("osgd-norm", normalize=False), "takes no option 'normalize'"),
-        (lambda: Rows.stack([]), "rows must hold at least one"),
-        (lambda: Rows.stack([[None], []]), "row 0 has 1, row 1 has 0; put None"),
+        (lambda: TaskGradients.stack([]), "rows must hold at least one"),
+        (lambda: TaskGradients.stack([[None], []]), "row 0 has 1, row 1 has 0; put None"),
         (
-            lambda: orthogonalize(Rows.stack([[torch.ones(2)]] * 2), [1, 1]),
+            lambda: orthogonalize(TaskGradients.stack([[torch.ones(2)]] * 2), [1, 1]),
             r"priority must be a permutation of 0 to 1 for 2 losses, found \[1, 1\]",
         ),
     ],
@@ -276,8 +276,8 @@ def test_a_skipped_loss_leaves_the_step_of_the_others(method: str, bad: float) -
     assert w.grad is not None
     torch.testing.assert_close(w.grad, expected, rtol=1e-6, atol=0)
     assert stats.skipped == (1,)
-    assert stats.weights[1] == 0
-    assert len(stats.weights) == 3
+    assert stats.loss_weights[1] == 0
+    assert len(stats.loss_weights) == 3
     listed = stats.to_dict()
     assert listed["losses"][1] is None
     assert listed["skipped"] == [1]

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, Rows, list_methods, make_combiner, task_rows, weighted_sum
+from anynest.multitask import (
+    OSGD,
+    TaskGradients,
+    list_methods,
+    make_combiner,
+    task_gradients,
+    weighted_sum,
+)
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]
@@ -144,7 +151,7 @@ def test_a_task_has_no_entry_where_it_touches_nothing(
     network = three_exits()
     parameters = list(network.parameters())
     names = [name for name, _ in network.named_parameters()]
-    rows = task_rows(digit_losses(network, 0), parameters)
+    rows = task_gradients(digit_losses(network, 0), parameters)
     for i, row in enumerate(rows.tensors()):
         for name, grad in zip(names, row, strict=True):
             kind, stage = name.split(".")[:2]
@@ -156,7 +163,7 @@ def test_a_task_has_no_entry_where_it_touches_nothing(
 
 def test_stacked_rows_are_copies_and_come_back_as_they_went_in() -> None:
     a, b = torch.randn(2, 3).T, torch.randn(4)
-    rows = Rows.stack([[a, None], [a, b]])
+    rows = TaskGradients.stack([[a, None], [a, b]])
     back = rows.tensors()
     assert back[0][1] is None
     for found, given in [(back[0][0], a), (back[1][0], a), (back[1][1], b)]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from anynest.multitask import OSGD, make_combiner
-from anynest.multitask.gradients.task_gradients import Rows
+from anynest.multitask.gradients.task_gradients import TaskGradients
 from anynest.multitask.methods.raw import project_raw
 from anynest.multitask.methods.rules import orthogonalize
 
@@ -25,7 +25,7 @@ def textbook(gradients: list[Tensor], priority: list[int]) -> list[Tensor]:
 def test_components_and_coefficients(priority: list[int] | None) -> None:
     gradients = [torch.randn(11, dtype=torch.float64) + 0.8 for _ in range(4)]
     gradients[1].zero_()
-    rows = Rows.stack([[g] for g in gradients])
+    rows = TaskGradients.stack([[g] for g in gradients])
     components, L = project_raw(rows, priority)
     wanted = textbook(gradients, priority or [0, 1, 2, 3])
     for i, (found,) in enumerate(components.tensors()):
@@ -37,7 +37,7 @@ def test_two_tasks_are_projected_alike_and_three_are_not() -> None:
     shared = torch.randn(20, dtype=torch.float64)
     gradients = [[shared + 0.5 * torch.randn(20, dtype=torch.float64)] for _ in range(3)]
     for count, alike in ((2, True), (3, False)):
-        rows = Rows.stack(gradients[:count])
+        rows = TaskGradients.stack(gradients[:count])
         raw, orthogonal = project_raw(rows).components, orthogonalize(rows).components
         ours, theirs = (torch.stack([t[0] for t in r.tensors()]) for r in (raw, orthogonal))
         assert torch.allclose(ours, theirs, atol=1e-10) == alike
@@ -61,11 +61,11 @@ def test_through_the_combiner(priority: tuple[int, ...] | None) -> None:
     stats = combiner.backward(losses, parameters)
     found = torch.cat([p.grad for p in parameters if p.grad is not None])
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
-    weighted = sum(w * g.double() for w, g in zip(stats.weights, padded, strict=True))
+    weighted = sum(w * g.double() for w, g in zip(stats.loss_weights, padded, strict=True))
     torch.testing.assert_close(weighted, wanted, rtol=1e-4, atol=1e-4)
     assert stats.coefficients is not None
     torch.testing.assert_close(
-        stats.coefficients.T @ stats.weights, torch.ones(3, dtype=torch.float64)
+        stats.coefficients.T @ stats.loss_weights, torch.ones(3, dtype=torch.float64)
     )
 
 

@@ -82,16 +82,16 @@ def test_a_refresh_is_exact_and_the_steps_between_take_its_weights(
         if step % every == 0:
             exact = OSGD(**options).backward(losses, twin.parameters())
             assert torch.equal(flat(network), flat(twin))
-            assert torch.equal(stats.weights, exact.weights)
+            assert torch.equal(stats.loss_weights, exact.loss_weights)
             assert stats.refreshed
             assert (stats.drift is None) == (step == 0)
-            kept = stats.weights
+            kept = stats.loss_weights
         else:
             total = sum(w * loss for w, loss in zip(kept.float(), losses, strict=True))
             assert isinstance(total, Tensor)
             total.backward()
             assert torch.equal(flat(network), flat(twin))
-            assert torch.equal(stats.weights, kept)
+            assert torch.equal(stats.loss_weights, kept)
             assert not stats.refreshed
             assert stats.gram is stats.cosines is stats.coefficients is stats.drift is None
         assert json.loads(json.dumps(stats.to_dict()))["refreshed"] == (step % every == 0)
@@ -260,7 +260,7 @@ def test_weights_found_on_other_parameters_are_not_used() -> None:
         assert stats.refreshed == refreshed
         if refreshed:
             exact = OSGD().backward(losses(), parameters)
-            assert torch.equal(stats.weights, exact.weights)
+            assert torch.equal(stats.loss_weights, exact.loss_weights)
     state = json.loads(json.dumps(combiner.state_dict()))
     resumed = OSGD(refresh=9)
     resumed.load_state_dict(state)
@@ -322,7 +322,7 @@ def test_another_set_of_losses_refreshes() -> None:
     assert [refreshed for refreshed, _, _ in seen] == [True, False, False]
     assert torch.allclose(seen[0][1], seen[1][1])
     assert seen[1][2].skipped == (1,)
-    assert seen[1][2].weights[1] == 0
+    assert seen[1][2].loss_weights[1] == 0
     assert [step(three)[0] for _ in range(5)] == [True, False, False, False, True]
     assert [step(lambda w: three(w)[:2])[0] for _ in range(2)] == [True, False]
 
@@ -351,7 +351,7 @@ def test_micro_batches_of_one_step_are_one_step(three_exits: Make, digit_losses:
         found = two.combine()
         assert found.refreshed == want.refreshed == (step % 3 == 0)
         torch.testing.assert_close(flat(ours), flat(plain), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.weights, want.weights, rtol=1e-8, atol=0)
+        torch.testing.assert_close(found.loss_weights, want.loss_weights, rtol=1e-8, atol=0)
         for network in (plain, ours):
             with torch.no_grad():
                 for p in network.parameters():
@@ -363,7 +363,7 @@ def test_losses_skipped_in_one_micro_batch_of_a_step_in_between() -> None:
     a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
     w = nn.Parameter(torch.zeros(2))
     combiner = OSGD(refresh=9, on_nonfinite="skip")
-    kept = combiner.backward(quadratic(w, a), [w]).weights
+    kept = combiner.backward(quadratic(w, a), [w]).loss_weights
     w.grad = None
     combiner.accumulate(quadratic(w, a), [w])
     combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
@@ -376,7 +376,7 @@ def test_losses_skipped_in_one_micro_batch_of_a_step_in_between() -> None:
     combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
     combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
     # the mean over the micro-batches
-    torch.testing.assert_close(combiner.combine().weights, kept * torch.tensor([1 / 3, 1.0]))
+    torch.testing.assert_close(combiner.combine().loss_weights, kept * torch.tensor([1 / 3, 1.0]))
 
 
 def test_a_loss_that_the_refresh_did_not_know_has_no_weight() -> None:
@@ -390,19 +390,19 @@ def test_a_loss_that_the_refresh_did_not_know_has_no_weight() -> None:
     stats = combiner.combine()
     assert not stats.refreshed
     torch.testing.assert_close(w.grad, 2 * a[0])
-    assert stats.weights.tolist() == [1.0, 0.0]
+    assert stats.loss_weights.tolist() == [1.0, 0.0]
 
 
 def test_a_state_is_loaded_into_a_combiner_that_has_stepped_on_others() -> None:
     a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
     w, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     first, second = OSGD(refresh=9), OSGD(refresh=9)
-    kept = first.backward(quadratic(w, a), [w]).weights
+    kept = first.backward(quadratic(w, a), [w]).loss_weights
     second.backward(quadratic(other, 2 * a.flip(0)), [other])
     second.load_state_dict(first.state_dict())
     stats = second.backward(quadratic(w, a), [w])
     assert not stats.refreshed
-    assert torch.equal(stats.weights, kept)
+    assert torch.equal(stats.loss_weights, kept)
 
 
 @pytest.mark.parametrize("name", ["plain", "norm"])
@@ -463,12 +463,12 @@ def test_where_nothing_may_be_read_older_weights_or_even_ones_stand_in(reduction
             losses[0].register_hook(lambda grad: grad * NAN)
         return combiner.backward(losses, [w])
 
-    assert torch.isnan(step(True).weights).any()
-    assert step(False).weights.tolist() == [share, share]
-    assert step(False).weights.tolist() == [0.5 * share, share]
-    assert step(False).weights.tolist() == [0.5 * share, share]
+    assert torch.isnan(step(True).loss_weights).any()
+    assert step(False).loss_weights.tolist() == [share, share]
+    assert step(False).loss_weights.tolist() == [0.5 * share, share]
+    assert step(False).loss_weights.tolist() == [0.5 * share, share]
     step(True)
-    assert step(False).weights.tolist() == [0.5 * share, share]
+    assert step(False).loss_weights.tolist() == [0.5 * share, share]
 
 
 def test_where_nothing_may_be_read_the_weights_stay_where_a_captured_graph_reads_them() -> None:
@@ -485,7 +485,7 @@ def test_where_nothing_may_be_read_the_weights_stay_where_a_captured_graph_reads
 def test_stats_of_a_step_in_between_are_not_overwritten_by_a_later_refresh() -> None:
     a, b = torch.tensor([[1.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
     seen = steps_of(OSGD(refresh=2), [a, a, b, b])
-    assert [stats.weights[0].item() for stats in seen] == [0.5, 0.5, 1.5, 1.5]
+    assert [stats.loss_weights[0].item() for stats in seen] == [0.5, 0.5, 1.5, 1.5]
 
 
 def test_every_step_is_exact_while_c_is_calibrated(three_exits: Make, digit_losses: Losses) -> None:
@@ -514,7 +514,7 @@ def test_autocast_steps_in_between_follow_the_weighted_loss(
         stats = combiner.backward(losses, network.parameters(), retain_graph=True)
     found = flat(network)
     network.zero_grad()
-    total = sum(w * loss for w, loss in zip(stats.weights.float(), losses, strict=True))
+    total = sum(w * loss for w, loss in zip(stats.loss_weights.float(), losses, strict=True))
     assert isinstance(total, Tensor)
     total.backward()
     assert torch.equal(found, flat(network))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anynest.multitask import (
-    Rows,
+    TaskGradients,
     WeightedSGD,
     gram_matrix,
     list_methods,
@@ -95,7 +95,7 @@ def test_components_are_those_of_algorithm_2(
     grads, priority = problem
     vectors = [flat(row, SHAPES) for row in grads]
     g, kept = exact_osgd(torch.stack([vectors[i] for i in priority]))
-    components, _ = orthogonalize(Rows.stack(grads), priority)
+    components, _ = orthogonalize(TaskGradients.stack(grads), priority)
     update = weighted_sum(components, torch.ones(len(grads)))
     assert relative(flat(update, SHAPES), g) < 1e-6
     found = components.tensors()
@@ -110,7 +110,7 @@ def test_every_kept_component_is_orthogonal_to_every_earlier_one(
     problem: tuple[list[list[Tensor | None]], list[int]],
 ) -> None:
     grads, priority = problem
-    components, _ = orthogonalize(Rows.stack(grads), priority)
+    components, _ = orthogonalize(TaskGradients.stack(grads), priority)
     found = [flat(row, SHAPES) for row in components.tensors()]
     for a, i in enumerate(priority):
         for j in priority[:a]:
@@ -123,7 +123,7 @@ def test_the_update_agrees_with_the_first_gradient_on_its_own_direction(
     problem: tuple[list[list[Tensor | None]], list[int]],
 ) -> None:
     grads, priority = problem
-    components, _ = orthogonalize(Rows.stack(grads), priority)
+    components, _ = orthogonalize(TaskGradients.stack(grads), priority)
     update = flat(weighted_sum(components, torch.ones(len(grads))), SHAPES)
     first = flat(grads[priority[0]], SHAPES)
     # exact but for the update's rounding to float32, which a far larger later task dominates
@@ -137,7 +137,7 @@ def test_the_rows_are_l_times_the_components(
     problem: tuple[list[list[Tensor | None]], list[int]],
 ) -> None:
     grads, priority = problem
-    components, L = orthogonalize(Rows.stack(grads), priority)
+    components, L = orthogonalize(TaskGradients.stack(grads), priority)
     ordered = L[priority][:, priority]
     assert torch.equal(ordered, ordered.tril())
     assert torch.equal(ordered.diagonal(), torch.ones(len(grads), dtype=torch.float64))
@@ -152,7 +152,7 @@ def test_a_component_has_entries_only_where_a_task_up_to_it_has(
     problem: tuple[list[list[Tensor | None]], list[int]],
 ) -> None:
     grads, priority = problem
-    found = orthogonalize(Rows.stack(grads), priority).components.tensors()
+    found = orthogonalize(TaskGradients.stack(grads), priority).components.tensors()
     for a, i in enumerate(priority):
         for p in range(len(SHAPES)):
             touched = any(grads[j][p] is not None for j in priority[: a + 1])
@@ -173,7 +173,7 @@ def test_near_parallel_rows_are_exact_to_1e_6(perturbation: float, scale: float)
         rows = torch.stack([base, base + perturbation * a, base + perturbation * b, a + 0.1 * c])
         rows = (scale * rows).float()
         update, kept = exact_osgd(rows)
-        components, L = orthogonalize(Rows.stack([[row] for row in rows]))
+        components, L = orthogonalize(TaskGradients.stack([[row] for row in rows]))
         found = weighted_sum(components, torch.ones(4))[0]
         assert found is not None
         assert relative(found, update) < 1e-6
@@ -193,7 +193,7 @@ def test_near_parallel_long_rows_agree_with_the_reference(perturbation: float) -
     base = torch.randn(100_003)
     rows = [base + perturbation * torch.randn(100_003) for _ in range(4)]
     g, kept = reference.osgd([row.double() for row in rows])
-    components, _ = orthogonalize(Rows.stack([[row] for row in rows]))
+    components, _ = orthogonalize(TaskGradients.stack([[row] for row in rows]))
     found = weighted_sum(components, torch.ones(4))[0]
     assert found is not None
     assert relative(found, g) < 1e-6
@@ -207,7 +207,7 @@ def test_near_parallel_long_rows_agree_with_the_reference(perturbation: float) -
 def test_parallel_rows_leave_exactly_the_first(factor: float, dtype: torch.dtype) -> None:
     """To the bit: what remains of the others is the rounding of their own entries."""
     g = torch.randn(1000).to(dtype)
-    components, _ = orthogonalize(Rows.stack([[g], [g * factor], [g]]))
+    components, _ = orthogonalize(TaskGradients.stack([[g], [g * factor], [g]]))
     update = weighted_sum(components, torch.ones(3))[0]
     assert update is not None
     assert torch.equal(update, g)
@@ -215,9 +215,9 @@ def test_parallel_rows_leave_exactly_the_first(factor: float, dtype: torch.dtype
 
 def test_a_zero_row_projects_to_nothing_and_takes_nothing() -> None:
     a, b = torch.randn(2, 50)
-    rows = Rows.stack([[torch.zeros(50)], [a], [torch.zeros(50)], [b]])
+    rows = TaskGradients.stack([[torch.zeros(50)], [a], [torch.zeros(50)], [b]])
     with_zeros = orthogonalize(rows).components.tensors()
-    without = orthogonalize(Rows.stack([[a], [b]])).components.tensors()
+    without = orthogonalize(TaskGradients.stack([[a], [b]])).components.tensors()
     for found, expected in [(0, None), (1, 0), (2, None), (3, 1)]:
         tensor = with_zeros[found][0]
         assert tensor is not None
@@ -228,7 +228,8 @@ def test_a_zero_row_projects_to_nothing_and_takes_nothing() -> None:
 def test_a_row_that_shares_nothing_is_untouched() -> None:
     a, b, c = torch.randn(3, 20)
     update = weighted_sum(
-        orthogonalize(Rows.stack([[a, None], [b, None], [None, c]])).components, torch.ones(3)
+        orthogonalize(TaskGradients.stack([[a, None], [b, None], [None, c]])).components,
+        torch.ones(3),
     )
     assert update[1] is not None
     assert torch.equal(update[1], c)
@@ -237,9 +238,9 @@ def test_a_row_that_shares_nothing_is_untouched() -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_scaling_a_task_scales_its_component_alone(scale: float) -> None:
     rows = torch.randn(3, 40)
-    before = orthogonalize(Rows.stack([[row] for row in rows])).components.tensors()
+    before = orthogonalize(TaskGradients.stack([[row] for row in rows])).components.tensors()
     rows[1] *= scale
-    after = orthogonalize(Rows.stack([[row] for row in rows])).components.tensors()
+    after = orthogonalize(TaskGradients.stack([[row] for row in rows])).components.tensors()
     for i, factor in enumerate([1.0, scale, 1.0]):
         one, other = before[i][0], after[i][0]
         assert one is not None
@@ -251,7 +252,9 @@ def test_a_square_that_float32_cannot_hold_does_no_harm() -> None:
     rows = torch.randn(3, 40) * torch.tensor([[1e30], [1e-30], [1e-38]])
     _, kept = reference.osgd(list(rows.double()))
     for u, (v,) in zip(
-        kept, orthogonalize(Rows.stack([[r] for r in rows])).components.tensors(), strict=True
+        kept,
+        orthogonalize(TaskGradients.stack([[r] for r in rows])).components.tensors(),
+        strict=True,
     ):
         assert v is not None
         assert relative(v, u) < 1e-5
@@ -263,7 +266,7 @@ def test_normalized_rows_have_norm_root_d_times_c(scale: float) -> None:
         [scale * torch.randn(9), None],
         [torch.randn(9), torch.randn(16)],
     ]
-    rows = normalize(Rows.stack(grads), C=0.5)
+    rows = normalize(TaskGradients.stack(grads), C=0.5)
     norms = gram_matrix(rows).diagonal().sqrt()
     want = torch.tensor([1.5 if scale else 0.0, 2.5], dtype=torch.float64)
     torch.testing.assert_close(norms, want)
@@ -274,7 +277,7 @@ def test_normalized_rows_have_norm_root_d_times_c(scale: float) -> None:
 
 def test_dots_run_over_common_entries_only() -> None:
     a, b, c = torch.randn(3, 6)
-    gram = gram_matrix(Rows.stack([[a, None, b], [None, c, a], [c, None, None]]))
+    gram = gram_matrix(TaskGradients.stack([[a, None, b], [None, c, a], [c, None, None]]))
     A, B, C = (t.double() for t in (a, b, c))
     zero = torch.zeros((), dtype=torch.float64)
     want = [[A @ A + B @ B, B @ A, A @ C], [B @ A, C @ C + A @ A, zero], [A @ C, zero, C @ C]]
@@ -284,7 +287,7 @@ def test_dots_run_over_common_entries_only() -> None:
 def test_weighted_sum_rounds_once() -> None:
     rows = torch.randn(5, 30_000)
     weights = torch.tensor([1e3, -1e3, 0.1, 7.0, 1.0], dtype=torch.float64)
-    found = weighted_sum(Rows.stack([[row] for row in rows]), weights)[0]
+    found = weighted_sum(TaskGradients.stack([[row] for row in rows]), weights)[0]
     assert found is not None
     exact = weights @ rows.double()
     assert ((found.double() - exact).abs() <= 6e-8 * exact.abs() + 1e-12).all()
@@ -296,9 +299,9 @@ def test_the_second_round_changes_nothing_where_the_first_is_exact(
 ) -> None:
     """A GPU always takes the second round, so as not to wait for a number."""
     grads = random_grads(0, 3, SHAPES, 0.7)
-    one = orthogonalize(Rows.stack(grads), priority)
+    one = orthogonalize(TaskGradients.stack(grads), priority)
     monkeypatch.setattr("anynest.multitask.methods.rules._well_conditioned", lambda *_: False)
-    two = orthogonalize(Rows.stack(grads), priority)
+    two = orthogonalize(TaskGradients.stack(grads), priority)
     torch.testing.assert_close(one.coefficients, two.coefficients)
     for a, b in zip(one.components.tensors(), two.components.tensors(), strict=True):
         torch.testing.assert_close(a, b)
@@ -313,7 +316,7 @@ def test_no_number_is_read_back_while_combining(monkeypatch: pytest.MonkeyPatch)
             return func(*args, **(kwargs or {}))
 
     monkeypatch.setattr("anynest.multitask.methods.rules._well_conditioned", lambda *_: False)
-    rows = Rows.stack(random_grads(1, 3, SHAPES, 0.7))
+    rows = TaskGradients.stack(random_grads(1, 3, SHAPES, 0.7))
     for method in list_methods():
         options = {"C": "calibrated"} if "norm" in method else {}
         combiner = make_combiner(method, **options)
@@ -323,7 +326,7 @@ def test_no_number_is_read_back_while_combining(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_empty_tensors_and_rows_without_any_entry_are_fine() -> None:
-    rows = Rows.stack([[torch.ones(0), None], [torch.ones(0), None], [None, None]])
+    rows = TaskGradients.stack([[torch.ones(0), None], [torch.ones(0), None], [None, None]])
     components, L = orthogonalize(rows)
     assert torch.equal(L, torch.eye(3, dtype=torch.float64))
     update = weighted_sum(components, torch.ones(3))
@@ -340,6 +343,8 @@ def test_participants_share_by_their_importance() -> None:
     assert v.grad is not None
     assert (u.grad.item(), v.grad.item()) == (2.0, 1.0)  # (3 * 1 + 1 * 5) / 4, and 1 alone
     assert stats.skipped == ()
-    rows = Rows.stack([[torch.tensor([1.0]), None], [torch.tensor([5.0]), torch.tensor([1.0])]])
+    rows = TaskGradients.stack(
+        [[torch.tensor([1.0]), None], [torch.tensor([5.0]), torch.tensor([1.0])]]
+    )
     norm = update_norm(rows, torch.tensor([3.0, 1.0]), importances=[3.0, 1.0])
     assert norm.item() == pytest.approx(5**0.5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, Rows, list_methods, make_combiner, orthogonalize
+from anynest.multitask import OSGD, TaskGradients, list_methods, make_combiner, orthogonalize
 from anynest.multitask.gradients.scopes import project_within
 from anynest.multitask.methods import reference
 
@@ -88,7 +88,7 @@ def test_each_scope_is_algorithm_2_by_itself(
             share = expected / 3 if reduction == "mean" else expected
             error = (p.grad.double() - share).norm()
             assert error <= 2e-6 * share.norm() + 1e-9, (p.shape, error, share.norm())
-    assert stats.weights.shape == (len(scopes), 3)
+    assert stats.loss_weights.shape == (len(scopes), 3)
     assert stats.coefficients is not None
     assert stats.coefficients.shape == (len(scopes), 3, 3)
     assert stats.cosines is not None
@@ -108,7 +108,7 @@ def test_the_weights_of_each_scope_make_its_update(three_exits: Make, digit_loss
     for p, parameter in enumerate(parameters):
         want = sum(
             w * g
-            for w, g in zip(stats.weights[p], (row[p] for row in rows), strict=True)
+            for w, g in zip(stats.loss_weights[p], (row[p] for row in rows), strict=True)
             if g is not None
         )
         torch.testing.assert_close(parameter.grad, want)
@@ -125,7 +125,7 @@ def test_one_scope_is_the_paper_bit_for_bit(scope: Any) -> None:
         w = nn.Parameter(torch.zeros(5))
         stats = combiner.backward([w @ a, w @ b], wrap(w))
         assert w.grad is not None
-        found.append((w.grad, stats.weights.reshape(-1)))
+        found.append((w.grad, stats.loss_weights.reshape(-1)))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
 
@@ -182,7 +182,7 @@ def test_a_group_that_no_loss_touches_keeps_its_grad() -> None:
     groups = [{"params": [other]}, {"params": [w]}]
     stats = OSGD(scope="group").backward([w.sum(), (w * w).sum()], groups)
     assert torch.equal(other.grad, torch.full((2,), 7.0))
-    assert stats.weights[0].tolist() == [1.0, 1.0]
+    assert stats.loss_weights[0].tolist() == [1.0, 1.0]
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
     w.grad = None
     OSGD(scope="group").backward([w.sum()], [{"params": frozen}, {"params": w}])
@@ -194,7 +194,7 @@ def test_a_skipped_loss_with_scopes() -> None:
     w, v = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
     losses = [(w + v) @ a, (w + v).sum() * float("nan"), w @ b]
     stats = OSGD(scope="tensor", on_nonfinite="skip").backward(losses, [w, v])
-    assert stats.weights[:, 1].tolist() == [0.0, 0.0]
+    assert stats.loss_weights[:, 1].tolist() == [0.0, 0.0]
     assert stats.coefficients is not None
     assert torch.isnan(stats.coefficients).sum() == 2 * 5
     torch.testing.assert_close(v.grad, a)
@@ -241,7 +241,7 @@ def test_bad_scopes_and_groups_are_named(act: Callable[[Any], Any], message: str
 
 def test_no_block_is_of_two_scopes() -> None:
     grads: list[list[Tensor | None]] = [[torch.ones(2), torch.ones(3), torch.ones(1)]] * 2
-    rows = Rows.stack(grads, scopes=(1, 0, 1))
+    rows = TaskGradients.stack(grads, scopes=(1, 0, 1))
     assert sorted(block.members for block in rows.blocks) == [(0, 2), (1,)]
     assert [part.sizes for part in rows.parts()] == [(3, 3), (3, 3)]
     assert len(project_within(rows, None, orthogonalize).parts) == 2

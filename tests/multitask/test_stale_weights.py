@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anynest.multitask import OSGD, Rows, orthogonalize
+from anynest.multitask import OSGD, TaskGradients, orthogonalize
 from anynest.multitask.methods.refresh import (
     MOST_AMPLIFICATION,
     amplification,
@@ -27,10 +27,10 @@ def gradients(seed: int, tasks: int = 4, near: float = 1.0) -> Tensor:
 
 def osgd(g: Tensor, order: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """w, L and G of OSGD on the rows of ``g``."""
-    result = OSGD(order).rule(Rows.stack([[row] for row in g]))
+    result = OSGD(order).rule(TaskGradients.stack([[row] for row in g]))
     assert result.coefficients is not None
     assert result.gram is not None
-    return result.weights, result.coefficients, result.gram
+    return result.loss_weights, result.coefficients, result.gram
 
 
 def ordered(g: Tensor, order: tuple[int, ...], share: float) -> Tensor:
@@ -118,18 +118,18 @@ def test_normalized_weights_shrink_towards_the_normalized_sum() -> None:
     """``L^T w = s`` there: the target of the noise is s, not 1."""
     base, first, second = torch.randn(3, 30, dtype=torch.float64)
     g = torch.stack([base, 3 * (base + 1e-4 * first), 0.2 * (base + 0.1 * (first + second))])
-    result = OSGD(normalize=True, C=1.0).rule(Rows.stack([[row] for row in g]))
+    result = OSGD(normalize=True, C=1.0).rule(TaskGradients.stack([[row] for row in g]))
     assert result.coefficients is not None
     assert result.gram is not None
     bound = MOST_AMPLIFICATION * 3**0.5
-    assert amplification(result.gram, result.weights) > bound
-    kept = bounded_weights(result.gram, result.weights, result.coefficients, (0, 1, 2))
+    assert amplification(result.gram, result.loss_weights) > bound
+    kept = bounded_weights(result.gram, result.loss_weights, result.coefficients, (0, 1, 2))
     assert amplification(result.gram, kept) <= bound
     scales = 30**0.5 / g.norm(dim=1)
-    plain = OSGD().rule(Rows.stack([[row] for row in g * scales[:, None]]))
+    plain = OSGD().rule(TaskGradients.stack([[row] for row in g * scales[:, None]]))
     assert plain.coefficients is not None
     assert plain.gram is not None
-    same = bounded_weights(plain.gram, plain.weights, plain.coefficients, (0, 1, 2)) * scales
+    same = bounded_weights(plain.gram, plain.loss_weights, plain.coefficients, (0, 1, 2)) * scales
     torch.testing.assert_close(kept, same, rtol=1e-4, atol=1e-8)
 
 
@@ -138,8 +138,8 @@ def test_zero_gradients_and_one_loss() -> None:
     ones = torch.ones(3, dtype=torch.float64)
     assert drift(zero, ones, 2 * ones) == 0
     assert amplification(zero, ones) == 1
-    rows = Rows.stack([[torch.zeros(4)] for _ in range(3)])
-    w, lower = OSGD().rule(rows).weights, orthogonalize(rows).coefficients
+    rows = TaskGradients.stack([[torch.zeros(4)] for _ in range(3)])
+    w, lower = OSGD().rule(rows).loss_weights, orthogonalize(rows).coefficients
     assert torch.equal(bounded_weights(zero, w, lower, (0, 1, 2)), w)
     one = torch.full((1, 1), 4.0, dtype=torch.float64)
     assert bounded_weights(one, ones[:1], torch.eye(1, dtype=one.dtype), (0,)).tolist() == [1.0]
@@ -164,8 +164,8 @@ def test_a_combiner_bounds_what_it_keeps_and_not_the_refresh(order: tuple[int, .
     combiner = OSGD(order, refresh=2)
     exact, lazy = (combiner.backward(list(g @ parameter), [parameter]) for _ in range(2))
     w, lower, gram = osgd(g, order)
-    assert torch.equal(exact.weights, w)
+    assert torch.equal(exact.loss_weights, w)
     bound = MOST_AMPLIFICATION * 3**0.5
-    assert amplification(gram, exact.weights) > bound
-    assert amplification(gram, lazy.weights) <= bound
-    torch.testing.assert_close(lazy.weights, bounded_weights(gram, w, lower, order))
+    assert amplification(gram, exact.loss_weights) > bound
+    assert amplification(gram, lazy.loss_weights) <= bound
+    torch.testing.assert_close(lazy.loss_weights, bounded_weights(gram, w, lower, order))

@@ -25,7 +25,7 @@ def test_the_equivalent_weights_give_the_same_gradient(
         digit_losses(one, 0), one.parameters()
     )
     losses = digit_losses(other, 0)
-    total = sum((w * loss for w, loss in zip(stats.weights.float(), losses, strict=True)))
+    total = sum((w * loss for w, loss in zip(stats.loss_weights.float(), losses, strict=True)))
     assert isinstance(total, Tensor)
     total.backward()
     for p, q in zip(one.parameters(), other.parameters(), strict=True):
@@ -44,7 +44,7 @@ def test_l_transposed_times_w_is_what_each_method_sums(
         )
         assert stats.coefficients is not None
         assert stats.norms is not None
-        found = stats.coefficients.T @ stats.weights
+        found = stats.coefficients.T @ stats.loss_weights
         if method == "osgd-norm":
             assert abs(found[0] - 0.5 * sizes[0].sqrt() / stats.norms[0]) < 1e-9
         else:
@@ -67,7 +67,7 @@ def test_a_zero_gradient_keeps_its_weight_and_a_repeated_one_has_none() -> None:
     w = nn.Parameter(torch.zeros(4))
     stats = OSGD().backward([w @ a, w.sum() * 0, w @ a, w @ b], [w])
     share = (a @ b / (a @ a)).item()
-    assert stats.weights.tolist() == pytest.approx([1 - share, 1.0, 0.0, 1.0])
+    assert stats.loss_weights.tolist() == pytest.approx([1 - share, 1.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize("method", list_methods())
@@ -75,10 +75,10 @@ def test_stats_are_plain_json(method: str, three_exits: Make, digit_losses: Loss
     network = three_exits()
     stats = make_combiner(method).backward(digit_losses(network, 0), network.parameters())
     listed: dict[str, Any] = json.loads(json.dumps(stats.to_dict(), allow_nan=False))
-    assert len(listed["losses"]) == len(listed["weights"]) == 3
+    assert len(listed["losses"]) == len(listed["loss_weights"]) == 3
     assert set(listed) == {
         "losses",
-        "weights",
+        "loss_weights",
         "norms",
         "cosines",
         "coefficients",
@@ -98,7 +98,7 @@ def test_weights_of_an_average_hold_where_all_take_part(method: str) -> None:
     stats = make_combiner(method).backward([w @ a, w @ b + own.sum()], [w, own])
     assert w.grad is not None
     torch.testing.assert_close(
-        w.grad.double(), stats.weights[0] * a.double() + stats.weights[1] * b.double()
+        w.grad.double(), stats.loss_weights[0] * a.double() + stats.loss_weights[1] * b.double()
     )
 
 
@@ -108,5 +108,5 @@ def test_gradient_stats_measure_without_a_trace(three_exits: Make, digit_losses:
     measured = gradient_stats(losses, network.parameters())
     assert all(p.grad is None for p in network.parameters())
     done = OSGD().backward(losses, network.parameters())  # the graph is still there
-    for name in ("losses", "weights", "coefficients", "norms", "cosines"):
+    for name in ("losses", "loss_weights", "coefficients", "norms", "cosines"):
         torch.testing.assert_close(getattr(measured, name), getattr(done, name), rtol=0, atol=0)

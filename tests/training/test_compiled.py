@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anynest import create_model, list_models
-from anynest.multitask import compile_for_tasks, task_rows
+from anynest.multitask import compile_for_tasks, task_gradients
 from anynest.training import TrainConfig, compiled
 from anynest.training.metrics import Sums
 from anynest.training.step import Stepper
@@ -78,7 +78,7 @@ def test_one_pass_per_loss_keeps_to_what_the_loss_reads(tiny: Tiny) -> None:
         stepper = make_stepper(tiny(model=DEPTH, run={"compile": on}))
         images, labels = batch()
         losses = [torch.nn.functional.cross_entropy(out, labels) for out in stepper.forward(images)]
-        sizes.append(task_rows(losses, stepper.phase.parameters).sizes)
+        sizes.append(task_gradients(losses, stepper.phase.parameters).sizes)
     assert sizes[0][0] < sizes[0][1]
     assert sizes[1] == sizes[0]
 

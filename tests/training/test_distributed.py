@@ -186,7 +186,7 @@ def test_averages_are_over_the_ranks() -> None:
     class Two:
         """The other rank holds three times what this one does."""
 
-        def total(self, numbers: torch.Tensor) -> torch.Tensor:
+        def all_reduce(self, numbers: torch.Tensor) -> torch.Tensor:
             return 4 * numbers
 
     tensors = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]], dtype=torch.float64)]
@@ -256,7 +256,7 @@ def test_ranks_of_a_new_life_do_not_meet_those_of_an_old_one() -> None:
 def test_one_process_is_a_world_without_a_word(tmp_path: Path) -> None:
     world = World()
     tensor = torch.ones(3)
-    assert world.first(lambda: b"told") == b"told"
+    assert world.run_on_rank_zero(lambda: b"told") == b"told"
     assert world.gather(b"own") == [b"own"]
     assert world.total([tensor])[0] is tensor
     assert world.leads

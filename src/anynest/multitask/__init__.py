@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from .checks import NonFiniteLossError
     from .combiner import Combiner
     from .compiling import compile_for_tasks
-    from .gradient_stats import gradient_stats
-    from .gradients.backward import accumulate, task_rows
+    from .gradient_statistics import gradient_stats
+    from .gradients.backward import accumulate, task_gradients
     from .gradients.combination import Combination
-    from .gradients.task_gradients import Rows
+    from .gradients.task_gradients import TaskGradients
     from .methods.normsgd import NormSGD
     from .methods.osgd import OSGD
     from .methods.rules import gram_matrix, normalize, orthogonalize, weighted_sum
@@ -33,8 +33,8 @@ __all__ = [
     "NonFiniteLossError",
     "NormSGD",
     "OSGD",
-    "Rows",
     "Stats",
+    "TaskGradients",
     "WeightedSGD",
     "accumulate",
     "compile_for_tasks",
@@ -45,7 +45,7 @@ __all__ = [
     "normalize",
     "orthogonalize",
     "register_method",
-    "task_rows",
+    "task_gradients",
     "weighted_sum",
 ]
 
@@ -54,11 +54,11 @@ _LAZY = {
     "NonFiniteLossError": ".checks",
     "Combiner": ".combiner",
     "compile_for_tasks": ".compiling",
-    "gradient_stats": ".gradient_stats",
+    "gradient_stats": ".gradient_statistics",
     "accumulate": ".gradients.backward",
-    "task_rows": ".gradients.backward",
+    "task_gradients": ".gradients.backward",
     "Combination": ".gradients.combination",
-    "Rows": ".gradients.task_gradients",
+    "TaskGradients": ".gradients.task_gradients",
     "NormSGD": ".methods.normsgd",
     "OSGD": ".methods.osgd",
     "gram_matrix": ".methods.rules",
@@ -73,6 +73,5 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name], __name__), name)
-    globals()[name] = value  # in place of the submodule `gradient_stats`, bound by its import
+    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
     return value

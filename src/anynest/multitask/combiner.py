@@ -30,7 +30,7 @@ from .gradients.buffer import Filling, Pattern
 from .gradients.combination import Combination, OnePass, Pending, stats_of
 from .gradients.graph import check_checkpointing, check_touched
 from .gradients.micro_batch import Given
-from .gradients.task_gradients import Rows
+from .gradients.task_gradients import TaskGradients
 from .stats import Stats
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
@@ -122,7 +122,7 @@ class Combiner(ABC):
     ) -> None:
         """Add one micro-batch's rows to those kept for ``combine``; ``.grad`` stays as it is.
 
-        Rows add up as ``.grad`` does under ``loss.backward()``: divide each loss by the number of
+        TaskGradients add up as ``.grad`` does under ``loss.backward()``: divide each loss by the number of
         micro-batches for the mean. So the projection, which is not linear, sees the gradients of
         the whole batch::
 
@@ -208,7 +208,7 @@ class Combiner(ABC):
         kept = [given.losses[i] for i in tasks]
         if tasks and not step.tasks:
             self.meet(leaves)
-            step.single = self.is_single(tasks)
+            step.single = self.takes_one_pass(tasks)
             if self.ranks is not None and self.ranks.shards is None and into_grad:
                 step.filling = SharedFilling(self.ranks, tasks, step.single, step.filling.scopes)
         self._pending = None  # an error in a pass leaves nothing half done
@@ -279,7 +279,7 @@ class Combiner(ABC):
     @abstractmethod
     def rule(
         self,
-        rows: Rows,
+        rows: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
@@ -288,13 +288,13 @@ class Combiner(ABC):
     def scopes_of(
         self, leaves: Sequence[Tensor], groups: dict[int, int] | None
     ) -> tuple[int, ...] | None:
-        """The scope of each leaf for ``Rows``; ``groups`` are the parameter groups by tensor id."""
+        """The scope of each leaf for ``TaskGradients``; ``groups`` are the parameter groups by tensor id."""
         return None
 
     def meet(self, leaves: Sequence[Tensor]) -> None:  # noqa: B027 (most need not know)
         """The parameters of the step that begins."""
 
-    def is_single(self, tasks: Sequence[int]) -> bool:
+    def takes_one_pass(self, tasks: Sequence[int]) -> bool:
         """Whether the step that begins with these losses is one ordinary backward pass."""
         return False
 

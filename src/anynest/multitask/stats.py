@@ -16,7 +16,7 @@ class Stats:
     are [G, S] and coefficients [G, S, S], one for each in order; the rest is of whole gradients.
 
     losses [S]: the losses' values.
-    weights [S]: the equivalent loss weights w. The gradient just accumulated is that of
+    loss_weights [S]: the equivalent loss weights w. The gradient just accumulated is that of
         ``sum_i w_i L_i``; where a method averages over participants, this holds on the entries that
         every task touches. Zero for a loss that was skipped or whose remainder was mere rounding.
     coefficients [S, S]: L of ``g_i = sum_j L_ij u_j``, with u the orthogonal components; unit
@@ -34,7 +34,7 @@ class Stats:
     """
 
     losses: Tensor
-    weights: Tensor
+    loss_weights: Tensor
     coefficients: Tensor | None = None
     gram: Tensor | None = None
     skipped: tuple[int, ...] = ()
@@ -66,7 +66,7 @@ class Stats:
 
         tensors = {
             "losses": self.losses,
-            "weights": self.weights,
+            "loss_weights": self.loss_weights,
             "norms": self.norms,
             "cosines": self.cosines,
             "coefficients": self.coefficients,

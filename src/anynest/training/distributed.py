@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..multitask.distributed.collectives import Link
+from .._collectives import Collectives
 from .errors import ConfigError, RunError, RunFolderError
 from .rendezvous import meet
 
@@ -37,14 +37,14 @@ class World:
     size: int = 1
     local_rank: int | None = None
     group: Any = None
-    link: Link | None = field(default=None, repr=False)
+    link: Collectives | None = field(default=None, repr=False)
 
     @property
     def leads(self) -> bool:
         """Whether this process writes the files and speaks to the user."""
         return self.rank == 0
 
-    def first(self, deed: Callable[[], bytes | None]) -> bytes | None:
+    def run_on_rank_zero(self, deed: Callable[[], bytes | None]) -> bytes | None:
         """What ``deed`` gives on rank 0, where alone it is done; its error is raised on all ranks."""
         if self.link is None:
             return deed()
@@ -94,7 +94,7 @@ class World:
         """Sums over ranks of tensors of one dtype and device."""
         if self.link is None:
             return list(tensors)
-        flat = self.link.total(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+        flat = self.link.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]))
         parts = torch.split_with_sizes(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -112,7 +112,7 @@ class World:
         if self.link is None:
             return
         for kind in _by_kind(tensors):
-            flat = self.link.total(torch.cat([tensor.reshape(-1) for tensor in kind]))
+            flat = self.link.all_reduce(torch.cat([tensor.reshape(-1) for tensor in kind]))
             _spread(flat / self.size, kind)
 
 
@@ -165,7 +165,7 @@ def _world() -> World:
     group, size = dist.group.WORLD, dist.get_world_size()
     if size == 1:
         return World()
-    return World(dist.get_rank(), size, _local_rank(), group, Link(group))
+    return World(dist.get_rank(), size, _local_rank(), group, Collectives(group))
 
 
 def _local_rank() -> int:

@@ -37,7 +37,7 @@ class Stepper:
         self.combiner = config.method.build(self.world.group)
         self.remark = ""  # for the one who watches the run
         if config.run.compile:
-            one_pass = self.combiner.is_single(range(len(phase.stages)))
+            one_pass = self.combiner.takes_one_pass(range(len(phase.stages)))
             self.remark = compile_network(phase.network, one_pass)
         self.optimizer = config.optimizer.build(phase.parameters)
         # not every torch that we run on has the scaler's kernels for mps
@@ -98,7 +98,7 @@ class Stepper:
 
     def kind(self) -> bool:
         """Whether the next step is one backward pass: recorded apart from one that is several."""
-        return self.combiner.is_single(range(len(self.phase.stages)))
+        return self.combiner.takes_one_pass(range(len(self.phase.stages)))
 
     def replayed(self, single: bool) -> None:
         """Count a replayed step for OSGD's refresh, whose Python has not run."""

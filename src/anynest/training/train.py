@@ -59,7 +59,7 @@ def train(
     with joined() as world, together(world, run_folder), contextlib.ExitStack() as stack:
         if reporter is None or not world.leads:
             reporter = Silent()
-        told = world.first(lambda: opened(run_folder, config, resume))
+        told = world.run_on_rank_zero(lambda: opened(run_folder, config, resume))
         assert told is not None
         found = json.loads(told)
         config, resume = TrainConfig.from_json(found["config"]), found["resume"]
@@ -88,7 +88,7 @@ def train(
             else:
                 run_folder.start(config)
 
-        world.first(begin)
+        world.run_on_rank_zero(begin)
         stack.enter_context(stop)
         loop.run()
         model.requires_grad_(True)

@@ -122,14 +122,14 @@ class Loop:
             return None if state is None or self.world.size == 1 else pack(state)
 
         found: list[dict[str, Any] | None] = []
-        told = self.world.first(read)
+        told = self.world.run_on_rank_zero(read)
         if found:
             return found[0]
         return None if told is None else unpack(told)
 
     def write_history(self) -> None:
         """``metrics.jsonl`` as it stands."""
-        self.world.first(lambda: self.folder.write_history(self.history))
+        self.world.run_on_rank_zero(lambda: self.folder.write_history(self.history))
 
     def require_format(self, state: dict[str, Any]) -> None:
         """RunFolderError for the checkpoint of another version."""
@@ -327,7 +327,7 @@ class Loop:
         if self.world.size > 1:  # what else is each rank's own
             mine = pack({"random": state["random"], "sums": state["sums"]})
             state["others"] = [unpack(told) for told in self.world.gather(mine)[1:]]
-        self.world.first(lambda: self.write(state))
+        self.world.run_on_rank_zero(lambda: self.write(state))
         self.saved_at = time.monotonic()
 
     def write(self, state: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..._collectives import Collectives
 from ..checks import NonFiniteLossError
-from .collectives import Link
 
 MASK_BITS, MASK_WORDS = 48, 8  # whole numbers up to 2^53 are exact in float64
 MOST_LOSSES = MASK_BITS * MASK_WORDS
@@ -33,13 +33,13 @@ class Meeting:
     fresh: bool
 
 
-def refuse(link: Link) -> None:
+def refuse(link: Collectives) -> None:
     """Tell the other ranks, which are in ``meet``, that this one cannot take the step."""
     link.compare([1.0, *[0.0] * (4 + MASK_WORDS)])
 
 
 def meet(
-    link: Link,
+    link: Collectives,
     values: Tensor | None,
     samples: float | None,
     fingerprint: int,

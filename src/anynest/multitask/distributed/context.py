@@ -1,4 +1,4 @@
-"""Rows over ranks: reduced before they are projected, since projecting is not linear.
+"""TaskGradients over ranks: reduced before they are projected, since projecting is not linear.
 
 Each of W ranks has its own samples, and so its own part of every task's gradient. The projection
 needs the whole gradients, and the averages of projected parts are something else. So
@@ -23,14 +23,14 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from ..._collectives import Collectives, Receive
 from ..checks import check_losses, check_parameters, check_samples, loss_values
 from ..gradients.backward import gradient
 from ..gradients.buffer import Filling, Pattern
 from ..gradients.graph import check_touched
 from ..gradients.micro_batch import Given
-from ..gradients.task_gradients import Grads, Rows, wide_dtype
+from ..gradients.task_gradients import Grads, TaskGradients, wide_dtype
 from .agreement import meet, refuse
-from .collectives import Link, Receive
 from .dtensor import Shards, is_sharded
 from .exchange import SharedFilling, union, untouched
 from .partition import Pieces
@@ -41,7 +41,7 @@ class Ranks:
     """What a combiner keeps of its group, from step to step."""
 
     def __init__(self, group: Any) -> None:
-        self.link = Link(group)
+        self.link = Collectives(group)
         self.leaves: list[Tensor] = []
         self.fingerprint = 0
         self.pieces = Pieces([], self.link.size)
@@ -127,13 +127,13 @@ class Ranks:
     def total(self, parts: list[Tensor]) -> list[Tensor]:
         """Few numbers, summed over ranks in one all-reduce: the same bits everywhere."""
         device = parts[0].device
-        flat = self.link.total(torch.cat([part.reshape(-1).to(device) for part in parts]))
+        flat = self.link.all_reduce(torch.cat([part.reshape(-1).to(device) for part in parts]))
         sums = torch.split_with_sizes(flat, [part.numel() for part in parts])
         pairs = zip(sums, parts, strict=True)
         return [total.view(part.shape).to(part.device) for total, part in pairs]
 
-    def whole(self, rows: Rows, values_S: Tensor) -> tuple[Rows, Tensor]:
-        """Rows that know the whole rows' Gram matrices and sizes; the joined batch's losses."""
+    def whole(self, rows: TaskGradients, values_S: Tensor) -> tuple[TaskGradients, Tensor]:
+        """TaskGradients that know the whole rows' Gram matrices and sizes; the joined batch's losses."""
         if not rows.blocks:
             raise untouched(self.leaves)
         values_S, *grams = self.total([values_S, *rows.block_grams])

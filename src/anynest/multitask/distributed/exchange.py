@@ -1,4 +1,4 @@
-"""Rows of pieces in the making: what every rank has found, sent as soon as it is there.
+"""TaskGradients of pieces in the making: what every rank has found, sent as soon as it is there.
 
 Which tensors a task touches on some rank is known before only from the steps before. What was touched
 then is sent at once; at the end the ranks compare what they had, and what was missing is sent late.
@@ -12,15 +12,15 @@ from zlib import crc32
 
 from torch import Tensor
 
+from ..._collectives import Receive
 from ..gradients.buffer import Filling
-from ..gradients.task_gradients import Grads, Rows
-from .collectives import Receive
+from ..gradients.task_gradients import Grads, TaskGradients
 
 SINGLE = -1  # the plan of a step of one pass, beside those of the tasks
 
 
 class SharedFilling:
-    """Rows of pieces in the making, in the place of ``Filling``: what is added is sent at once.
+    """TaskGradients of pieces in the making, in the place of ``Filling``: what is added is sent at once.
 
     One task's gradient is on its way while the next one's is computed, and no more than one.
     """
@@ -64,7 +64,7 @@ class SharedFilling:
             self._flying = None
             self._inner.add(task, self.ranks.receive(sent))
 
-    def settle(self) -> Rows:
+    def settle(self) -> TaskGradients:
         """The rows of pieces, each with what the joined batch touches and nothing else.
 
         Raises ValueError, on every rank, where no rank's losses touch a parameter.
@@ -85,7 +85,9 @@ class SharedFilling:
             return rows
         return self._corrected(rows, tasks, touched)
 
-    def _corrected(self, rows: Rows, tasks: Sequence[int], touched: bytes) -> Rows:
+    def _corrected(
+        self, rows: TaskGradients, tasks: Sequence[int], touched: bytes
+    ) -> TaskGradients:
         """The rows where the plan was wrong: without what none touched, with what it left out."""
         ranks = self.ranks
         width = len(ranks.leaves)
@@ -100,7 +102,7 @@ class SharedFilling:
                 None if not true[p] else stacked[i][p] if plan[p] else late[p] for p in range(width)
             ]
             ranks.plans[self._key(task)] = union([plan, true])
-        return Rows.stack(stacked, like=ranks.pieces.like, scopes=self.scopes)
+        return TaskGradients.stack(stacked, like=ranks.pieces.like, scopes=self.scopes)
 
 
 def untouched(leaves: Sequence[Tensor]) -> ValueError:

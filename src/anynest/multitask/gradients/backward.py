@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import check_gradients
 from .buffer import Filling
-from .task_gradients import Grads, Rows
+from .task_gradients import Grads, TaskGradients
 
 Differentiate = Callable[
     [Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor], bool],
@@ -22,13 +22,13 @@ class Taker(Protocol):
     def add(self, task: int, grads: Grads) -> None: ...
 
 
-def task_rows(
+def task_gradients(
     losses: Sequence[Tensor],
     parameters: Sequence[Tensor],
     *,
     retain_graph: bool = False,
     names: Sequence[int] | None = None,
-) -> Rows:
+) -> TaskGradients:
     """One ``torch.autograd.grad`` per loss; the last frees the graph unless ``retain_graph``.
 
     Each pass walks only what its loss reads. A parameter that a loss does not touch has no entry in

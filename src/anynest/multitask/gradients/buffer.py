@@ -1,4 +1,4 @@
-"""Rows in the making: each task's gradients are copied in, or added, and let go at once.
+"""TaskGradients in the making: each task's gradients are copied in, or added, and let go at once.
 
 Which tasks touch which tensors is known only after the last pass. What it was in the step before
 is expected again: then every gradient goes straight to its place in the blocks, and at no moment do
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .task_gradients import Block, Grads, Layout, Rows
+from .task_gradients import Block, Grads, Layout, TaskGradients
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Rows without their entries: who touches what, and how it lies in memory."""
+    """TaskGradients without their entries: who touches what, and how it lies in memory."""
 
     tasks: tuple[int, ...]
-    rows: Rows  # of empty blocks
+    rows: TaskGradients  # of empty blocks
     sizes: tuple[int, ...]  # entries of a row in each block
 
     @classmethod
-    def of(cls, rows: Rows, tasks: Sequence[int]) -> "Pattern":
+    def of(cls, rows: TaskGradients, tasks: Sequence[int]) -> "Pattern":
         hollow = tuple(
             Block(block.tasks, block.members, block.values.new_empty((len(block.tasks), 0)))
             for block in rows.blocks
@@ -44,8 +44,8 @@ class Pattern:
             and all(a is None or a == Layout.of(b) for a, b in zip(old, like, strict=True))
         )
 
-    def empty(self) -> Rows:
-        """Rows of this pattern with room for the entries."""
+    def empty(self) -> TaskGradients:
+        """TaskGradients of this pattern with room for the entries."""
         blocks = tuple(
             Block(block.tasks, block.members, block.values.new_empty((len(block.tasks), size)))
             for block, size in zip(self.rows.blocks, self.sizes, strict=True)
@@ -54,10 +54,10 @@ class Pattern:
 
 
 class Filling:
-    """Rows to which gradients are added task by task, micro-batch by micro-batch.
+    """TaskGradients to which gradients are added task by task, micro-batch by micro-batch.
 
     ``like`` are the tensors that the gradients belong to, ``tasks`` the tasks of the first
-    micro-batch, ``expected`` what the rows will probably look like, ``scopes`` those of ``Rows``.
+    micro-batch, ``expected`` what the rows will probably look like, ``scopes`` those of ``TaskGradients``.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Filling:
         self.like, self.scopes = like, scopes
         self._places: tuple[int, ...] = tuple(tasks)
         self._pattern: Pattern | None = None
-        self._rows: Rows | None = None
+        self._rows: TaskGradients | None = None
         if expected is not None and expected.fits(like, self._places, scopes):
             self._pattern, self._rows = expected, expected.empty()
         self._filled: set[int] = set()
@@ -97,7 +97,7 @@ class Filling:
                 b if a is None else a if b is None else a + b.to(a.dtype) for a, b in pairs
             ]
 
-    def _write(self, rows: Rows, task: int, grads: Grads) -> bool:
+    def _write(self, rows: TaskGradients, task: int, grads: Grads) -> bool:
         """Whether the gradients have the expected pattern, and are in their place now."""
         if task not in self._places:
             return False
@@ -125,20 +125,20 @@ class Filling:
                 _copy(rows, block, values, grads)
         return True
 
-    def _loosen(self, rows: Rows) -> None:
+    def _loosen(self, rows: TaskGradients) -> None:
         """Give up the blocks: their rows become views."""
         tensors = rows.tensors()
         self._loose = {task: tensors[self._places.index(task)] for task in sorted(self._filled)}
         self._rows, self._pattern, self._filled = None, None, set()
 
-    def settle(self) -> Rows:
+    def settle(self) -> TaskGradients:
         """The rows so far, in ``tasks``' order; more may be added to them, but not once their dot
         products have been asked for."""
         if self._rows is not None and self._filled != set(self._places):
             self._loosen(self._rows)
         if self._rows is None:
             self._places = tuple(sorted(self._loose))
-            self._rows = Rows.stack(
+            self._rows = TaskGradients.stack(
                 [self._loose[i] for i in self._places], like=self.like, scopes=self.scopes
             )
             self._filled, self._loose = set(self._places), {}
@@ -152,7 +152,7 @@ class Filling:
         return self._pattern
 
 
-def _copy(rows: Rows, block: Block, values: Tensor, grads: Grads) -> None:
+def _copy(rows: TaskGradients, block: Block, values: Tensor, grads: Grads) -> None:
     flat = [
         layout.flat(grad)
         for p in block.members
@@ -161,7 +161,7 @@ def _copy(rows: Rows, block: Block, values: Tensor, grads: Grads) -> None:
     torch.cat(flat, out=values)
 
 
-def _add(rows: Rows, block: Block, values: Tensor, grads: Grads) -> None:
+def _add(rows: TaskGradients, block: Block, values: Tensor, grads: Grads) -> None:
     pairs = [
         (there, grad) for p, there in rows.split(block, values) if (grad := grads[p]) is not None
     ]

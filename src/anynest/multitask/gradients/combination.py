@@ -20,7 +20,7 @@ class Combination:
     """
 
     update: list[Tensor | None]
-    weights: Tensor
+    loss_weights: Tensor
     coefficients: Tensor | None = None
     gram: Tensor | None = None
     refreshed: bool = True
@@ -68,10 +68,10 @@ def stats_of(
         out[..., index[:, None], index] = part
         return out
 
-    weights = result.weights
+    weights = result.loss_weights
     if not whole:
         weights = weights.new_zeros(*weights.shape[:-1], count)
-        weights[..., torch.tensor(tasks, device=weights.device)] = result.weights
+        weights[..., torch.tensor(tasks, device=weights.device)] = result.loss_weights
     return Stats(
         values_S,
         weights,

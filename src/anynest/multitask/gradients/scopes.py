@@ -1,6 +1,6 @@
 """Projection within scopes: a departure from the paper, which projects over all parameters at once.
 
-Rows that know their scopes (``Rows.scopes``: parameter groups, or single tensors) fall into parts
+Task gradients that know their scopes (``TaskGradients.scopes``: parameter groups, or tensors) fall into parts
 that have no tensor in common. Each part is a list of gradients of its own and is projected as one,
 so that in every scope the update agrees with that scope's part of the first gradient.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..methods.rules import Orthogonal, update_norm, weighted_sum
-from .task_gradients import Rows
+from .task_gradients import TaskGradients
 
 Scope = Literal["all", "group", "tensor"]
-Project = Callable[[Rows, Sequence[int] | None], Orthogonal]
+Project = Callable[[TaskGradients, Sequence[int] | None], Orthogonal]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Projected:
     ``coefficients`` [G, S, S] or [S, S] without scopes: L of each.
     """
 
-    parts: list[Rows]
+    parts: list[TaskGradients]
     coefficients: Tensor
 
     def norm(self, weights_S: Tensor) -> Tensor:
@@ -50,16 +50,16 @@ class Projected:
         return found[0] if self.coefficients.dim() == 2 else torch.stack(found)
 
 
-def project_within(rows: Rows, order: Sequence[int] | None, project: Project) -> Projected:
+def project_within(rows: TaskGradients, order: Sequence[int] | None, project: Project) -> Projected:
     """``project`` each scope's part of the rows in the order of priority.
 
     A scope that no task touches keeps its rows, of no entry: weights 1, coefficients 0.
 
     >>> from .rules import orthogonalize
     >>> g = [[torch.ones(1), torch.ones(1)], [torch.ones(1), -torch.ones(1)]]
-    >>> project_within(Rows.stack(g), None, orthogonalize).sum(torch.ones(2))
+    >>> project_within(TaskGradients.stack(g), None, orthogonalize).sum(torch.ones(2))
     [tensor([2.]), tensor([0.])]
-    >>> project_within(Rows.stack(g, scopes=(0, 1)), None, orthogonalize).sum(torch.ones(2))
+    >>> project_within(TaskGradients.stack(g, scopes=(0, 1)), None, orthogonalize).sum(torch.ones(2))
     [tensor([1.]), tensor([1.])]
     """
     if rows.scopes is None:

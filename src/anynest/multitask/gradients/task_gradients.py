@@ -1,10 +1,10 @@
-"""Rows: the gradients of S tasks, kept as flat buffers, and linear maps of them.
+"""TaskGradients: the gradients of S tasks, kept as flat buffers, and linear maps of them.
 
 Shape suffixes: S tasks, k tasks that touch a block, P entries, Pb entries of one block.
 
 Tensors (parameters) that the same tasks touch, on one device and of one dtype, form a *block*: one
 buffer ``[k, Pb]``. What a task does not touch has no entry anywhere, so a dot product runs over
-common entries only and nothing is padded. ``Rows`` represents ``mixing @ stored rows`` without
+common entries only and nothing is padded. ``TaskGradients`` represents ``mixing @ stored rows`` without
 forming it, so scaling and projecting cost S x S numbers; the entries are read once for a Gram
 matrix and once for the final sum, chunk by chunk, in float64 that never leaves the cache.
 """
@@ -131,7 +131,7 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TaskGradients:
     """S rows over a list of tensors, each row absent where its task does not touch a tensor.
 
     Represents ``mixing @ stored`` (stored where ``mixing`` is None). ``reads[i]`` names the stored
@@ -154,8 +154,8 @@ class Rows:
         grads: Sequence[Grads],
         like: Sequence[Tensor] | None = None,
         scopes: tuple[int, ...] | None = None,
-    ) -> "Rows":
-        """Rows from ``grads[i][p]``: the gradient of task i in tensor p, or None if it has none.
+    ) -> "TaskGradients":
+        """TaskGradients from ``grads[i][p]``: the gradient of task i in tensor p, or None if it has none.
 
         The entries are copied. ``like`` gives the memory layout of each tensor (a parameter's, so
         that the sum comes back in it); without it the first gradient found does. ``scopes`` as in
@@ -209,11 +209,11 @@ class Rows:
             torch.cat(flat, out=values[a])
         return Block(tasks, tuple(members), values)
 
-    def with_blocks(self, blocks: tuple[Block, ...]) -> "Rows":
+    def with_blocks(self, blocks: tuple[Block, ...]) -> "TaskGradients":
         """The same rows over other blocks: some of them, or others of the same members."""
         return replace(self, blocks=blocks)
 
-    def parts(self) -> list["Rows"]:
+    def parts(self) -> list["TaskGradients"]:
         """The rows within each scope, in the scopes' order; all of them where there are none."""
         if self.scopes is None:
             return [self]
@@ -244,7 +244,9 @@ class Rows:
     def is_diagonal(self) -> bool:
         return all(read == (i,) for i, read in enumerate(self.reads))
 
-    def mixed(self, matrix_SS: Tensor, reads: tuple[tuple[int, ...], ...] | None = None) -> "Rows":
+    def mixed(
+        self, matrix_SS: Tensor, reads: tuple[tuple[int, ...], ...] | None = None
+    ) -> "TaskGradients":
         """The rows ``matrix @ self``; ``reads`` as in the class (None: each row its own alone)."""
         mixing = matrix_SS if self.mixing is None else matrix_SS @ self.mixing
         return replace(self, mixing=mixing, reads=self.reads if reads is None else reads)

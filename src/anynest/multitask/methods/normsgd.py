@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..combiner import Combiner, OnNonfinite
 from ..gradients.combination import Combination
-from ..gradients.task_gradients import Rows
+from ..gradients.task_gradients import TaskGradients
 from .calibration import Constant, ConstantC
 from .rules import gram_matrix, normalize, update_norm, weighted_sum
 
@@ -53,7 +53,7 @@ class NormSGD(Combiner):
 
     def rule(
         self,
-        rows: Rows,
+        rows: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:

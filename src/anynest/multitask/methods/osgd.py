@@ -17,7 +17,7 @@ from ..checks import check_choice, check_priority, priority_of
 from ..combiner import Combiner, OnNonfinite
 from ..gradients.combination import Combination, OnePass
 from ..gradients.scopes import Scope, project_within
-from ..gradients.task_gradients import Rows
+from ..gradients.task_gradients import TaskGradients
 from .calibration import Constant, ConstantC
 from .raw import project_raw
 from .refresh import RefreshEvery, check_refresh
@@ -32,7 +32,7 @@ class OSGD(Combiner):
 
     To first order, a step along g does to the first task what its own gradient alone would:
     :math:`\langle g, g_1 \rangle = \|g_1\|^2`. The same g is the gradient of
-    :math:`\sum_i w_i L_i` with :math:`L^T w = 1` (``Stats.weights``). With one loss this is
+    :math:`\sum_i w_i L_i` with :math:`L^T w = 1` (``Stats.loss_weights``). With one loss this is
     ``loss.backward()``, bit for bit.
 
     Args:
@@ -64,7 +64,7 @@ class OSGD(Combiner):
     >>> stats = OSGD().backward([w @ a, w @ b], [w])
     >>> w.grad
     tensor([1., 3.])
-    >>> stats.weights.tolist()
+    >>> stats.loss_weights.tolist()
     [3.0, 1.0]
     """
 
@@ -112,7 +112,7 @@ class OSGD(Combiner):
 
     def rule(
         self,
-        rows: Rows,
+        rows: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
@@ -163,7 +163,7 @@ class OSGD(Combiner):
         if self.refresh is not None:
             self.refresh.meet(leaves)
 
-    def is_single(self, tasks: Sequence[int]) -> bool:
+    def takes_one_pass(self, tasks: Sequence[int]) -> bool:
         if self.refresh is None or (self.normalize and self.constant.wants_norms):
             return False
         return not self.refresh.is_due(tasks)
@@ -192,7 +192,7 @@ class OSGD(Combiner):
         share = 1 / len(tasks) if self.reduction == "mean" else 1.0
         moved = self.refresh.keep(
             tasks,
-            result.weights,
+            result.loss_weights,
             result.coefficients,
             result.gram,
             self._order(tasks),

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 
 from ..checks import check_priority
-from ..gradients.task_gradients import Rows, index_on
+from ..gradients.task_gradients import TaskGradients, index_on
 from .rules import Orthogonal, gram_matrix
 
 
-def project_raw(rows: Rows, priority: Sequence[int] | None = None) -> Orthogonal:
+def project_raw(rows: TaskGradients, priority: Sequence[int] | None = None) -> Orthogonal:
     """``u_i = g_i - sum_{j before i} <g_i, g_j> / <g_j, g_j> g_j``.
 
     ``priority`` lists the rows, highest first (None: as they stand). A zero row takes nothing.
@@ -25,7 +25,7 @@ def project_raw(rows: Rows, priority: Sequence[int] | None = None) -> Orthogonal
     Raises ValueError if ``priority`` is no permutation of the rows.
 
     >>> g = [[torch.tensor([1.0, 0.0])], [torch.tensor([1.0, 1.0])], [torch.tensor([1.0, 0.0])]]
-    >>> components, L = project_raw(Rows.stack(g))
+    >>> components, L = project_raw(TaskGradients.stack(g))
     >>> components.tensors()[2][0]  # less all of g_1 and half of g_2, where OSGD leaves [0., 0.]
     tensor([-0.5000, -0.5000])
     """

@@ -1,6 +1,6 @@
 """OSGD at the price of SGD: loss weights that are found now and then, and kept in between.
 
-OSGD's update is the gradient of ``sum_i w_i L_i`` with ``L^T w = 1`` (``Stats.weights``). A step that
+OSGD's update is the gradient of ``sum_i w_i L_i`` with ``L^T w = 1`` (``Stats.loss_weights``). A step that
 *refreshes* finds w from the tasks' gradients, as every step of plain OSGD does; the steps up to the
 next one take a single ordinary backward pass of ``sum_i w_i L_i`` with the w that was kept.
 

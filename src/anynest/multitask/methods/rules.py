@@ -1,6 +1,6 @@
 """The rules by which rows become one gradient: pure functions of rows, no modules, no state.
 
-Wan et al., ICML 2020, section 4. Rows are linear maps of what is stored (see ``rows``), so the
+Wan et al., ICML 2020, section 4. TaskGradients are linear maps of what is stored (see ``rows``), so the
 rules read as algebra::
 
     components, L = orthogonalize(normalize(rows, C=0.5), priority=[1, 0])
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_priority
-from ..gradients.task_gradients import Rows, index_on
+from ..gradients.task_gradients import TaskGradients, index_on
 
 # A remaining share r of a row: above r^2 = 1e-6 one round is good to about 1e-9.
 WELL_CONDITIONED = 1e-6
@@ -33,16 +33,16 @@ ROUNDING_FLOOR = 16
 class Orthogonal(NamedTuple):
     """``rows = coefficients @ components``: L is unit lower-triangular in priority order."""
 
-    components: Rows
+    components: TaskGradients
     coefficients: Tensor
 
 
-def gram_matrix(rows: Rows) -> Tensor:
+def gram_matrix(rows: TaskGradients) -> Tensor:
     """[S, S] dot products of the rows over their common entries, in float64."""
     return rows.gram.clone()
 
 
-def rounding_noise(rows: Rows) -> Tensor:
+def rounding_noise(rows: TaskGradients) -> Tensor:
     """[S] the squared norm of each row's own rounding: (eps of its dtype * norm)^2, per block."""
     noise = rows.new(rows.num_tasks)
     floor = ROUNDING_FLOOR * torch.finfo(noise.dtype).eps
@@ -53,12 +53,12 @@ def rounding_noise(rows: Rows) -> Tensor:
     return noise
 
 
-def normalize(rows: Rows, C: float = 0.5) -> Rows:
+def normalize(rows: TaskGradients, C: float = 0.5) -> TaskGradients:
     """Equation 2: ``g_i / ||g_i|| * sqrt(d_i) * C``, with d_i the number of entries of g_i.
 
     A zero row stays zero.
 
-    >>> rows = Rows.stack([[torch.tensor([3.0, 4.0])], [torch.zeros(2)]])
+    >>> rows = TaskGradients.stack([[torch.tensor([3.0, 4.0])], [torch.zeros(2)]])
     >>> normalize(rows, C=1.0).tensors()[0][0] / 2**0.5
     tensor([0.6000, 0.8000])
     """
@@ -68,7 +68,7 @@ def normalize(rows: Rows, C: float = 0.5) -> Rows:
     return rows.mixed(torch.diag(scales))
 
 
-def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogonal:
+def orthogonalize(rows: TaskGradients, priority: Sequence[int] | None = None) -> Orthogonal:
     """Lines 11 to 13 of Algorithm 2: ``u_i = g_i - sum_{j before i} proj_{u_j} g_i``.
 
     ``priority`` lists the rows, highest first (None: as they stand). A remainder smaller than the
@@ -80,7 +80,7 @@ def orthogonalize(rows: Rows, priority: Sequence[int] | None = None) -> Orthogon
 
     Raises ValueError if ``priority`` is no permutation of the rows.
 
-    >>> rows = Rows.stack([[torch.tensor([1.0, 0.0])], [torch.tensor([2.0, 3.0])]])
+    >>> rows = TaskGradients.stack([[torch.tensor([1.0, 0.0])], [torch.tensor([2.0, 3.0])]])
     >>> components, L = orthogonalize(rows)
     >>> components.tensors()[1][0]
     tensor([0., 3.])
@@ -161,7 +161,7 @@ def _well_conditioned(rest_S: Tensor, squares_S: Tensor) -> bool:
     return bool((rest_S >= WELL_CONDITIONED * squares_S).all())
 
 
-def _reads(rows: Rows, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+def _reads(rows: TaskGradients, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """What each component may draw upon: all that it or any row before it draws upon."""
     reads: list[tuple[int, ...]] = [()] * rows.num_tasks
     seen: set[int] = set()
@@ -172,7 +172,7 @@ def _reads(rows: Rows, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def _block_weights(
-    rows: Rows, weights_S: Tensor, importances: Sequence[float] | None
+    rows: TaskGradients, weights_S: Tensor, importances: Sequence[float] | None
 ) -> list[Tensor]:
     """For each block the [k] weights of its stored rows, divided by the participants' share."""
     stored = rows.in_terms_of_stored(weights_S.to(rows.device, rows.new(0).dtype))
@@ -186,7 +186,7 @@ def _block_weights(
 
 
 def weighted_sum(
-    rows: Rows, weights_S: Tensor, importances: Sequence[float] | None = None
+    rows: TaskGradients, weights_S: Tensor, importances: Sequence[float] | None = None
 ) -> list[Tensor | None]:
     """Line 14 of Algorithm 2: ``sum_i weights[i] * row_i``, one tensor (or None) per position.
 
@@ -194,7 +194,7 @@ def weighted_sum(
     average over participants (text below equation 2). The sum is taken in float64 and rounded once
     to the tensor's dtype. Tensors of one block are views of one buffer.
 
-    >>> rows = Rows.stack([[torch.ones(2), None], [torch.ones(2), torch.ones(1)]])
+    >>> rows = TaskGradients.stack([[torch.ones(2), None], [torch.ones(2), torch.ones(1)]])
     >>> weighted_sum(rows, torch.tensor([1.0, 2.0]))
     [tensor([3., 3.]), tensor([2.])]
     >>> weighted_sum(rows, torch.tensor([1.0, 2.0]), importances=[1.0, 1.0])
@@ -208,7 +208,7 @@ def weighted_sum(
 
 
 def update_norm(
-    rows: Rows, weights_S: Tensor, importances: Sequence[float] | None = None
+    rows: TaskGradients, weights_S: Tensor, importances: Sequence[float] | None = None
 ) -> Tensor:
     """Norm of ``weighted_sum`` with the same arguments, from the dot products alone."""
     total = rows.new()

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checks import check_choice, check_numbers, check_weights
 from ..combiner import Combiner, OnNonfinite
 from ..gradients.combination import Combination, OnePass
-from ..gradients.task_gradients import Rows, numbers_on
+from ..gradients.task_gradients import TaskGradients, numbers_on
 from .rules import gram_matrix, weighted_sum
 
 Reduction = Literal["mean", "sum", "participants"]
@@ -36,7 +36,7 @@ class WeightedSGD(Combiner):
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> stats = WeightedSGD([3.0, 1.0]).backward([w[0] ** 2, w.sum()], [w])
-    >>> w.grad, stats.weights.tolist()
+    >>> w.grad, stats.loss_weights.tolist()
     (tensor([1.7500, 0.2500]), [0.75, 0.25])
     """
 
@@ -73,7 +73,7 @@ class WeightedSGD(Combiner):
     def _importances(self, tasks: Sequence[int]) -> list[float]:
         return [1.0 if self.weights is None else self.weights[i] for i in tasks]
 
-    def is_single(self, tasks: Sequence[int]) -> bool:
+    def takes_one_pass(self, tasks: Sequence[int]) -> bool:
         return self.reduction != "participants"
 
     def single(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
@@ -93,7 +93,7 @@ class WeightedSGD(Combiner):
 
     def rule(
         self,
-        rows: Rows,
+        rows: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:

@@ -24,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..._collectives import all_gather_into
+
 aten = torch.ops.aten
 
 
@@ -38,8 +40,7 @@ def joined_statistics(z: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         mine[:-1] = torch.cat([mean, variance])
         mine[-1] = z.numel() // channels
     every = mine.new_empty((dist.get_world_size(group), len(mine)))
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(every.view(-1), mine, group=group)
+    all_gather_into(every, mine, group)
     means_WC, variances_WC = every[:, :channels], every[:, channels:-1]
     share_W1 = every[:, -1:] / every[:, -1:].sum()
     mean = (share_W1 * means_WC).sum(0)

@@ -106,7 +106,7 @@ def finish(
         write_whole(folder.summary, text)
         return text
 
-    told = world.first(write)
+    told = world.run_on_rank_zero(write)
     assert told is not None
     return TrainResult(folder.path, json.loads(told))
 
