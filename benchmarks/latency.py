@@ -29,7 +29,8 @@ import torch
 from _report import ranged, surroundings, write_json
 from _rounds import interleave, ratios, spread
 
-from anynest.engines.session import Session, open_session
+from anynest.engines.open import open_session
+from anynest.engines.session import Session
 from anynest.nets import AnytimeNetwork, create_model
 
 MODELS = ["width_nested_resnet42", "depth_nested_sparse_resnet98"]

@@ -67,7 +67,7 @@ def test_goals_are_judged_as_they_are_stated(latency: Any) -> None:
 def test_a_stage_is_reached_and_no_further(latency: Any) -> None:
     x = torch.randn(1, 3, 8, 8)
     ways = latency.build("width_nested_resnet10", "torch", 1, x)
-    tasks = len(ways.nested._program.tasks)
+    tasks = len(ways.nested.tasks)
     steps: list[int] = []
     begin = ways.nested.begin
 

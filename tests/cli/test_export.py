@@ -9,7 +9,8 @@ import torch
 from anynest.cli import main
 from anynest.data import load as load_data
 from anynest.engines.onnx.manifest import read_manifest
-from anynest.engines.session import open_session, stages
+from anynest.engines.open import open_session
+from anynest.engines.session import stages
 from anynest.store import load
 
 Out = pytest.CaptureFixture[str]

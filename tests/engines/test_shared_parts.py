@@ -10,7 +10,8 @@ from torch import Tensor
 
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.manifest import read_manifest
-from anynest.engines.session import Session, open_session, stages
+from anynest.engines.open import open_session
+from anynest.engines.session import Session, stages
 from anynest.nets import AnytimeNetwork, create_model
 
 NETWORKS = {

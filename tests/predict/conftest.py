@@ -66,11 +66,11 @@ class FakeEvaluation:
         logits[:, 0] = self.values * self.stage
         return logits
 
-    def keep(self, rows: Tensor) -> None:
-        assert self.node == 0, "kept in the middle of a stage"
-        assert rows.dtype == torch.int64
-        assert len(rows)
-        self.values = self.values[rows]
+    def compact(self, indices: Tensor) -> None:
+        assert self.node == 0, "compacted in the middle of a stage"
+        assert indices.dtype == torch.int64
+        assert len(indices)
+        self.values = self.values[indices]
 
     def cancel(self) -> None:
         self.session.cancels += 1

@@ -10,8 +10,8 @@ import torch
 
 import anynest
 from anynest import AnytimeNetwork, create_model
-from anynest.engines.session import open_session
-from anynest.engines.torch_engine import TorchSession
+from anynest.engines.onnx.session import OnnxSession
+from anynest.engines.open import open_session
 from anynest.predict.policies import MultiplyAdds
 from anynest.predict.predictor import AnytimePredictor
 from anynest.store import WeightsInfo, save_weights
@@ -90,17 +90,21 @@ def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"backend": "abacus"}, ValueError, "backend must be one of torch, onnxruntime"),
-        ({"threads": 0}, ValueError, "threads must be a positive integer or None, got 0"),
-        ({"threads": 100_000}, ValueError, "threads must be at most 1024, got 100000"),
+        ({"backend": "abacus"}, ValueError, "backend must be one of onnxruntime, torch"),
+        ({"threads": 0}, ValueError, "threads must be a positive integer or None, found 0"),
+        ({"threads": 100_000}, ValueError, "threads must be at most 1024, found 100000"),
         ({"device": "quantum"}, ValueError, "device must be auto, cpu, cuda or mps, found 'quan"),
         ({"device": "meta"}, ValueError, "device 'meta' is not available here"),
         ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not available here: choose from"),
-        ({"backend": "onnxruntime", "device": "cuda"}, ValueError, "on the cpu, got device 'cuda'"),
+        (
+            {"backend": "onnxruntime", "device": "cuda"},
+            ValueError,
+            "on the cpu, found device 'cuda'",
+        ),
         ({"monotone": "up"}, ValueError, "monotone must be one of"),
         ({"source": None}, TypeError, "a network or a path|an AnytimeNetwork or a path"),
         ({"source": "nowhere"}, ValueError, "nowhere does not exist"),
-        ({"source": torch.nn.Linear(1, 1)}, TypeError, "got Linear"),
+        ({"source": torch.nn.Linear(1, 1)}, TypeError, "found Linear"),
         ({"profile": 3}, TypeError, "profile must be a Profile or a path, got 3"),
         ({"info": 3}, TypeError, "info must be a WeightsInfo, got 3"),
         ({"profile": "nowhere"}, ValueError, "cannot read the profile nowhere"),
@@ -123,4 +127,4 @@ def test_devices_by_any_name(model: AnytimeNetwork) -> None:
         with AnytimePredictor(model, device=device) as predictor:
             assert predictor._way[:2] == ("torch", "cpu")
             assert predictor.predict(x, None).stage == 3
-    assert isinstance(open_session(model, device="auto"), TorchSession)
+    assert isinstance(open_session(model, device="auto"), OnnxSession)

@@ -1,5 +1,1 @@
-"""Networks ready to run, stage after stage: PyTorch and ONNX Runtime behind one protocol."""
-
-from .session import Evaluation, Session, open_session, stages
-
-__all__ = ["Evaluation", "Session", "open_session", "stages"]
+"""A network ready to run, stage after stage: ONNX Runtime and PyTorch behind one protocol."""

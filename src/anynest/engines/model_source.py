@@ -1,4 +1,4 @@
-"""What a session is opened from: a network in memory, a run folder, a weights file or an exported folder."""
+"""The sources of a session: a network in memory, a run folder, a weights file or an exported folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .onnx.manifest import read_manifest
 
 @dataclass(frozen=True)
 class Source:
-    """A network, or a folder of exported graphs, and what is known of its images.
+    """A network, or a folder of exported graphs, with what is known of its images.
 
     Attributes:
         network: in memory or read from weights; None for an exported folder.
         export: the exported folder; None for a network.
-        info: classes and preprocessing, where the weights file or the manifest says them.
+        info: classes and preprocessing, where the weights file or the manifest has them.
     """
 
     network: AnytimeNetwork | None = None
@@ -26,35 +26,29 @@ class Source:
     info: WeightsInfo | None = None
 
     def require_network(self) -> AnytimeNetwork:
-        """The network; ValueError for an exported folder, which holds none."""
+        """The network; ValueError for an exported folder, which has none."""
         if self.network is None:
             raise ValueError(
-                f"backend='torch' needs a network, a run folder or a weights file, and {self.export} is "
-                "an exported folder; use backend='onnxruntime'"
+                "backend='torch' needs a network, a run folder or a weights file, and "
+                f"{self.export} is an exported folder; use backend='onnxruntime'"
             )
         return self.network
 
-    def require_export(self) -> Path:
-        """The exported folder; ValueError for anything else."""
-        if self.export is None:
-            raise ValueError(
-                "backend='onnxruntime' needs an exported folder; write one with `anynest export`"
-            )
-        return self.export
 
-
-def resolve(source: AnytimeNetwork | str | Path) -> Source:
-    """Find out what ``source`` is, and load it if it is weights.
+def resolve(source: AnytimeNetwork | str | Path | Source) -> Source:
+    """Determine what ``source`` is, and load it if it is weights.
 
     Raises:
-        RunFolderError: no such file or folder, or one that holds neither a network nor an export.
+        RunFolderError: the path does not exist, or holds neither a network nor an export.
         TypeError: neither a network nor a path.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, AnytimeNetwork):
         return Source(network=source)
     if not isinstance(source, (str, Path)):
         raise TypeError(
-            f"a session is opened from an AnytimeNetwork or a path, got {type(source).__name__}"
+            f"a session is opened from an AnytimeNetwork or a path, found {type(source).__name__}"
         )
     path = Path(source)
     if path.is_dir() and (path / MANIFEST).is_file():

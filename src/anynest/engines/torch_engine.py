@@ -1,209 +1,219 @@
-"""PyTorch's backend: a network stopped and resumed between any two of its nodes.
+"""PyTorch's engine: one convolution per node unit, stoppable between any two nodes.
 
-Weights are copied at opening, with batch norm folded into them: training the network further, or closing it,
-changes nothing here. A network in training mode is served as in eval mode, by its running statistics.
+It is the reference for the ONNX graphs, and the engine of devices other than the CPU. Weights are
+copied when a session is opened, with batch norms folded in: later training changes nothing.
+A network in training mode is served as in eval mode, by its running statistics.
+
+Legend: B batch, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..nets import AnytimeNetwork
+from ..nets.nested.node import join
+from ..nets.nested.plan import IMAGE, Exit, Layer, Node, Plan
 from ..store.hardware import find_device
-from .gemm import GemmProgram, supports
-from .plain import PlainProgram
-from .program import compile_program
-
-KERNELS = ("auto", "gemm", "plain")
-POOLED_BYTES = 1 << 28  # of free workspaces; one in use is never taken away
+from .checks import check_images, check_indices, check_threads
+from .folding import FoldedNetwork
 
 
-class Workspace(Protocol):
-    """The memory of one evaluation, and what is computed in it."""
+@dataclass(frozen=True)
+class Task:
+    """One step: a node of a layer, or an exit.
 
-    nbytes: int
+    Attributes:
+        stage: the session's stage (from 1) that needs it first.
+        layer: the node's layer; None for an exit.
+        node: the node; None for an exit.
+        exit: the exit; None for a node.
+        last: whether it finishes the stage.
+    """
 
-    def load(self, x: Tensor) -> None:
-        """Take a batch of images."""
+    stage: int
+    layer: Layer | None = None
+    node: Node | None = None
+    exit: Exit | None = None
+    last: bool = False
 
-    def run(self, index: int) -> Tensor | None:
-        """Do a task: an exit's logits ``[B, K]``, None for a node."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the images."""
-
-    def rest(self) -> None:
-        """Let go of what need not be held between two batches."""
+def schedule(plan: Plan, outputs: tuple[int, ...]) -> tuple[Task, ...]:
+    """Every node once (N2), when the first of ``outputs`` needs it (N4), then that stage's exits."""
+    tasks: list[Task] = []
+    before = 0
+    for number, stage in enumerate(outputs, 1):
+        for layer in plan.layers:
+            for node in layer.nodes:
+                if before < node.birth <= stage:
+                    tasks.append(Task(number, layer, node))
+        exits = [exit_ for exit_ in plan.exits if before < exit_.stage <= stage]
+        tasks += [Task(number, exit=exit_, last=exit_ is exits[-1]) for exit_ in exits]
+        before = stage
+    return tuple(tasks)
 
 
 class TorchSession:
-    """A network in PyTorch, ready to answer; see :class:`~anynest.engines.session.Session`.
+    """A network in PyTorch; see :class:`~anynest.engines.session.Session`.
 
     Args:
-        network: any nested network, a subnetwork or a plain one.
-        threads: torch's threads in one step, set in each thread that steps; None leaves them be.
-        device: where to compute.
-        kernels: ``"gemm"`` (matrix products in prepared memory, a CPU's fast way), ``"plain"`` (ordinary
-            convolutions) or ``"auto"``.
+        network: its folded weights.
+        threads: torch's threads within one step, set in each thread that steps; None keeps torch's.
+        device: where to compute: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
 
     Raises:
-        ValueError: unknown kernels, ones that do not suit the network or device, a device that is
-            not there, or a norm that cannot be folded.
+        ValueError: invalid ``threads``, or a device that is not available.
     """
 
     backend = "torch"
 
     def __init__(
         self,
-        network: AnytimeNetwork,
+        network: FoldedNetwork,
         *,
-        threads: int | None = None,
+        threads: int | None = 1,
         device: str | torch.device = "cpu",
-        kernels: str = "auto",
     ) -> None:
-        if kernels not in KERNELS:
-            raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
-        self.num_stages = network.num_stages
+        self.num_stages = len(network.outputs)
         self.num_classes = network.num_classes
         self.in_channels = network.in_channels
-        self.threads = threads
+        self.threads = check_threads(threads)
         self.device = find_device(device)
-        suited = self.device.type == "cpu" and supports(network.plan)
-        if kernels == "gemm" and not suited:
-            raise ValueError(
-                f"kernels='gemm' needs the CPU and a network whose reads are all rectified, got {device}; "
-                "use kernels='auto'"
-            )
-        self.kernels = "gemm" if suited and kernels != "plain" else "plain"
-        with torch.inference_mode(False):
-            self._program = compile_program(network)
-            self._compiled = (
-                GemmProgram(self._program)
-                if self.kernels == "gemm"
-                else PlainProgram(self._program, self.device)
-            )
-        self._lock = threading.Lock()
-        self._free: OrderedDict[int, tuple[tuple[int, ...], Workspace]] = OrderedDict()
+        self.plan = network.plan
+        self.tasks = schedule(network.plan, network.outputs)
+        with torch.inference_mode(False):  # usable in and out of inference mode
+
+            def moved(array: object) -> Tensor:
+                return torch.tensor(array, device=self.device)
+
+            self.convolutions = {
+                key: [(moved(weight), moved(bias)) for weight, bias in units]
+                for key, units in network.convolutions.items()
+            }
+            self.heads = {
+                stage: (moved(weight), moved(bias))
+                for stage, (weight, bias) in network.heads.items()
+            }
         self._closed = False
 
     def begin(self, x: Tensor) -> TorchEvaluation:
-        """Start on a batch of images ``[B, C, H, W]``, float32 and normalised."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
-            raise ValueError(
-                f"images must be [batch, {self.in_channels}, height, width], none of them 0, got "
-                f"{list(x.shape)}"
-            )
-        if x.dtype != torch.float32:
-            raise ValueError(f"images must be float32, got {x.dtype}; scale and normalise them")
-        shape = x.shape[0], x.shape[2], x.shape[3]
-        workspace = self._take(shape)
-        workspace.load(x)
-        return TorchEvaluation(self, workspace, shape)
+        """Start the evaluation of images ``[B, C, H, W]``, float32 and normalised."""
+        if self._closed:
+            raise RuntimeError("the session is closed; open another")
+        check_images(x, self.in_channels)
+        return TorchEvaluation(self, x.detach().to(self.device, copy=True))
 
     def close(self) -> None:
-        """Free the memory that is kept for the next batch; evaluations under way may finish."""
-        with self._lock:
-            self._closed = True
-            self._free.clear()
-
-    def _take(self, shape: tuple[int, int, int]) -> Workspace:
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the session is closed; open another")
-            for key in reversed(self._free):  # the last one used is the likeliest in the cache
-                if self._free[key][0] == shape:
-                    return self._free.pop(key)[1]
-        return self._compiled.workspace(*shape)
-
-    def _give(self, shape: tuple[int, int, int], workspace: Workspace) -> None:
-        workspace.rest()
-        with self._lock:
-            if self._closed:
-                return
-            self._free[id(workspace)] = shape, workspace
-            while sum(kept.nbytes for _, kept in self._free.values()) > POOLED_BYTES:
-                self._free.popitem(last=False)
+        """Refuse further batches; running evaluations may finish."""
+        self._closed = True
 
 
 class TorchEvaluation:
-    """One batch on its way through the network; see :class:`~anynest.engines.session.Evaluation`."""
+    """One batch; see :class:`~anynest.engines.session.Evaluation`."""
 
-    def __init__(
-        self, session: TorchSession, workspace: Workspace, shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, session: TorchSession, x: Tensor) -> None:
         self.stage = 0
         self.num_stages = session.num_stages
-        self._session = session
-        self._workspace: Workspace | None = workspace
-        self._shape = shape
-        self._images = shape[0]
-        self._tasks = session._program.tasks
-        self._average = session._program.plan.average
-        self._threads = session.threads
+        self._session: TorchSession | None = session
         self._next = 0
-        self._logits: list[Tensor] = []
+        # by layer, and by (layer, inner unit): each node's activations, by birth
+        self._results: dict[str, dict[int, Tensor]] = {IMAGE: {0: x}}
+        self._inner: dict[tuple[str, int], dict[int, Tensor]] = {}
+        self._logits: list[Tensor] = []  # of all exits so far, where outputs are averages
+        self._batch = len(x)
 
     def step(self) -> Tensor | None:
-        """Compute the next node: the logits ``[B, K]`` of a stage if it is finished now, else None."""
-        workspace, index = self._workspace, self._next
-        if workspace is None:
-            raise RuntimeError("the evaluation is closed; begin another")
-        if index == len(self._tasks):
+        """Compute the next node: the logits ``[B, K]`` if it finishes a stage, else None."""
+        session = self._require_open()
+        if self._next == len(session.tasks):
             raise RuntimeError("every stage is finished; begin another evaluation")
-        if self._threads is not None and self._threads != torch.get_num_threads():
-            torch.set_num_threads(self._threads)
+        if session.threads is not None and session.threads != torch.get_num_threads():
+            torch.set_num_threads(session.threads)
+        task = session.tasks[self._next]
         try:
-            logits = workspace.run(index)
+            # the caller's autocast and gradients have no effect
+            with torch.no_grad(), torch.autocast(session.device.type, enabled=False):
+                logits = self._compute(session, task)
         except BaseException:
-            self._workspace = None  # half done: not to be used again
+            self.close()  # a node is half computed
             raise
-        self._next = index + 1
-        if logits is None:
-            return None
-        if self._average:
-            self._logits.append(logits)
-            logits = torch.stack(self._logits).mean(dim=0)
-        if not self._tasks[index].last:
+        self._next += 1
+        if not task.last:
             return None
         self.stage += 1
         return logits
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some samples alone: ``rows`` ``[b]`` int64, indices into the current batch."""
-        if self._workspace is None:
-            raise RuntimeError("the evaluation is closed; begin another")
-        if self._next and not self._tasks[self._next - 1].last:
-            raise ValueError("samples may leave between stages alone; finish the stage first")
-        rows = check_rows(rows, self._images)
-        self._workspace.keep(rows)
-        self._images = len(rows)
-        self._logits = [logits.index_select(0, rows.to(logits.device)) for logits in self._logits]
+    def compact(self, indices: Tensor) -> None:
+        """Continue with the samples ``indices`` ``[b]`` int64 of the current batch."""
+        session = self._require_open()
+        if self._next and not session.tasks[self._next - 1].last:
+            raise ValueError("samples can only be removed between stages; finish the stage first")
+        indices = check_indices(indices, self._batch)
+        self._batch = len(indices)
+        indices = indices.to(session.device)
+        for slices in [*self._results.values(), *self._inner.values()]:
+            for birth, tensor in slices.items():
+                slices[birth] = tensor.index_select(0, indices)
+        self._logits = [logits.index_select(0, indices) for logits in self._logits]
 
     def cancel(self) -> None:
-        """Nothing: a node is short, and the next one is not begun unless it is asked for."""
+        """No effect: a step is one node and short."""
 
     def close(self) -> None:
-        """Give the buffers back; a second call does nothing."""
-        workspace, self._workspace = self._workspace, None
-        self._logits = []
-        if workspace is not None:
-            self._session._give(self._shape, workspace)
+        """Release the activations; a second call has no effect."""
+        self._session = None
+        self._results, self._inner, self._logits = {}, {}, []
 
+    def _require_open(self) -> TorchSession:
+        if self._session is None:
+            raise RuntimeError("the evaluation is closed; begin another")
+        return self._session
 
-def check_rows(rows: Tensor, images: int) -> Tensor:
-    """Indices of samples to go on with, on the CPU; ValueError if they are not that."""
-    if rows.dim() != 1 or rows.dtype != torch.int64 or not len(rows):
-        raise ValueError(
-            f"rows must be a list of at least one int64 index, got {list(rows.shape)} {rows.dtype}"
-        )
-    rows = rows.detach().cpu()
-    if int(rows.min()) < 0 or int(rows.max()) >= images or len(rows) > images:
-        raise ValueError(
-            f"rows must be at most {images} indices from 0 to {images - 1}, got {rows.tolist()}"
-        )
-    return rows
+    def _compute(self, session: TorchSession, task: Task) -> Tensor | None:
+        if task.exit is not None:
+            logits = self._exit(session, task.exit)
+            if not session.plan.average:
+                return logits
+            self._logits.append(logits)
+            return torch.stack(self._logits).mean(dim=0)
+        assert task.layer is not None
+        assert task.node is not None
+        self._node(session, task.layer, task.node)
+        return None
+
+    def _read(self, plan: Plan, names: tuple[str, ...], birth: int) -> Tensor:
+        """The sum of layers, with all their nodes born no later than ``birth``."""
+        total: Tensor | None = None
+        for name in names:
+            slices = self._results[name]
+            part = join([tensor for born, tensor in slices.items() if born <= birth])
+            total = part if total is None else total + part
+        assert total is not None
+        return total.relu() if plan.relu_reads and names != (IMAGE,) else total
+
+    def _node(self, session: TorchSession, layer: Layer, node: Node) -> None:
+        source = x = self._read(session.plan, node.reads, node.birth)
+        pairs = zip(node.units, session.convolutions[layer.name, node.birth], strict=True)
+        for number, (unit, (weight, bias)) in enumerate(pairs, 1):
+            x = F.conv2d(x, weight, bias, unit.stride, unit.kernel // 2)
+            if number < len(node.units):
+                slices = self._inner.setdefault((layer.name, number), {})
+                slices[node.birth] = x.relu_()
+                x = join(list(slices.values()))
+        if node.residual == "input":
+            x += source[:, node.start : node.start + node.units[-1].outputs]
+        elif node.residual is not None:
+            x += self._results[node.residual][node.birth]
+        if layer.relu:
+            x.relu_()
+        if layer.pool:
+            x = F.max_pool2d(x, 3, 2, 1)
+        self._results.setdefault(layer.name, {})[node.birth] = x
+
+    def _exit(self, session: TorchSession, exit_: Exit) -> Tensor:
+        weight, bias = session.heads[exit_.stage]
+        features = self._read(session.plan, exit_.reads, exit_.stage).mean(dim=(2, 3))
+        return F.linear(features, weight, bias)

@@ -196,7 +196,7 @@ class Job:
 
     def _keep(self, rows: Tensor) -> None:
         assert self._evaluation is not None
-        self._evaluation.keep(rows)
+        self._evaluation.compact(rows)
         self._rows = rows if self._rows is None else self._rows[rows]
         self._state = None if self._state is None else self._state[rows]
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..engines.checks import check_threads
 from ..engines.model_source import Source, resolve
 from ..engines.onnx.manifest import read_manifest
-from ..engines.session import Session, check_options, open_session
+from ..engines.open import choose_backend, open_session
+from ..engines.session import Session
 from ..nets import AnytimeNetwork, StageCost
 from ..nets.nested.architecture import Architecture
 from ..nets.nested.cost import stage_costs
@@ -87,8 +89,9 @@ def open_source(
         opened = Opened(source, False, str(device), info, profile=read)
     else:
         found = resolve(source)
-        chosen = backend or ("torch" if found.export is None else "onnxruntime")
-        place = check_options(chosen, threads, device)
+        default = "torch" if found.export is None else "onnxruntime"
+        chosen, place = choose_backend(found, backend or default, device)
+        check_threads(threads)
         needed = found.require_network() if chosen == "torch" else found.network or found.export
         assert needed is not None
         session = open_session(needed, backend=chosen, threads=threads, device=place)

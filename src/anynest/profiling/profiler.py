@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from ..engines.session import BACKENDS, MAX_THREADS, Session, open_session
+from ..engines.checks import MAX_THREADS
+from ..engines.open import open_session
+from ..engines.session import BACKENDS, Session
 from ..nets import AnytimeNetwork, StageCost, create_model
 from ..store.hardware import describe_environment, find_device
 from . import Profile, ProfileError, StageLatency

@@ -25,7 +25,8 @@ from anynest.engines.onnx.export import verify as export_check
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.manifest import FILE, read_manifest
 from anynest.engines.onnx.reader import read_export
-from anynest.engines.session import open_session, stages
+from anynest.engines.open import open_session
+from anynest.engines.session import stages
 from anynest.nets import AnytimeNetwork, Architecture, create_model
 from anynest.store import RunError, RunFolderError, WeightsInfo
 

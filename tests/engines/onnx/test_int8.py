@@ -19,7 +19,8 @@ from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.export.quantize import stage_errors
 from anynest.engines.onnx.graphs.standard import stage_models, stage_pieces
 from anynest.engines.onnx.manifest import read_manifest
-from anynest.engines.session import open_session, stages
+from anynest.engines.open import open_session
+from anynest.engines.session import stages
 from anynest.nets import AnytimeNetwork, create_model
 
 
@@ -150,7 +151,7 @@ def test_later_stages_are_calibrated_on_what_quantised_ones_hand_on(
 
 def test_calibration_that_does_not_fit(network: AnytimeNetwork, tmp_path: Path) -> None:
     for wrong, words in (
-        (torch.zeros(0, 1, 8, 8), "got none"),
+        (torch.zeros(0, 1, 8, 8), "found none"),
         (torch.zeros(1, 3, 8, 8), "must be normalised images \\[N, 1, 8, 8\\]"),
         (torch.zeros(1, 1, 9, 9), "\\[1, 1, 9, 9\\]"),
         (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "uint8"),
@@ -168,6 +169,6 @@ def test_logging_is_left_as_it_was(network: AnytimeNetwork, tmp_path: Path) -> N
 
 def test_errors_are_measured_on_something(network: AnytimeNetwork) -> None:
     session = open_session(network, backend="onnxruntime", threads=1)
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match="found none"):
         stage_errors(session, [])
     assert np.isfinite(stage_errors(session, [(torch.zeros(1, 1, 8, 8), torch.zeros(1))])).all()

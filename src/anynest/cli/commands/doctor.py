@@ -27,7 +27,6 @@ EXTRAS = {
     "parquet": "pyarrow",
     "hub": "huggingface_hub",
     "tensorboard": "tensorboard",
-    "onnx": "onnxruntime",
 }
 TOLERANCE = 1e-5  # relative, float32 against float64
 

@@ -16,7 +16,7 @@ from ...data import AnySplit, Dataset
 from ...engines.onnx.export.export import FORMATS, export
 from ...engines.onnx.export.quantize import stage_errors
 from ...engines.onnx.manifest import Manifest
-from ...engines.session import open_session
+from ...engines.open import open_session
 from ...store import WeightsInfo, load, read_info
 from ...training import ConfigError, DataConfig
 from ...training.output.reporting import percent

@@ -15,7 +15,6 @@ import numpy as np
 
 from ...nets.nested.plan import IMAGE
 from ..folding import Array
-from . import extras
 from .manifest import StageNames
 
 Shape = tuple[int, ...]
@@ -84,7 +83,8 @@ class Slot:
     """The memory of one evaluation of ``batch`` images of one size."""
 
     def __init__(self, program: Program, batch: int, height: int, width: int) -> None:
-        ort = extras.onnxruntime()
+        import onnxruntime as ort
+
         self.program = program
         self.shape = (batch, height, width)
         self.arrays: dict[str, Array] = program.masks(batch, height, width)
@@ -157,7 +157,8 @@ class Slot:
 
 
 def _session(model: bytes, threads: int | None, optimise: bool, providers: Sequence[str]) -> Any:
-    ort = extras.onnxruntime()
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     if threads is not None:

@@ -14,7 +14,6 @@ from ...nets import Architecture
 from ...nets.nested.wiring import build_plan
 from ...store import RunFolderError
 from ..folding import Array, FoldedNetwork
-from . import extras
 from .executors import Graphs
 from .graphs.single_file import split
 from .manifest import FILE, GraphFile, Manifest, read_manifest
@@ -82,7 +81,8 @@ def _read_file(folder: Path, entry: GraphFile) -> bytes:
 
 def _parse(content: bytes) -> Any:
     """The graphs in a file; ValueError for anything but plain operations with their weights inside."""
-    onnx = extras.onnx()
+    import onnx
+
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own
@@ -122,8 +122,11 @@ def _check_values(manifest: Manifest, models: list[Any]) -> None:
 
 def _network(manifest: Manifest, models: list[Any]) -> FoldedNetwork:
     """The network of the manifest's architecture with the weights of the graphs."""
-    array = extras.onnx().numpy_helper
-    weights = {t.name: array.to_array(t) for model in models for t in model.graph.initializer}
+    from onnx import numpy_helper
+
+    weights = {
+        t.name: numpy_helper.to_array(t) for model in models for t in model.graph.initializer
+    }
     known = {field.name for field in fields(Architecture)}
     given = manifest.architecture
     if not set(given) <= known:

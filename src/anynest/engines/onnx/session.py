@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...nets import AnytimeNetwork
 from ...nets.nested.plan import IMAGE
+from ..checks import check_images, check_indices
 from ..folding import FoldedNetwork
-from ..model_source import resolve
-from . import extras
+from ..model_source import Source, resolve
 from .executor import SILENT, Program, Slot
 from .executors import CPU, LAYOUTS, Graphs, Programs
 
@@ -52,14 +52,16 @@ class OnnxSession:
         layout: str = "auto",
         providers: Sequence[str] | None = None,
     ) -> None:
-        available = extras.onnxruntime().get_available_providers()
+        from onnxruntime import get_available_providers
+
+        available = get_available_providers()
         if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, found {layout!r}")
         for name in providers or CPU:
             if name not in available:
                 raise ValueError(
                     f"providers must be of {', '.join(available)}, as this onnxruntime has them, "
-                    f"got {name!r}"
+                    f"found {name!r}"
                 )
         self.num_stages = len(network.outputs) if network else len(graphs.stages if graphs else ())
         self.in_channels, self.num_classes = in_channels, num_classes
@@ -76,7 +78,7 @@ class OnnxSession:
     @classmethod
     def open(
         cls,
-        source: AnytimeNetwork | str | Path,
+        source: AnytimeNetwork | str | Path | Source,
         *,
         threads: int | None = None,
         layout: str = "auto",
@@ -98,7 +100,8 @@ class OnnxSession:
                 layout=layout,
                 providers=providers,
             )
-        network = FoldedNetwork.of(found.require_network())
+        assert found.network is not None
+        network = FoldedNetwork.of(found.network)
         size = (found.info.image_size,) * 2 if found.info else None
         session = cls(
             network,
@@ -115,16 +118,11 @@ class OnnxSession:
     def begin(self, x: Tensor) -> OnnxEvaluation:
         if self._closed:
             raise RuntimeError("the session is closed; open another")
-        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
-            raise ValueError(
-                f"images must be [batch, {self.in_channels}, height, width], got {list(x.shape)}"
-            )
-        if x.dtype != torch.float32:
-            raise ValueError(f"images must be float32, got {x.dtype}; scale and normalise them")
+        check_images(x, self.in_channels)
         batch, _, height, width = x.shape
         if self.image_size is not None and (height, width) != self.image_size:
             raise ValueError(
-                "images must be of {}x{} pixels, as the export was made for, got {}x{}; resize them".format(
+                "images must be of {}x{} pixels, as the export was made for, found {}x{}; resize them".format(
                     *self.image_size, height, width
                 )
             )
@@ -162,7 +160,9 @@ class OnnxEvaluation:
         self.stage = 0
         self._session = session
         self._slot: Slot | None = slot
-        self._options = extras.onnxruntime().RunOptions()
+        from onnxruntime import RunOptions
+
+        self._options = RunOptions()
         self._options.log_severity_level = SILENT
         self._cancelled = False
 
@@ -180,17 +180,12 @@ class OnnxEvaluation:
         self.stage += 1
         return torch.from_numpy(logits.copy())
 
-    def keep(self, rows: Tensor) -> None:
+    def compact(self, indices: Tensor) -> None:
         slot = self._require_open()
         batch, height, width = slot.shape
-        if rows.dim() != 1 or rows.dtype != torch.int64 or not len(rows):
-            raise ValueError(
-                f"rows must be a list of at least one int64 index, got {list(rows.shape)} {rows.dtype}"
-            )
-        if int(rows.min()) < 0 or int(rows.max()) >= batch:
-            raise ValueError(f"rows must be from 0 to {batch - 1}, got {rows.tolist()}")
-        smaller = self._session._take(slot.program, len(rows), height, width)
-        smaller.take(slot, rows.cpu().numpy(), self.stage)
+        indices = check_indices(indices, batch)
+        smaller = self._session._take(slot.program, len(indices), height, width)
+        smaller.take(slot, indices.numpy(), self.stage)
         self._slot = smaller
         self._session._give(slot)
 

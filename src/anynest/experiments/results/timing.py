@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..._version import __version__
 from ...data import Dataset
-from ...engines.session import Session, open_session, stages
+from ...engines.open import open_session
+from ...engines.session import Session, stages
 from ...training import DataConfig
 from ...training.config.environment import describe_environment
 from ..catalog.experiment import Run

@@ -24,7 +24,6 @@ from ....store import WeightsInfo
 from ....store.weights import MAX_SIDE
 from ...folding import Array, FoldedNetwork
 from ...model_source import resolve
-from .. import extras
 from ..graphs.models import OPSET
 from ..graphs.single_file import join
 from ..graphs.standard import stage_models, stage_pieces
@@ -71,9 +70,7 @@ def export(
             stays then.
     """
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    extras.onnx()
-    extras.onnxruntime()
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {format!r}")
     folder = Path(folder)
     require_place(folder, overwrite)
     found = resolve(source)
@@ -133,7 +130,7 @@ def _image_size(
     sides = given if given is not None else known
     height, width = (sides, sides) if isinstance(sides, int) else sides
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
-        raise ValueError(f"image_size must be pixels a side, or (height, width), got {given!r}")
+        raise ValueError(f"image_size must be pixels a side, or (height, width), found {given!r}")
     return height, width
 
 
@@ -141,7 +138,7 @@ def _calibration(images: Tensor, network: AnytimeNetwork, size: tuple[int, int])
     wanted = (network.in_channels, *size)
     if images.dim() != 4 or tuple(images.shape[1:]) != wanted or not images.is_floating_point():
         raise ValueError(
-            f"calibration must be normalised images [N, {', '.join(map(str, wanted))}], got "
+            f"calibration must be normalised images [N, {', '.join(map(str, wanted))}], found "
             f"{images.dtype} {list(images.shape)}"
         )
     return np.array(images.detach().cpu().numpy(), dtype=np.float32)

@@ -22,7 +22,6 @@ from torch import Tensor
 from ....nets.nested.plan import IMAGE
 from ...folding import Array
 from ...session import Session, stages
-from .. import extras
 from ..manifest import StageNames
 
 BATCH = 32  # images at once; ranges do not depend on it
@@ -40,11 +39,10 @@ def quantise(models: Sequence[Any], names: Sequence[StageNames], images: Array) 
         ValueError: no images.
     """
     if not len(images):
-        raise ValueError("int8 needs images to calibrate on, got none")
-    extras.onnxruntime()
+        raise ValueError("int8 needs images to calibrate on, found none")
+    import onnx
     from onnxruntime import quantization as q
 
-    onnx = extras.onnx()
     known: dict[str, Array] = {IMAGE: np.ascontiguousarray(images, dtype=np.float32)}
     results = []
     with TemporaryDirectory(prefix="anynest-") as folder, _quiet():
@@ -88,7 +86,8 @@ def _batches(arrays: dict[str, Array]) -> Iterator[dict[str, Array]]:
 
 def _run(model: Any, stage: StageNames, known: dict[str, Array]) -> dict[str, Array]:
     """What a stage hands on, for all calibration images."""
-    ort = extras.onnxruntime()
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(
@@ -134,5 +133,5 @@ def stage_errors(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> 
             evaluation.close()
         count += len(labels)
     if not count:
-        raise ValueError("errors are measured on images, got none")
+        raise ValueError("errors are measured on images, found none")
     return tuple(number / count for number in wrong)

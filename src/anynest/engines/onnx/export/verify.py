@@ -15,7 +15,6 @@ from ....nets import AnytimeNetwork
 from ....nets.nested.plan import IMAGE
 from ....store import RunError
 from ...folding import Array
-from .. import extras
 from ..executor import Program, Slot
 from ..graphs.single_file import LOGITS, STAGE, STAGES
 from ..manifest import StageNames
@@ -82,9 +81,9 @@ def of_stages(
 
 def of_single(model: Any, num_stages: int) -> Answers:
     """A file of all stages, asked for one more each time."""
-    session = extras.onnxruntime().InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def answers(images: Array) -> list[Array]:
         found = []

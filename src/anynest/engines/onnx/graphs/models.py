@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import extras
 from .builder import Piece
 
 OPSET = 17
@@ -22,7 +21,8 @@ def model_of(piece: Piece, name: str, shapes: Mapping[str, Shape], domains: Sequ
         shapes: of the values that come in and go out, where they are known; a text is an open size.
         domains: other operator sets than the standard one, version 1.
     """
-    onnx = extras.onnx()
+    import onnx
+
     helper, array = onnx.helper, onnx.numpy_helper
 
     def described(value: str) -> Any:

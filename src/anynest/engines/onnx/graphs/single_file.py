@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import extras
-
 STAGES, LOGITS, STAGE = "stages", "logits", "stage"
 OURS = "stages."  # the nodes that hold the stages together are named so
 
 
 def join(models: Sequence[Any]) -> Any:
     """One ``ModelProto`` of the stages' own; it gives ``logits`` ``[B, K]`` of the newest and ``stage``."""
-    onnx = extras.onnx()
+    import onnx
+
     helper = onnx.helper
     branch: Any = None  # the graph of all that follows the stage in hand
     for number in range(len(models), 0, -1):
@@ -54,7 +53,8 @@ def _named(what: str, number: int) -> str:
 
 def _choice(number: int, logits: str, branch: Any) -> list[Any]:
     """Nodes that end a stage: its own logits, or what ``branch`` makes of them if it is asked for."""
-    onnx = extras.onnx()
+    import onnx
+
     helper = onnx.helper
 
     def constant(name: str) -> Any:
@@ -99,7 +99,8 @@ def split(model: Any) -> list[Any]:
     Raises:
         ValueError: the file is not built as ``join`` builds it.
     """
-    onnx = extras.onnx()
+    import onnx
+
     helper = onnx.helper
     graphs = [model.graph]
     while True:

@@ -15,7 +15,6 @@ import numpy as np
 
 from ....nets.nested.plan import IMAGE, Exit, Layer, Node
 from ...folding import FoldedNetwork
-from .. import extras
 from .builder import Emitter, Piece, Slice
 from .models import Shape, model_of
 
@@ -32,7 +31,8 @@ def stage_models(
 
     The batch is open. ``image_size``: (height, width); None leaves them open too.
     """
-    onnx = extras.onnx()
+    import onnx
+
     size = image_size or ("height", "width")
     shapes: dict[str, Shape] = {IMAGE: ("batch", network.in_channels, *size)}
     models = []

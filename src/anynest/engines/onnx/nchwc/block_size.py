@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .. import extras
-
 
 @functools.cache
 def block_size() -> int:
     """Channels that ONNX Runtime's CPU kernels compute at once, as it saves a small model; 1 for none."""
-    onnx, ort = extras.onnx(), extras.onnxruntime()
+    import onnx
+    import onnxruntime as ort
+
     helper, real = onnx.helper, onnx.TensorProto.FLOAT
     weight = onnx.numpy_helper.from_array(np.ones((4, 3, 1, 1), dtype=np.float32), "w")
     graph = helper.make_graph(
