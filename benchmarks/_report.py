@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anynest.store import write_whole
-from anynest.training.config.environment import describe_environment
+from anynest.store.hardware import describe_environment
 
 LIBRARIES = ("torch", "torchjd", "pytorch_optimizer", "anynest")
 

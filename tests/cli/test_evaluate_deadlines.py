@@ -67,7 +67,7 @@ def test_what_was_measured_until_ctrl_c_is_shown_but_not_saved(
         if (done, total) == (20, 360):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("anynest.cli.progress_bar.Bar.report", stop)
+    monkeypatch.setattr("anynest.training.output.reporting.ProgressBar.report", stop)
     capsys.readouterr()
     argv = ["evaluate", str(finished), "--deadlines", "1us,none", "--device", "cpu"]
     assert main(argv) == 130

@@ -125,7 +125,7 @@ def test_interrupted(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ou
         raise KeyboardInterrupt
 
     old = (finished / "profile.json").exists() and (finished / "profile.json").read_bytes()
-    monkeypatch.setattr("anynest.cli.progress_bar.Bar.report", stop)
+    monkeypatch.setattr("anynest.training.output.reporting.ProgressBar.report", stop)
     assert main(["profile", str(finished), *QUICK]) == 130
     assert capsys.readouterr().err == "anynest: stopped\n"
     assert (

@@ -25,7 +25,7 @@ from anynest.experiments.sweep.launcher import Event
 from anynest.experiments.sweep.local_launcher import LocalLauncher
 from anynest.experiments.sweep.sweep import Sweep
 from anynest.store import RunError, RunFolderError, load
-from anynest.training.output.reporting import Silent
+from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder
 
 LABEL = "digits (200 training images)"
@@ -201,7 +201,7 @@ def test_a_cell_goes_on_within_and_equals_an_uninterrupted_one(
 ) -> None:
     machine = {"device": "cpu", "threads": 1, "save_batches": 1}
 
-    class Stop(Silent):
+    class Stop(NullReporter):
         count = 0
 
         def batch(self, label: str, images: int) -> None:
@@ -214,7 +214,7 @@ def test_a_cell_goes_on_within_and_equals_an_uninterrupted_one(
         run_job(job, Stop())
     assert finished_line(cells[1], tmp_path / "cut") is None
 
-    class Count(Silent):
+    class Count(NullReporter):
         batches = 0
 
         def batch(self, label: str, images: int) -> None:

@@ -10,22 +10,22 @@ import sys
 from typing import Any
 
 from anynest.cli import main
-from anynest.training.trainer import Loop
+from anynest.training.trainer import Trainer
 
 log, last = sys.argv[1], int(sys.argv[2])
 life, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
-train_rest, check_in = Loop.train_rest_of_epoch, Loop.check_in
+train_rest, check_in = Trainer.train_rest_of_epoch, Trainer.check_in
 batches = 0
 
 
-def watched(self: Loop) -> None:
+def watched(self: Trainer) -> None:
     if batches == 0:
         with open(log, "a") as file:
             file.write(f"life {life} rank {rank} from {self.position.step}\n")
     train_rest(self)
 
 
-def deadly(self: Loop, *arguments: Any) -> None:
+def deadly(self: Trainer, *arguments: Any) -> None:
     global batches
     batches += 1
     if life == "0" and rank == "1" and self.position.step + 1 == last:
@@ -33,5 +33,5 @@ def deadly(self: Loop, *arguments: Any) -> None:
     check_in(self, *arguments)
 
 
-Loop.train_rest_of_epoch, Loop.check_in = watched, deadly
+Trainer.train_rest_of_epoch, Trainer.check_in = watched, deadly
 sys.exit(main(sys.argv[3:]))

@@ -54,7 +54,7 @@ def arm(point: str) -> None:
         die()
 
     if what == "step":
-        at(number, step.Stepper, "step", killed)
+        at(number, step.TrainStep, "step", killed)
     elif what == "write":
         at(number, files, "_write", half_written)
     elif what == "rename":

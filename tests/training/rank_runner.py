@@ -93,19 +93,19 @@ def run(
     ends[name] = found
 
 
-def at_step(count: int, deed: Callable[[step.Stepper], None]) -> None:
+def at_step(count: int, deed: Callable[[step.TrainStep], None]) -> None:
     """Do something before the count-th step of this process."""
-    real = step.Stepper.step
+    real = step.TrainStep.step
     calls = 0
 
-    def counted(self: step.Stepper, *arguments: Any) -> None:
+    def counted(self: step.TrainStep, *arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == count:
             deed(self)
         real(self, *arguments)
 
-    step.Stepper.step = counted
+    step.TrainStep.step = counted
 
 
 def terminate(rank_told: int, count: int) -> Arm:
@@ -121,7 +121,7 @@ def terminate(rank_told: int, count: int) -> Arm:
 def poison(rank: int) -> None:
     """Rank 1's own loss of stage 2 becomes NaN; its weights are sound."""
 
-    def ruin(self: step.Stepper) -> None:
+    def ruin(self: step.TrainStep) -> None:
         real = type(self.config.method).criterion
         calls = 0
 
@@ -183,7 +183,7 @@ def each(*arms: Arm) -> Arm:
 
 def unlike(rank: int) -> None:
     """Rank 1 builds other weights than rank 0."""
-    module = sys.modules["anynest.training.train"]
+    module = sys.modules["anynest.training.run"]
     real = module.seed_everything
     module.seed_everything = lambda seed: real(seed + rank)
 
@@ -198,7 +198,7 @@ def watch_states(folder: Path) -> Arm:
     """Each rank writes down its weights and buffers before step 5."""
 
     def arm(rank: int) -> None:
-        def save(self: step.Stepper) -> None:
+        def save(self: step.TrainStep) -> None:
             state = self.phase.network.state_dict()
             torch.save(state, folder / f"state.{rank}")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from anynest import create_model, list_models
 from anynest.multitask import compile_for_tasks, task_gradients
 from anynest.training import TrainConfig, compiled
-from anynest.training.metrics import Sums
-from anynest.training.step import Stepper
+from anynest.training.metrics import RunningMetrics
+from anynest.training.step import TrainStep
 from anynest.training.training_phases import make_phase
 
 # torch looks at .grad of what it traces, and warns of it where that is no leaf
@@ -33,10 +33,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def make_stepper(config: TrainConfig) -> Stepper:
+def make_stepper(config: TrainConfig) -> TrainStep:
     torch.manual_seed(0)
     network = config.model.build(10, 1).double()
-    stepper = Stepper(config, make_phase(config, network, 0), torch.device("cpu"))
+    stepper = TrainStep(config, make_phase(config, network, 0), torch.device("cpu"))
     stepper.phase.train_mode()
     return stepper
 
@@ -56,7 +56,7 @@ def test_blocks_are_the_modules_that_are_called_in_training(name: str) -> None:
             stripe.register_forward_pre_hook(lambda module, _: called.append(module))
     model(torch.randn(2, 3, 16, 16))
     assert len(called) == len(set(called))
-    assert set(called) == set(model.called_nodes())
+    assert set(called) == set(model.blocks())
 
 
 @pytest.mark.parametrize("method", ["osgd", "sgd-mean"])
@@ -64,7 +64,7 @@ def test_a_compiled_run_takes_the_same_steps(tiny: Tiny, method: str) -> None:
     weights = []
     for on in (False, True):
         stepper = make_stepper(tiny(model=DEPTH, method={"name": method}, run={"compile": on}))
-        sums = Sums(2, torch.device("cpu"))
+        sums = RunningMetrics(2, torch.device("cpu"))
         for _ in range(3):
             stepper.step(*batch(), sums, measure=True)
         weights.append([p.detach().clone() for p in stepper.phase.parameters])
@@ -84,7 +84,7 @@ def test_one_pass_per_loss_keeps_to_what_the_loss_reads(tiny: Tiny) -> None:
 
 
 def test_what_is_compiled_is_told(tiny: Tiny) -> None:
-    nodes = len(create_model("depth_nested_sparse_resnet14").called_nodes())
+    nodes = len(create_model("depth_nested_sparse_resnet14").blocks())
     for sections, told in (
         ({"model": DEPTH}, f"compiled: each of {nodes} nodes by itself"),
         ({"model": DEPTH, "method": {"name": "sgd-sum"}}, "compiled: the network as a whole"),

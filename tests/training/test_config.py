@@ -1,15 +1,27 @@
 """A config is read back exactly, or refused in one line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
-from anynest.training import RECIPES, ConfigError, TrainConfig, read_config, recipe
+from anynest.training import (
+    RECIPES,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    read_config,
+    recipe,
+)
 from anynest.training.config.optimizer import OptimizerConfig, optimizers
 
 EVERYTHING: dict[str, Any] = {
@@ -65,7 +77,7 @@ def test_types_survive() -> None:
         ({"schedule": {"milestones": [0.6, 0.3]}}, ["milestones", "rise"]),
         ({"schedule": 3}, ["schedule must be an object", "3"]),
         ({"optimizer": {"lr": float("nan")}}, ["optimizer.lr", "finite"]),
-        ({"optimizer": {"lr": -1}}, ["optimizer.lr", "negative", "-1"]),
+        ({"optimizer": {"lr": -1}}, ["optimizer.lr", "at least 0", "-1"]),
         ({"optimizer": {"name": "adamv"}}, ["'adamv'", "adamw"]),
         ({"optimizer": {"name": "lbfgs"}}, ["'lbfgs'", "closure"]),
         ({"optimizer": {"name": "Muon"}}, ["'Muon'", "takes matrices alone", "adamw"]),
@@ -74,7 +86,7 @@ def test_types_survive() -> None:
             ["rprop has no weight decay", "0.5"],
         ),
         ({"optimizer": {"options": {"momntum": 1}}}, ["'momntum'", "momentum"]),
-        ({"optimizer": {"clip": 0}}, ["optimizer.clip", "positive"]),
+        ({"optimizer": {"clip": 0}}, ["optimizer.clip", "above 0"]),
         ({"method": {"name": "osdg"}}, ["'osdg'", "near matches: osgd"]),
         ({"method": {"name": "gredy"}}, ["'gredy'", "greedy"]),
         ({"method": {"name": "greedy", "priority": [0]}}, ["priority", "greedy"]),
@@ -135,3 +147,51 @@ def test_recipe_is_a_copy() -> None:
 
 def test_json_is_plain(tiny: Callable[..., TrainConfig]) -> None:
     assert json.loads(tiny().dumps()) == tiny().to_json()
+
+
+def test_the_config_needs_no_torch() -> None:
+    """Nor does an error in one section, whatever the other sections hold."""
+    code = """
+import sys
+from anynest.training import ConfigError, TrainConfig
+from anynest.training.output import reporting
+try:
+    TrainConfig.from_json({"method": {"name": "osgd"}, "schedule": {"epochs": 0}})
+except ConfigError as error:
+    print(error)
+print([name for name in ("torch", "rich") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "schedule.epochs must be at least 1, found 0\n[]\n"
+
+
+def test_numpy_scalars_become_plain_numbers() -> None:
+    data = DataConfig(image_size=np.int64(32), holdout=np.float32(0.25), batch_size=np.uint8(4))
+    assert (data.image_size, data.holdout, data.batch_size) == (32, 0.25, 4)
+    config = TrainConfig(
+        data=data,
+        model=ModelConfig(growth=((np.int64(1), np.int64(1)),)),
+        run=RunConfig(compile=np.bool_(True)),
+    )
+    assert TrainConfig.from_json(json.loads(config.dumps())) == config
+    assert config.run.compile is True
+    assert config.model.growth == ((1, 1),)
+    with pytest.raises(ConfigError, match=r"data\.batch_size must be a whole number, found 2.5"):
+        DataConfig(batch_size=np.float32(2.5))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"run": {"seed": 2**63}},
+        {"data": {"image_size": 10**5000}},
+        {"data": {"holdout": -(10**400)}},
+        {"optimizer": {"lr": 10**30}},
+        {"optimizer": {"options": {"momentum": 2**64}}},
+        {"model": {"growth": [[1, 2**70]]}},
+        {"method": {"priority": [0, 2**65]}},
+    ],
+)
+def test_numbers_beyond_64_bits(data: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"must fit in 64 bits, found .{1,60}: take a smaller"):
+        TrainConfig.from_json(data)

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from anynest.training import TrainConfig
-from anynest.training.config.environment import find_device, seed_everything
 from anynest.training.distributed import World
+from anynest.training.environment import find_device
 from anynest.training.errors import ConfigError
-from anynest.training.metrics import Sums
+from anynest.training.metrics import RunningMetrics
+from anynest.training.randomness import seed_everything
 from anynest.training.rendezvous import new_word
 
 RUNNER = Path(__file__).with_name("rank_runner.py")
@@ -266,4 +267,7 @@ def test_a_rank_takes_the_device_of_its_number() -> None:
     assert find_device("cpu", 1) == torch.device("cpu")
     with pytest.raises(ConfigError, match=r"cuda:0' is not available|auto, cpu or cuda under"):
         find_device("cuda:0", 1)
-    assert Sums(2, torch.device("cpu")).over(World()).tensors["loss"].tolist() == [0.0, 0.0]
+    assert RunningMetrics(2, torch.device("cpu")).over(World()).tensors["loss"].tolist() == [
+        0.0,
+        0.0,
+    ]

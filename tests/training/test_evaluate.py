@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anynest.training import evaluate
-from anynest.training.metrics import Sums
+from anynest.training.metrics import RunningMetrics
 
 
 class Batches:
@@ -79,7 +79,7 @@ def test_the_mode_comes_back_after_an_error() -> None:
 
 
 def test_losses_that_are_not_finite_are_left_out() -> None:
-    sums = Sums(2, torch.device("cpu"))
+    sums = RunningMetrics(2, torch.device("cpu"))
     logits = [torch.eye(3), torch.eye(3)]
     sums.add(torch.tensor([1.0, float("nan")]), logits, torch.arange(3))
     sums.add(torch.tensor([3.0, 5.0]), logits, torch.arange(3))
@@ -88,7 +88,7 @@ def test_losses_that_are_not_finite_are_left_out() -> None:
 
 
 def test_cosines_are_averaged() -> None:
-    sums = Sums(2, torch.device("cpu"))
+    sums = RunningMetrics(2, torch.device("cpu"))
     assert sums.cosines() is None
     for value in (0.5, float("nan"), 0.25):
         sums.add_cosines(torch.tensor([[1.0, value], [value, 1.0]]))

@@ -17,8 +17,8 @@ from anynest.multitask import OSGD, Combiner, WeightedSGD, list_methods, make_co
 from anynest.training import ConfigError, TrainConfig, train
 from anynest.training.cuda_graph import GraphedStep, make_capturable
 from anynest.training.distributed import World
-from anynest.training.metrics import Sums
-from anynest.training.step import Stepper, require_capturable
+from anynest.training.metrics import RunningMetrics
+from anynest.training.step import TrainStep, require_capturable, set_rate
 from anynest.training.training_phases import make_phase
 
 Tiny = Callable[..., TrainConfig]
@@ -160,7 +160,7 @@ def test_an_optimizer_made_capturable_steps_as_before_under_a_schedule(
             make_capturable(optimizer, CPU)
         held = optimizer.param_groups[0]["lr"]
         for batch in range(4):
-            schedule.set_rate(optimizer, batch, 2)
+            set_rate(optimizer, schedule.rate(batch, 2))
             weight.grad = weight.detach() * batch + 1
             optimizer.step()
         assert (optimizer.param_groups[0]["lr"] is held) == ready
@@ -168,9 +168,9 @@ def test_an_optimizer_made_capturable_steps_as_before_under_a_schedule(
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
 
 
-def stepper_of(config: TrainConfig, recorded: bool) -> tuple[Stepper, StandIn]:
+def stepper_of(config: TrainConfig, recorded: bool) -> tuple[TrainStep, StandIn]:
     torch.manual_seed(0)
-    stepper = Stepper(config, make_phase(config, config.model.build(10, 1), 0), CPU)
+    stepper = TrainStep(config, make_phase(config, config.model.build(10, 1), 0), CPU)
     stepper.phase.train_mode()
     recorder = StandIn()
     if recorded:  # what the constructor would do on a CUDA device
@@ -202,7 +202,7 @@ def test_a_refresh_is_counted_through_replays(
         return kinds[-1]
 
     stepper.graph.kind = watched
-    sums = Sums(2, CPU)
+    sums = RunningMetrics(2, CPU)
     for _ in range(24):
         stepper.step(torch.randn(8, 1, 8, 8), torch.randint(10, (8,)), sums, False)
     assert kinds == [bool(refresh) and number % 3 != 0 for number in range(24)]
@@ -249,9 +249,9 @@ def test_no_training_step_waits_or_copies(
     with META:
         network = config.model.build(10, 1)
         images, labels = torch.empty(4, 1, 8, 8), torch.empty(4, dtype=torch.long)
-    stepper = Stepper(config, make_phase(config, network, 0), META)
+    stepper = TrainStep(config, make_phase(config, network, 0), META)
     stepper.phase.train_mode()
-    sums = Sums(len(stepper.phase.stages), META)
+    sums = RunningMetrics(len(stepper.phase.stages), META)
     for number in range(3):
         if number == 2:
             no_copies()
@@ -265,9 +265,9 @@ def test_a_step_that_looks_at_its_losses_is_caught(tiny: Tiny) -> None:
     with META:
         network = config.model.build(10, 1)
         images, labels = torch.empty(4, 1, 8, 8), torch.empty(4, dtype=torch.long)
-    stepper = Stepper(config, make_phase(config, network, 0), META)
+    stepper = TrainStep(config, make_phase(config, network, 0), META)
     with pytest.raises(RuntimeError, match="meta"):
-        stepper.step(images, labels, Sums(2, META), measure=False)
+        stepper.step(images, labels, RunningMetrics(2, META), measure=False)
 
 
 class Two(nn.Module):

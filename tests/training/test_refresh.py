@@ -12,14 +12,14 @@ import torch
 
 from anynest.cli.main import main
 from anynest.training import ConfigError, Interrupted, TrainConfig, train
-from anynest.training.output.reporting import Silent
+from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder
-from anynest.training.step import Stepper
+from anynest.training.step import TrainStep
 
 Tiny = Callable[..., TrainConfig]
 
 
-class Stop(Silent):
+class Stop(NullReporter):
     """Asks for a stop after a number of batches, as a signal does."""
 
     def __init__(self, batches: int) -> None:
@@ -58,14 +58,14 @@ def test_the_steps_are_those_of_the_method(
 ) -> None:
     """Ten batches, a refresh at every third; the epoch's cosines are those of the refreshes."""
     seen = []
-    real = Stepper.backward
+    real = TrainStep.backward
 
-    def spy(self: Stepper, *args: Any) -> Any:
+    def spy(self: TrainStep, *args: Any) -> Any:
         stats = real(self, *args)
         seen.append(stats.refreshed)
         return stats
 
-    monkeypatch.setattr(Stepper, "backward", spy)
+    monkeypatch.setattr(TrainStep, "backward", spy)
     train(tiny(method={"refresh": 3}), tmp_path / "run")
     assert seen == [step % 3 == 0 for step in range(10)]
     history = RunFolder(tmp_path / "run").read_history()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anynest.training import ScheduleConfig
+from anynest.training.step import set_rate
 
 
 def test_fewer_epochs_keep_the_shape() -> None:
@@ -37,6 +38,6 @@ def test_the_rate_is_set_on_every_group() -> None:
     optimizer = torch.optim.SGD(groups)
     seen = []
     for batch in range(4):
-        schedule.set_rate(optimizer, batch, 2)
+        set_rate(optimizer, schedule.rate(batch, 2))
         seen.append([group["lr"] for group in optimizer.param_groups])
     assert seen == [[3.0, 1.0], [3.0, 1.0], pytest.approx([0.3, 0.1]), pytest.approx([0.3, 0.1])]

@@ -9,35 +9,35 @@ from torch import Tensor
 
 from anynest.multitask import list_methods
 from anynest.training import RunError, TrainConfig
-from anynest.training.metrics import Sums
-from anynest.training.step import Stepper
+from anynest.training.metrics import RunningMetrics
+from anynest.training.step import TrainStep
 from anynest.training.training_phases import make_phase
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
-def make_stepper(config: TrainConfig) -> Stepper:
+def make_stepper(config: TrainConfig) -> TrainStep:
     torch.manual_seed(0)
-    stepper = Stepper(config, make_phase(config, config.model.build(10, 1), 0), CPU)
+    stepper = TrainStep(config, make_phase(config, config.model.build(10, 1), 0), CPU)
     stepper.phase.train_mode()
     return stepper
 
 
-def step(stepper: Stepper, number: int = 0, measure: bool = False) -> Sums:
+def step(stepper: TrainStep, number: int = 0, measure: bool = False) -> RunningMetrics:
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(32, 1, 8, 8, generator=generator)
     labels = torch.randint(10, (32,), generator=generator)
-    sums = Sums(2, CPU)
+    sums = RunningMetrics(2, CPU)
     stepper.step(images, labels, sums, measure)
     return sums
 
 
-def weights(stepper: Stepper) -> list[Tensor]:
+def weights(stepper: TrainStep) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in stepper.phase.parameters]
 
 
-def moved(stepper: Stepper, before: list[Tensor]) -> bool:
+def moved(stepper: TrainStep, before: list[Tensor]) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(before, weights(stepper), strict=True))
 
 

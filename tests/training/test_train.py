@@ -27,15 +27,15 @@ from anynest.training import (
     read_config,
     train,
 )
-from anynest.training.output.reporting import Silent
+from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder
-from anynest.training.trainer import Loop
+from anynest.training.trainer import Trainer
 
 Tiny = Callable[..., TrainConfig]
 METHODS = ["sgd-mean", "sgd-sum", "sgd-participants", "normsgd", "osgd", "osgd-norm", "greedy"]
 
 
-class Listening(Silent):
+class Listening(NullReporter):
     """Keeps what is said; calls ``then`` after a number of batches."""
 
     def __init__(self, batches: int = -1, then: Callable[[], None] = lambda: None) -> None:
@@ -278,15 +278,15 @@ def test_where_the_loss_went_wrong(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A NaN in stage 2 alone, in the second epoch's third batch, is placed exactly."""
-    real = Loop.save_if_due
+    real = Trainer.save_if_due
 
-    def poison(self: Loop) -> None:
+    def poison(self: Trainer) -> None:
         real(self)
         if self.position.step == 7:
             with torch.no_grad():
                 self.model.head(2).bias.fill_(float("nan"))
 
-    monkeypatch.setattr(Loop, "save_if_due", poison)
+    monkeypatch.setattr(Trainer, "save_if_due", poison)
     words = r"loss of stage 2 is nan at epoch 2, batch 3 of 5; the last good checkpoint stands"
     with pytest.raises(RunError, match=words + r" \(.*step-000000005"):
         train(tiny(), tmp_path / "run")
@@ -296,15 +296,15 @@ def test_weights_that_are_not_finite_are_never_saved(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last batch before a checkpoint may ruin the weights with no loss having shown it."""
-    real = Loop.save_if_due
+    real = Trainer.save_if_due
 
-    def poison(self: Loop) -> None:
+    def poison(self: Trainer) -> None:
         if self.position.step == 7:
             with torch.no_grad():
                 self.model.head(2).bias.fill_(float("inf"))
         real(self)
 
-    monkeypatch.setattr(Loop, "save_if_due", poison)
+    monkeypatch.setattr(Trainer, "save_if_due", poison)
     with pytest.raises(RunError, match=r"weights are not finite at epoch 2, batch 3 of 5"):
         train(tiny(run={"save_batches": 1}), tmp_path / "run")
     names = [path.name for path in RunFolder(tmp_path / "run").checkpoints.paths()]

@@ -1,18 +1,26 @@
-"""Training: from one config to weights, curves and a summary, through any interruption."""
+"""Training: from one config to weights, curves and a summary, resumable after any interruption.
 
-from ..store import WeightsInfo, load, read_info, save_weights
+The config and the errors need no torch; names whose modules import it are loaded on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .config.data_config import DataConfig
-from .config.environment import RunConfig
 from .config.method import MethodConfig
 from .config.model import ModelConfig
 from .config.optimizer import OptimizerConfig
 from .config.recipes import RECIPES, recipe
+from .config.run_config import RunConfig
 from .config.schedule import ScheduleConfig
 from .config.train_config import TrainConfig, read_config
 from .errors import ConfigError, Interrupted, RunError, RunFolderError
-from .evaluate import Evaluation, evaluate
-from .output.summary import TrainResult
-from .train import train
+
+if TYPE_CHECKING:
+    from ..store import WeightsInfo, load, read_info, save_weights
+    from .evaluation import Evaluation, evaluate
+    from .output.summary import TrainResult
+    from .run import train
 
 __all__ = [
     "RECIPES",
@@ -38,3 +46,22 @@ __all__ = [
     "save_weights",
     "train",
 ]
+
+_LAZY = {
+    "Evaluation": ".evaluation",
+    "TrainResult": ".output.summary",
+    "WeightsInfo": "..store",
+    "evaluate": ".evaluation",
+    "load": "..store",
+    "read_info": "..store",
+    "save_weights": "..store",
+    "train": ".run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value  # a submodule of the same name must not stand in its place
+    return value

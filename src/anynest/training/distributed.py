@@ -91,7 +91,7 @@ class World:
         return [whole[:length] for whole, length in zip(found, lengths, strict=True)]
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over ranks of tensors of one dtype and device."""
+        """RunningMetrics over ranks of tensors of one dtype and device."""
         if self.link is None:
             return list(tensors)
         flat = self.link.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]))

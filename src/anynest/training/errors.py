@@ -1,9 +1,9 @@
-"""The errors a run ends with, each one line: the rule, the value found, the remedy."""
+"""Errors of a run, each one line: the rule, the value found, the remedy."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from ..store import RunError, RunFolderError
+from ..store.errors import RunError, RunFolderError
 
 __all__ = ["ConfigError", "Interrupted", "RunError", "RunFolderError", "near_matches"]
 

@@ -13,7 +13,7 @@ from .distributed import World
 
 
 @dataclass
-class Sums:
+class RunningMetrics:
     """Per-stage sums over the images of an epoch. Losses that are not finite are left out."""
 
     stages: int
@@ -54,9 +54,9 @@ class Sums:
         self.tensors["cosines"] += torch.where(known, cosines_SS, 0.0)
         self.tensors["cosine_batches"] += known
 
-    def over(self, world: World) -> "Sums":
+    def over(self, world: World) -> "RunningMetrics":
         """The sums over all ranks."""
-        whole = Sums(self.stages, self.device, self.top5)
+        whole = RunningMetrics(self.stages, self.device, self.top5)
         whole.tensors = dict(
             zip(self.tensors, world.total(list(self.tensors.values())), strict=True)
         )

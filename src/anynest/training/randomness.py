@@ -1,4 +1,7 @@
-"""Every random state of the process, in types that ``torch.load(weights_only=True)`` accepts."""
+"""Seeding, saving and restoring the random generators of a process.
+
+States are of types that ``torch.load(weights_only=True)`` accepts.
+"""
 
 import random
 import sys
@@ -7,8 +10,16 @@ from typing import Any
 import torch
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy (where imported) and torch."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
-    """The states of Python's, numpy's (where imported), torch's and CUDA's generators."""
+    """The states of the generators of Python, NumPy (where imported), torch and CUDA."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
@@ -21,7 +32,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every generator that the state knows and this process has."""
+    """Restore every generator that the state holds and this process has."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     torch.set_rng_state(state["torch"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..multitask import OSGD, NonFiniteLossError, Stats, gradient_stats
 from .compiled import compile_network
@@ -12,12 +13,12 @@ from .config.train_config import TrainConfig
 from .cuda_graph import GraphedStep, make_capturable
 from .distributed import World
 from .errors import ConfigError, RunError
-from .metrics import Sums
+from .metrics import RunningMetrics
 from .training_phases import Phase
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepOutput:
     """What a step leaves beside new weights: losses [S], logits [B, K] each, cosines [S, S]."""
 
     losses_S: Tensor
@@ -25,7 +26,7 @@ class Taken:
     cosines: Tensor | None
 
 
-class Stepper:
+class TrainStep:
     """What one phase updates with; ``state_dict`` holds all that a resumed phase needs."""
 
     def __init__(
@@ -43,7 +44,7 @@ class Stepper:
         # not every torch that we run on has the scaler's kernels for mps
         scales = config.run.precision == "float16" and device.type != "mps"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales)
-        self.graph: GraphedStep[Taken] | None = None
+        self.graph: GraphedStep[StepOutput] | None = None
         if config.run.cuda_graph:
             make_capturable(self.optimizer, device)
             self.graph = GraphedStep(self.take, device, kind=self.kind, replayed=self.replayed)
@@ -57,7 +58,7 @@ class Stepper:
             enabled=precision != "float32",
         )
 
-    def step(self, images: Tensor, labels: Tensor, sums: Sums, measure: bool) -> None:
+    def step(self, images: Tensor, labels: Tensor, sums: RunningMetrics, measure: bool) -> None:
         """Update the weights from one batch, and add it to ``sums``.
 
         ``measure`` asks for the gradients' cosines where the method does not know them anyway.
@@ -73,7 +74,7 @@ class Stepper:
         if taken.cosines is not None and self.world.leads:  # they are the same on all ranks
             sums.add_cosines(taken.cosines)
 
-    def take(self, images: Tensor, labels: Tensor, measure: bool = False) -> Taken:
+    def take(self, images: Tensor, labels: Tensor, measure: bool = False) -> StepOutput:
         """The step itself, which may be recorded: what is kept of it is added up by ``step``."""
         with self.autocast():
             logits = self.forward(images)
@@ -94,7 +95,11 @@ class Stepper:
         if len(stats.skipped) < len(losses):
             self.update()
         cosines = cosines if stats.cosines is None else stats.cosines
-        return Taken(losses_S, [out.detach() for out in logits], cosines)
+        return StepOutput(losses_S, [out.detach() for out in logits], cosines)
+
+    def set_rate(self, factor: float) -> None:
+        """Set the learning rates to ``factor`` times the optimizer's base rates."""
+        set_rate(self.optimizer, factor)
 
     def kind(self) -> bool:
         """Whether the next step is one backward pass: recorded apart from one that is several."""
@@ -168,6 +173,16 @@ class Stepper:
         self.scaler.load_state_dict(state["scaler"])
         if self.graph is not None:
             make_capturable(self.optimizer, self.device)  # the loaded rate lies elsewhere
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set each group's learning rate to ``factor`` times the rate that it was made with."""
+    for group in optimizer.param_groups:
+        rate = factor * group.setdefault("initial_lr", float(group["lr"]))
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # in place, where a recorded step reads it
+        else:
+            group["lr"] = rate
 
 
 def require_capturable(config: TrainConfig, device: torch.device, world: World) -> None:

@@ -19,15 +19,15 @@ from ..nets import AnytimeNetwork
 from .config.train_config import TrainConfig
 from .distributed import Poll, World
 from .errors import Interrupted, RunError, RunFolderError
-from .evaluate import Evaluation, evaluate
-from .metrics import Sums
+from .evaluation import Evaluation, evaluate
+from .metrics import RunningMetrics
 from .output.checkpoint import pack, unpack
 from .output.reporting import Reporter, counted
 from .output.run_folder import RunFolder
 from .output.tensorboard import Events
 from .randomness import random_state, restore_random_state
 from .signals import StopRequest
-from .step import Stepper
+from .step import TrainStep
 from .training_phases import count_phases, make_phase
 
 FORMAT = 1
@@ -43,7 +43,7 @@ class Position:
     step: int = 0  # batches in all
 
 
-class Loop:
+class Trainer:
     """One run in progress. ``run()`` brings it to its end or to an error."""
 
     def __init__(
@@ -74,8 +74,8 @@ class Loop:
         self.position = Position()
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0  # of the epoch so far
-        self.stepper: Stepper
-        self.sums: Sums
+        self.stepper: TrainStep
+        self.sums: RunningMetrics
         self.saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -159,10 +159,10 @@ class Loop:
         if index != self.position.phase:
             self.position.phase, self.position.epoch = index, 0
         phase = make_phase(self.config, self.model, index)
-        self.stepper = Stepper(self.config, phase, self.device, self.world)
+        self.stepper = TrainStep(self.config, phase, self.device, self.world)
         if self.stepper.remark:
             self.reporter.say(self.stepper.remark)
-        self.sums = Sums(len(phase.stages), self.device)
+        self.sums = RunningMetrics(len(phase.stages), self.device)
 
     def run_epoch(self, events: Events) -> None:
         """The rest of an epoch, its line, its checkpoint."""
@@ -174,7 +174,7 @@ class Loop:
         self.history.append(line)
         self.position.epoch += 1
         self.position.batch = 0
-        self.sums = Sums(len(self.stepper.phase.stages), self.device)
+        self.sums = RunningMetrics(len(self.stepper.phase.stages), self.device)
         self.seconds = 0.0
         self.save()
         self.write_history()
@@ -206,7 +206,7 @@ class Loop:
     def set_rate(self) -> None:
         """The learning rate of the batch that comes next."""
         batch = self.position.epoch * self.batches + self.position.batch
-        self.config.schedule.set_rate(self.stepper.optimizer, batch, self.batches)
+        self.stepper.set_rate(self.config.schedule.rate(batch, self.batches))
 
     def check_in(self) -> None:
         """Between batches: where a signal asked for it, save and stop, all ranks together."""

@@ -27,10 +27,10 @@ from ...predict.predictor import AnytimePredictor
 from ...store import WeightsInfo, write_whole
 from ...store.hardware import describe_environment
 from ...training import ConfigError, DataConfig, Interrupted
-from ...training.evaluate import Evaluation, evaluate
+from ...training.evaluation import Evaluation, evaluate
+from ...training.output.reporting import ProgressBar
 from ..console import Console
 from ..durations import parse_duration, show_duration
-from ..progress_bar import Bar
 from .deadlines_picture import draw_deadlines
 
 WARM = 100  # predictions that the whole network's latency is the mean of
@@ -100,7 +100,7 @@ def run(
             return predictor.predict(x[0], deadline, when_nothing="guess")
 
         latency = mean_latency(predict, [x for x, _ in first(loader, WARM)])
-        with Bar(console, "predicting") as bar:
+        with ProgressBar(console, "predicting") as bar:
             results, finished = measure_deadlines(
                 predict,
                 pairs(loader),
@@ -132,7 +132,7 @@ def run(
 def evaluate_stages(console: Console, model: AnytimeNetwork, loader: Loader) -> Evaluation:
     """Every stage's error, without a clock."""
     batches = count()
-    with Bar(console, "every stage, without a clock") as bar:
+    with ProgressBar(console, "every stage, without a clock") as bar:
         return evaluate(model, loader, check=lambda: bar.report(next(batches), len(loader)))
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ...store.hardware import usable_cores
 from ...training import ConfigError, Interrupted, TrainConfig, train
-from ...training.config.environment import usable_cores
 from ...training.output.reporting import clock, counted
 from ...training.output.run_folder import RunFolder
 from ..console import Console

@@ -15,7 +15,8 @@ from ..._version import __version__
 from ...multitask import make_combiner
 from ...multitask.methods.reference import osgd, padded
 from ...nets import create_model
-from ...training.config.environment import describe_environment, find_device
+from ...store.hardware import describe_environment
+from ...training.environment import find_device
 from ...training.errors import RunError
 from ...training.output.checkpoint import Checkpoints
 from ...training.output.reporting import counted

@@ -11,8 +11,8 @@ from rich.table import Table
 from ...data import AnySplit, Dataset
 from ...store import RunFolderError, WeightsInfo, load, read_info, weights_file
 from ...training import ConfigError, DataConfig, read_config
-from ...training.config.environment import find_device
-from ...training.evaluate import Evaluation, evaluate
+from ...training.environment import find_device
+from ...training.evaluation import Evaluation, evaluate
 from ...training.output.reporting import percent
 from ..console import Console
 from ..flags import Commands, add_import_flag, import_modules

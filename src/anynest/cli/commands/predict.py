@@ -22,7 +22,7 @@ from ...predict.prediction import DeadlineError, NetworkError, Prediction, unifo
 from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
 from ...training import ConfigError
-from ...training.config.environment import find_device
+from ...training.environment import find_device
 from ..durations import parse_duration, show_duration
 from ..flags import Commands, add_import_flag, import_modules
 from ..picture_files import find_pictures

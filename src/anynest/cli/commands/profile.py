@@ -19,13 +19,13 @@ from ...profiling.profile import FILE, describe_way
 from ...profiling.profiler import profile_network
 from ...store import RunFolderError, load, read_info
 from ...training import ConfigError
-from ...training.config.environment import find_device
+from ...training.environment import find_device
 from ...training.errors import near_matches
+from ...training.output.reporting import ProgressBar
 from ...training.output.run_folder import RunFolder
 from ...training.output.summary import read_result
 from ..console import Console
 from ..flags import Commands, add_import_flag, import_modules
-from ..progress_bar import Bar
 from .models import SIZES
 
 EXAMPLES = """examples:
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out} must lie in a folder that exists: make {out.parent} first")
     backend = arguments.backend or ("onnxruntime" if found.export else "torch")
     quantised = found.export is not None and found.export.quantised is not None
-    with Bar(console, "profiling") as bar:
+    with ProgressBar(console, "profiling") as bar:
         profile = profile_network(
             found.network,
             image_size=found.size if arguments.image_size is None else arguments.image_size,

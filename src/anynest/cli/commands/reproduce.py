@@ -24,8 +24,9 @@ from ...experiments.sweep.estimate import estimate
 from ...experiments.sweep.launcher import Launcher
 from ...experiments.sweep.local_launcher import LocalLauncher
 from ...experiments.sweep.sweep import Sweep, lines_of
+from ...store.hardware import usable_cores
 from ...training import ConfigError, Interrupted
-from ...training.config.environment import find_device, usable_cores
+from ...training.environment import find_device
 from ...training.output.reporting import clock, counted
 from ..console import Console
 from ..flags import Commands, key_values

@@ -9,7 +9,7 @@ from typing import Any
 from ...data.load import SOURCES
 from ...training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
 from ...training.config.train_config import read_object
-from ...training.output.reporting import Reporter, Shown, Silent, counted
+from ...training.output.reporting import ConsoleReporter, NullReporter, Reporter, counted
 from ...training.output.run_folder import RunFolder
 from ...training.output.summary import summary_table
 from ..console import Console
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     import_modules(arguments)
     console = Console(stderr=arguments.json)
     leads = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
-    reporter: Reporter = Silent() if arguments.quiet or not leads else Shown(console)
+    reporter: Reporter = (
+        NullReporter() if arguments.quiet or not leads else ConsoleReporter(console)
+    )
     folder = RunFolder(find_folder(arguments))
     settings = given_settings(arguments)
     resume = bool(arguments.resume)

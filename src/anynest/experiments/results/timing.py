@@ -22,8 +22,8 @@ from ..._version import __version__
 from ...data import Dataset
 from ...engines.open import open_session
 from ...engines.session import Session, stages
+from ...store.hardware import describe_environment
 from ...training import DataConfig
-from ...training.config.environment import describe_environment
 from ..catalog.experiment import Run
 from ..catalog.fig9 import ANYTIME, PANELS, Panel, oracle_runs
 from ..catalog.protocols import Protocol

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from ...training import TrainConfig
-from ...training.config.environment import computing
-from ...training.metrics import Sums
-from ...training.step import Stepper
+from ...training.environment import computing
+from ...training.metrics import RunningMetrics
+from ...training.step import TrainStep
 from ...training.training_phases import count_phases, make_phase
 from ..results.records import Line
 from .cell import Cell
@@ -71,7 +71,7 @@ def measure(
         total = 0.0
         for index in range(count_phases(config, model)):
             phase = make_phase(config, model, index)
-            stepper = Stepper(config, phase, device)
+            stepper = TrainStep(config, phase, device)
             phase.train_mode()
             total += seconds_a_step(config, stepper, device, (channels, image_size), classes)
     batches = images // config.data.batch_size
@@ -80,7 +80,7 @@ def measure(
 
 def seconds_a_step(
     config: TrainConfig,
-    stepper: Stepper,
+    stepper: TrainStep,
     device: torch.device,
     shape: tuple[int, int],
     classes: int,
@@ -90,7 +90,7 @@ def seconds_a_step(
     sample = config.data.batch_size if device.type != "cpu" else SAMPLE
     inputs = torch.randn(sample, channels, size, size, device=device)
     labels = torch.randint(classes, (sample,), device=device)
-    sums = Sums(len(stepper.phase.stages), device)
+    sums = RunningMetrics(len(stepper.phase.stages), device)
     best = float("inf")
     for _ in range(1 + STEPS):
         began = time.perf_counter()

@@ -16,11 +16,11 @@ import traceback
 from typing import Any
 
 from ...training import Interrupted, RunError
-from ...training.output.reporting import Silent
+from ...training.output.reporting import NullReporter
 from .job import Job, run_job
 
 
-class Told(Silent):
+class Told(NullReporter):
     """Tells the sweep of every epoch."""
 
     def __init__(self, say: "Voice") -> None:

@@ -1,12 +1,16 @@
-"""Frozen dataclasses to JSON and back, strictly: a config is read back exactly or not at all.
+"""Frozen, typed configuration sections and their JSON form, checked on the way in.
+
+A section is a dataclass whose fields are declared by :func:`option`. Values are checked against the
+annotations and converted once, when a section is made, whether they come from JSON, from flags or
+from Python: what a section holds is always plain Python (a NumPy scalar becomes its number).
 
 Types known: bool, int, float, str, None, Literal, unions, tuple[X, ...], tuple[X, Y],
-dict[str, X], and dataclasses of these.
+dict[str, X], and sections.
 """
 
 import json
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,37 +19,104 @@ from ..errors import ConfigError, near_matches
 T = TypeVar("T")
 
 
-def to_json(value: Any) -> Any:
-    """A config as dicts, lists, numbers, texts and None."""
+def about(
+    flag: str,
+    help: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    form: str | None = None,
+) -> dict[str, Any]:
+    """The metadata of a section's field: its flag on the command line, and its bounds.
+
+    Args:
+        flag: the flag on the command line.
+        help: the flag's help.
+        at_least: lowest number allowed.
+        at_most: highest number allowed.
+        above: a number that must be exceeded.
+        form: how the flag's value is written, where the type's name would mislead.
+    """
+    bounds = {"at_least": at_least, "at_most": at_most, "above": above}
+    return {"flag": flag, "help": help, "form": form, **bounds}
+
+
+def option(default: Any, flag: str, help: str, **more: Any) -> Any:
+    """A section's field with a default value; the other arguments are those of :func:`about`."""
+    return field(default=default, metadata=about(flag, help, **more))
+
+
+@dataclass(frozen=True)
+class Section:
+    """Base class of configuration sections: checks and converts every field."""
+
+    SECTION = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in _hints(type(self)).items():
+            where = f"{self.SECTION}.{name}" if self.SECTION else name
+            object.__setattr__(self, name, coerce(kind, getattr(self, name), where))
+        for item in fields(self):
+            require_bounds(item.metadata, getattr(self, item.name), f"{self.SECTION}.{item.name}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested dicts for ``json.dumps``."""
+        result: dict[str, Any] = _to_json(self)
+        return result
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
+
+
+def require_bounds(bounds: Any, value: Any, where: str) -> None:
+    """ConfigError where a number breaks the bounds given to :func:`option`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high, above = (bounds.get(name) for name in ("at_least", "at_most", "above"))
+    if low is not None and value < low:
+        raise ConfigError(f"{where} must be at least {low}, found {value}")
+    if high is not None and value > high:
+        raise ConfigError(f"{where} must be at most {high}, found {value}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{where} must be above {above}, found {value}")
+
+
+def _to_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {item.name: _to_json(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, tuple):
-        return [to_json(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
+        return {key: _to_json(item) for key, item in value.items()}
     return value
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
-    """The dataclass ``cls`` that ``data`` describes; a missing key takes its default.
+    """The section ``cls`` that ``data`` describes; a missing key takes its default.
 
-    Errors: ConfigError for an unknown key (with near matches) or a value of the wrong type.
+    Raises:
+        ConfigError: an unknown key (with near matches) or a value of the wrong type.
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where or 'a config'} must be an object, found {_show(data)}")
-    hints = get_type_hints(cls)
     for key in data:
-        if key not in hints:
-            place = where or "the config"
-            raise ConfigError(f"{place} has no key {key!r}{near_matches(str(key), hints)}")
-    dot = f"{where}." if where else ""
-    return cls(**{key: coerce(hints[key], value, f"{dot}{key}") for key, value in data.items()})
+        if key not in _hints(cls):
+            known = near_matches(str(key), _hints(cls))
+            raise ConfigError(f"{where or 'the config'} has no key {key!r}{known}")
+    return cls(**data)
 
 
 def coerce(kind: Any, value: Any, where: str) -> Any:
-    """``value`` (from JSON) as the annotated type ``kind``; ConfigError where it is not one."""
+    """``value`` as the annotated type ``kind``; ConfigError where it is not one."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a scalar of NumPy or torch
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where} must fit in 64 bits, found {_show(value)}: take a smaller one")
     if is_dataclass(kind) and isinstance(kind, type):
-        return from_json(kind, value, where)
+        return value if isinstance(value, kind) else from_json(kind, value, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return _coerce_union(kind, arguments, value, where)
@@ -78,7 +149,7 @@ def _coerce_union(kind: Any, members: tuple[Any, ...], value: Any, where: str) -
             rejected.append((member, error))
     real = [error for member, error in rejected if member is not NoneType]
     if len(real) == 1 and get_origin(members[0]) in (tuple, dict, Literal):
-        raise real[0]  # the inner place says more than the union does
+        raise real[0]  # the message of the inner place says more than the union's
     raise ConfigError(f"{where} must be {describe(kind)}, found {_show(value)}")
 
 
@@ -113,29 +184,22 @@ def describe(kind: Any) -> str:
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The dotted keys at which two JSON objects differ, in order.
+def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) where two JSON objects differ, in order; None for a missing value.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
-    ['a.c']
+    [('a.c', 2, 3)]
     """
     if isinstance(old, dict) and isinstance(new, dict) and where.count(".") < 2:
-        keys = list(dict.fromkeys([*old, *new]))
-        missing = object()
-        found = []
-        for key in keys:
-            place = f"{where}.{key}" if where else key
-            found += differences(old.get(key, missing), new.get(key, missing), place)
-        return found
-    return [] if old == new else [where]
+        keys = dict.fromkeys([*old, *new])
+        dot = f"{where}." if where else ""
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{dot}{key}")]
+    return [] if old == new else [(where, old, new)]
 
 
 def _show(value: Any) -> str:
-    if value is None or isinstance(value, bool | str | list | dict):
-        try:
-            text = json.dumps(value)
-        except (TypeError, ValueError):
-            text = repr(value)
-    else:
-        text = repr(value)
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):  # ValueError: NaN is fine, an integer of 5000 digits is not
+        text = f"{value.bit_length()} bits" if isinstance(value, int) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,78 +1,60 @@
 """Which images a run trains on, and how they are served."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from ...data import AnySplit, Dataset, Loader, make_loader
-from ...data import load as load_data
-from ..errors import ConfigError
+from .config_io import Section, option
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...data import AnySplit, Dataset, Loader
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The arguments of ``anynest.data.load`` and ``make_loader``."""
 
-    source: str = field(
-        default="digits",
-        metadata={"flag": "--data", "help": "digits, fashion-mnist, a folder or file, or hub:NAME"},
-    )
-    holdout: int | float | None = field(
-        default=None,
-        metadata={
-            "flag": "--holdout",
-            "help": "training images kept for validation: a number or a fraction; "
-            "0 validates on the test split, as the paper does",
-        },
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "flag": "--image-size",
-            "help": "pixels a side (default: as found; image folders 224, unless all images are "
-            "square, alike and at most 64)",
-        },
-    )
-    limit: int | None = field(
-        default=None,
-        metadata={
-            "flag": "--limit",
-            "help": "use this many training images, always the same ones, in proportion to the "
-            "classes (default: all)",
-        },
-    )
-    on_corrupt: Literal["raise", "skip"] = field(
-        default="raise",
-        metadata={
-            "flag": "--on-corrupt",
-            "help": "an undecodable image stops (raise) or is left out",
-        },
-    )
-    augment: Literal["cifar", "imagenet", "none"] | None = field(
-        default=None,
-        metadata={"flag": "--augment", "help": "cifar, imagenet or none (default: by the data)"},
-    )
-    batch_size: int = field(
-        default=128, metadata={"flag": "--batch-size", "help": "images a training step"}
-    )
-    evaluation_batch_size: int = field(
-        default=512, metadata={"flag": "--evaluation-batch-size", "help": "images at once"}
-    )
-    workers: int = field(
-        default=0, metadata={"flag": "--workers", "help": "processes that read image folders"}
-    )
+    SECTION = "data"
 
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "evaluation_batch_size"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"data.{key} must be at least 1, found {getattr(self, key)}")
-        if self.workers < 0:
-            raise ConfigError(f"data.workers must not be negative, found {self.workers}")
+    source: str = option("digits", "--data", "digits, fashion-mnist, a folder or file, or hub:NAME")
+    holdout: int | float | None = option(
+        None,
+        "--holdout",
+        "training images kept for validation: a number or a fraction; 0 validates on the test "
+        "split, as the paper does",
+    )
+    image_size: int | None = option(
+        None,
+        "--image-size",
+        "pixels a side (default: as found; image folders 224, unless all images are square, alike "
+        "and at most 64)",
+    )
+    limit: int | None = option(
+        None,
+        "--limit",
+        "use this many training images, always the same ones, in proportion to the classes "
+        "(default: all)",
+    )
+    on_corrupt: Literal["raise", "skip"] = option(
+        "raise", "--on-corrupt", "an undecodable image stops (raise) or is left out"
+    )
+    augment: Literal["cifar", "imagenet", "none"] | None = option(
+        None, "--augment", "cifar, imagenet or none (default: by the data)"
+    )
+    batch_size: int = option(128, "--batch-size", "images a training step", at_least=1)
+    evaluation_batch_size: int = option(
+        512, "--evaluation-batch-size", "images at once", at_least=1
+    )
+    workers: int = option(0, "--workers", "processes that read image folders", at_least=0)
 
     def load(self) -> Dataset:
-        """The data set with its explicit, fixed splits."""
-        return load_data(
+        """Load the data set with its explicit, fixed splits."""
+        from ...data import load
+
+        return load(
             self.source,
             holdout=self.holdout,
             image_size=self.image_size,
@@ -89,22 +71,11 @@ class DataConfig:
         rank: int = 0,
         ranks: int = 1,
     ) -> Loader:
-        """Batches of the training split, a pure function of (seed, epoch, batch), or one rank's
-        part of each."""
-        return make_loader(
-            data.train,
-            self.batch_size,
-            train=True,
-            augment=self.augment,
-            seed=seed,
-            device=device,
-            mean=data.mean,
-            std=data.std,
-            channels_last=channels_last,
-            workers=self.workers,
-            rank=rank,
-            world=ranks,
-        )
+        """Batches of the training split, a pure function of (seed, epoch, batch).
+
+        Of several ranks each gets its part of every batch.
+        """
+        return self._loader(data.train, data, device, channels_last, rank, ranks, train_seed=seed)
 
     def evaluation_loader(
         self,
@@ -115,14 +86,31 @@ class DataConfig:
         rank: int = 0,
         ranks: int = 1,
     ) -> Loader:
-        """Every image of ``split`` once, in order, not augmented, or one rank's part of each
-        batch."""
+        """Every image of ``split`` once, in order, not augmented.
+
+        Of several ranks each gets its part of every batch.
+        """
+        return self._loader(split, data, device, channels_last, rank, ranks)
+
+    def _loader(
+        self,
+        split: AnySplit,
+        data: Dataset,
+        device: torch.device,
+        channels_last: bool,
+        rank: int,
+        ranks: int,
+        train_seed: int | None = None,
+    ) -> Loader:
+        from ...data import make_loader
+
+        train = train_seed is not None
         return make_loader(
             split,
-            self.evaluation_batch_size,
-            train=False,
-            augment="none",
-            seed=0,
+            self.batch_size if train else self.evaluation_batch_size,
+            train=train,
+            augment=self.augment if train else "none",
+            seed=train_seed or 0,
             device=device,
             mean=data.mean,
             std=data.std,

@@ -1,85 +1,79 @@
 """How the stages' losses become one update: section 4 of the paper, by name."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from ...multitask import Combiner, list_methods, make_combiner
+from ...multitask.registry import list_methods, make_combiner
 from ..errors import ConfigError, near_matches
+from .config_io import Section, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...multitask.combiner import Combiner
 
 GREEDY = "greedy"
+# fields that are arguments of `make_combiner`
+ARGUMENTS = ("priority", "weights", "C", "refresh", "projection", "scope")
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Section):
     """``greedy`` (Algorithm 1) or a method of ``anynest.multitask.make_combiner``."""
 
-    name: str = field(
-        default="osgd",
-        metadata={
-            "flag": "--method",
-            "help": "sgd-mean, sgd-sum, sgd-participants, normsgd, osgd, osgd-norm, osgd-mean, "
-            "greedy",
-        },
+    SECTION = "method"
+
+    name: str = option(
+        "osgd",
+        "--method",
+        "sgd-mean, sgd-sum, sgd-participants, normsgd, osgd, osgd-norm, osgd-mean, greedy",
     )
-    priority: tuple[int, ...] | None = field(
-        default=None,
-        metadata={
-            "flag": "--priority",
-            "help": "osgd: loss indices from 0, highest first, such as 1,0,2 (default: 0,1,...)",
-        },
+    priority: tuple[int, ...] | None = option(
+        None,
+        "--priority",
+        "osgd: loss indices from 0, highest first, such as 1,0,2 (default: 0,1,...)",
     )
-    weights: tuple[float, ...] | None = field(
-        default=None,
-        metadata={"flag": "--loss-weights", "help": "sgd: the k_i of equation 1 (default: all 1)"},
+    weights: tuple[float, ...] | None = option(
+        None, "--loss-weights", "sgd: the k_i of equation 1 (default: all 1)"
     )
-    C: float | str | None = field(
-        default=None,
-        metadata={
-            "flag": "--norm-c",
-            "help": "normalising methods: C of equation 2, a number or calibrated (default: 0.5, as the "
-            "paper prints it; anynest reproduce takes calibrated)",
-        },
+    C: float | str | None = option(
+        None,
+        "--norm-c",
+        "normalising methods: C of equation 2, a number or calibrated (default: 0.5, as the paper "
+        "prints it; anynest reproduce takes calibrated)",
     )
-    refresh: int | str | None = field(
-        default=None,
-        metadata={
-            "flag": "--refresh",
-            "help": "osgd: find the losses' weights at every k-th step and take one backward pass "
-            "between, or auto (default: at every step)",
-        },
+    refresh: int | str | None = option(
+        None,
+        "--refresh",
+        "osgd: find the losses' weights at every k-th step and take one backward pass between, or "
+        "auto (default: at every step)",
     )
-    projection: Literal["orthogonal", "raw"] | None = field(
-        default=None,
-        metadata={
-            "flag": "--projection",
-            "help": "osgd: onto what is left of earlier gradients (orthogonal, the default), or "
-            "onto these as they came (raw)",
-        },
+    projection: Literal["orthogonal", "raw"] | None = option(
+        None,
+        "--projection",
+        "osgd: onto what is left of earlier gradients (orthogonal, the default), or onto these as "
+        "they came (raw)",
     )
-    scope: Literal["all", "tensor"] | None = field(
-        default=None,
-        metadata={
-            "flag": "--scope",
-            "help": "osgd: project over all weights at once (all, the default) or tensor by tensor",
-        },
+    scope: Literal["all", "tensor"] | None = option(
+        None,
+        "--scope",
+        "osgd: project over all weights at once (all, the default) or tensor by tensor",
     )
-    on_nonfinite: Literal["raise", "skip", "ignore"] = field(
-        default="raise",
-        metadata={
-            "flag": "--on-nonfinite",
-            "help": "a loss that is not finite stops the run (raise), is left out (skip), or is "
-            "not looked at (ignore): the run stops where it saves or validates",
-        },
+    on_nonfinite: Literal["raise", "skip", "ignore"] = option(
+        "raise",
+        "--on-nonfinite",
+        "a loss that is not finite stops the run (raise), is left out (skip), or is not looked at "
+        "(ignore): the run stops where it saves or validates",
     )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={"flag": "--label-smoothing", "help": "of the cross entropy, 0 to below 1"},
+    label_smoothing: float = option(
+        0.0, "--label-smoothing", "of the cross entropy, 0 to below 1", at_least=0
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
+        super().__post_init__()
+        if self.label_smoothing >= 1:
             raise ConfigError(
                 f"method.label_smoothing must be from 0 to below 1, found {self.label_smoothing}"
             )
@@ -89,39 +83,38 @@ class MethodConfig:
                 f"method.name must be one of {', '.join(known)}, found {self.name!r}"
                 f"{near_matches(self.name, known)}"
             )
+        if self.name == GREEDY and (given := self.arguments()):
+            raise ConfigError(
+                f"method.{next(iter(given))} has no meaning for greedy, which has one loss at a "
+                "time: leave it out"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``make_combiner`` that were given."""
+        found = {key: getattr(self, key) for key in ARGUMENTS}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def check(self) -> None:
+        """ConfigError or ValueError for options that the method refuses (imports torch)."""
         if self.name == GREEDY:
-            for key in ("priority", "weights", "C", "refresh", "projection", "scope"):
-                if getattr(self, key) is not None:
-                    raise ConfigError(
-                        f"method.{key} has no meaning for greedy, which has one loss at a time: "
-                        "leave it out"
-                    )
-        else:
-            combiner = self.build()  # an unknown one is found before any data is read
-            if self.C is not None and getattr(combiner, "normalize", True) is False:
-                raise ConfigError(
-                    f"method.C (--norm-c) has no meaning for {self.name}, which does not "
-                    "normalize: leave it out, or take osgd-norm or normsgd"
-                )
+            return
+        combiner = self.build()
+        if self.C is not None and getattr(combiner, "normalize", True) is False:
+            raise ConfigError(
+                f"method.C (--norm-c) has no meaning for {self.name}, which does not normalize: "
+                "leave it out, or take osgd-norm or normsgd"
+            )
 
     def build(self, group: Any = None) -> Combiner:
         """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
-        if self.name == GREEDY:
-            return make_combiner("sgd-sum", on_nonfinite=self.on_nonfinite, group=group)
-        named = {
-            "priority": self.priority,
-            "weights": self.weights,
-            "C": self.C,
-            "refresh": self.refresh,
-            "projection": self.projection,
-            "scope": self.scope,
-        }
-        given = {key: value for key, value in named.items() if value is not None}
-        return make_combiner(self.name, on_nonfinite=self.on_nonfinite, group=group, **given)
+        name = "sgd-sum" if self.name == GREEDY else self.name
+        return make_combiner(name, on_nonfinite=self.on_nonfinite, group=group, **self.arguments())
 
     def criterion(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        """Cross entropy of one stage in float32, whatever precision made the logits."""
-        loss: Tensor = nn.functional.cross_entropy(
+        """Cross entropy of one stage in float32, in whatever precision the logits are."""
+        from torch.nn.functional import cross_entropy
+
+        loss: Tensor = cross_entropy(
             logits_BK.float(), labels_B, label_smoothing=self.label_smoothing
         )
         return loss

@@ -1,50 +1,44 @@
 """Which network a run trains."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...nets import AnytimeNetwork, create_model, list_models
 from ..errors import ConfigError
+from .config_io import Section, about, option
 
-Growth = tuple[tuple[int, int], ...]
+if TYPE_CHECKING:
+    from ...nets import AnytimeNetwork
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The arguments of ``create_model``; classes and channels come from the data."""
 
-    name: str = field(
-        default="width_nested_resnet10",
-        metadata={"flag": "--model", "help": "network's name (see `anynest models`)"},
+    SECTION = "model"
+
+    name: str = option("width_nested_resnet10", "--model", "network's name (see `anynest models`)")
+    growth: tuple[tuple[int, int], ...] | None = option(
+        None,
+        "--growth",
+        "width x depth of each stage, such as 1x1,2x1,4x1",
+        form="width x depth of each stage, such as 1x1,2x1",
     )
-    growth: Growth | None = field(
-        default=None,
-        metadata={
-            "flag": "--growth",
-            "help": "width x depth of each stage, such as 1x1,2x1,4x1",
-            "form": "width x depth of each stage, such as 1x1,2x1",
-        },
-    )
-    base_width: int | None = field(
-        default=None,
-        metadata={"flag": "--base-width", "help": "channels of stage 1 in the first group"},
-    )
-    stem: str | None = field(
-        default=None, metadata={"flag": "--stem", "help": "first layers: cifar or imagenet"}
-    )
-    independent: int | None = field(
-        default=None,
-        metadata={
-            "flag": "--independent",
-            "help": "train the plain, un-nested network of this stage's size (stages from 1)",
-        },
+    base_width: int | None = option(None, "--base-width", "channels of stage 1 in the first group")
+    stem: str | None = option(None, "--stem", "first layers: cifar or imagenet")
+    independent: int | None = option(
+        None,
+        "--independent",
+        "train the plain, un-nested network of this stage's size (stages from 1)",
     )
     options: dict[str, int | float | bool | str] = field(
         default_factory=dict,
-        metadata={"flag": "--model-option", "help": "further argument KEY=VALUE; may be repeated"},
+        metadata=about("--model-option", "further argument KEY=VALUE; may be repeated"),
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         taken = {"num_classes", "in_channels", "growth", "base_width", "stem", "independent"}
         if wrong := sorted(taken & set(self.options)):
             raise ConfigError(
@@ -53,7 +47,9 @@ class ModelConfig:
             )
 
     def build(self, num_classes: int, in_channels: int) -> AnytimeNetwork:
-        """A fresh network, initialised from torch's generator as it stands."""
+        """A new network, initialised from torch's generator in its present state."""
+        from ...nets import create_model, list_models
+
         given: dict[str, Any] = {
             "growth": self.growth,
             "base_width": self.base_width,

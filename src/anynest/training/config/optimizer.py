@@ -1,22 +1,25 @@
 """The base optimizer: any of ``torch.optim`` by name; the methods only fill ``.grad``."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import nn
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, near_matches
+from .config_io import Section, about, option
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 UNUSABLE = {
     "lbfgs": "needs a closure",
     "muon": "takes matrices alone, and networks have kernels and biases too",
     "sparseadam": "needs sparse gradients",
 }
-# What the paper's recipe takes; other optimizers keep torch's own defaults
+# the paper's recipe; other optimizers keep torch's own defaults
 SGD_DEFAULTS: dict[str, Any] = {
     "lr": 0.1,
     "momentum": 0.9,
@@ -27,49 +30,44 @@ SGD_DEFAULTS: dict[str, Any] = {
 
 def optimizers() -> dict[str, type[Optimizer]]:
     """The usable optimizers of ``torch.optim`` by lower-case name."""
+    import torch
+
     found = {name.lower(): getattr(torch.optim, name) for name in dir(torch.optim)}
+    base = torch.optim.Optimizer
     return {
         name: kind
         for name, kind in found.items()
-        if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
         if name not in UNUSABLE
     }
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """A ``torch.optim`` optimizer. ``None`` takes the paper's value for SGD, else torch's own."""
 
-    name: str = field(
-        default="sgd",
-        metadata={"flag": "--optimizer", "help": "any of torch.optim: sgd, adamw, ..."},
-    )
-    lr: float | None = field(
-        default=None, metadata={"flag": "--lr", "help": "base learning rate (sgd: 0.1)"}
-    )
-    weight_decay: float | None = field(
-        default=None, metadata={"flag": "--weight-decay", "help": "weight decay (sgd: 5e-4)"}
+    SECTION = "optimizer"
+
+    name: str = option("sgd", "--optimizer", "any of torch.optim: sgd, adamw, ...")
+    lr: float | None = option(None, "--lr", "base learning rate (sgd: 0.1)", at_least=0)
+    weight_decay: float | None = option(
+        None, "--weight-decay", "weight decay (sgd: 5e-4)", at_least=0
     )
     options: dict[str, int | float | bool | str | tuple[float, ...] | None] = field(
         default_factory=dict,
-        metadata={
-            "flag": "--optimizer-option",
-            "help": "further argument KEY=VALUE, such as momentum=0.9; may be repeated",
-        },
+        metadata=about(
+            "--optimizer-option",
+            "further argument KEY=VALUE, such as momentum=0.9; may be repeated",
+        ),
     )
-    clip: float | None = field(
-        default=None,
-        metadata={"flag": "--clip", "help": "largest norm of the combined gradient"},
-    )
+    clip: float | None = option(None, "--clip", "largest norm of the combined gradient", above=0)
 
-    def __post_init__(self) -> None:
-        for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if value is not None and value < 0:
-                raise ConfigError(f"optimizer.{key} must not be negative, found {value}")
-        if self.clip is not None and self.clip <= 0:
-            raise ConfigError(f"optimizer.clip must be positive, found {self.clip}")
+    def check(self) -> None:
+        """ConfigError for a name that is unknown or options that it refuses (imports torch)."""
+        from torch import nn, zeros
+
         try:
-            self.build([nn.Parameter(torch.zeros(1, 1))])
+            self.build([nn.Parameter(zeros(1, 1))])
         except ConfigError:
             raise
         except (TypeError, ValueError, RuntimeError) as error:
@@ -77,15 +75,14 @@ class OptimizerConfig:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """The optimizer over ``parameters``; ConfigError names an unknown name or option."""
-        known = optimizers()
-        if self.name.lower() not in known:
-            why = UNUSABLE.get(self.name.lower())
+        known, name = optimizers(), self.name.lower()
+        if name not in known:
+            why = f", which {UNUSABLE[name]}" if name in UNUSABLE else ""
             raise ConfigError(
-                f"optimizer.name must be a usable one of torch.optim's, found {self.name!r}"
-                + (f", which {why}" if why else "")
-                + near_matches(self.name.lower(), known)
+                f"optimizer.name must be a usable one of torch.optim's, found {self.name!r}{why}"
+                f"{near_matches(name, known)}"
             )
-        kind = known[self.name.lower()]
+        kind = known[name]
         defaults = inspect.signature(kind).parameters
         taken = set(defaults) - {"self", "params"}
         for key in self.options:
@@ -94,7 +91,7 @@ class OptimizerConfig:
                     f"optimizer {self.name} has no option {key!r}{near_matches(key, taken)}"
                 )
             _check_option(key, self.options[key], defaults[key].default)
-        arguments = dict(SGD_DEFAULTS) if self.name.lower() == "sgd" else {}
+        arguments = dict(SGD_DEFAULTS) if name == "sgd" else {}
         arguments.update(self.options)
         if arguments.get("momentum") == 0 and "nesterov" not in self.options:
             arguments["nesterov"] = False

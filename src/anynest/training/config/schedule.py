@@ -6,53 +6,41 @@ same steps come after 0.9, 1.8 and 2.4 epochs.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor
-from torch.optim import Optimizer
-
 from ..errors import ConfigError
+from .config_io import Section, option
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """Epochs and the shape of the learning rate."""
 
-    epochs: int = field(
-        default=10,
-        metadata={"flag": "--epochs", "help": "passes over the training split (greedy: per stage)"},
+    SECTION = "schedule"
+
+    epochs: int = option(
+        10, "--epochs", "passes over the training split (greedy: per stage)", at_least=1
     )
-    shape: Literal["steps", "cosine", "constant"] = field(
-        default="steps", metadata={"flag": "--schedule", "help": "shape of the learning rate"}
+    shape: Literal["steps", "cosine", "constant"] = option(
+        "steps", "--schedule", "shape of the learning rate"
     )
-    milestones: tuple[float, ...] = field(
-        default=(0.3, 0.6, 0.8),
-        metadata={
-            "flag": "--milestones",
-            "help": "steps: where the rate drops; below 1 a fraction of the run, else an epoch",
-        },
+    milestones: tuple[float, ...] = option(
+        (0.3, 0.6, 0.8),
+        "--milestones",
+        "steps: where the rate drops; below 1 a fraction of the run, else an epoch",
     )
-    factor: float = field(
-        default=0.2, metadata={"flag": "--lr-factor", "help": "steps: the rate's factor at each"}
-    )
-    warmup_epochs: float = field(
-        default=0.0, metadata={"flag": "--warmup-epochs", "help": "linear rise from zero"}
-    )
+    factor: float = option(0.2, "--lr-factor", "steps: the rate's factor at each", above=0)
+    warmup_epochs: float = option(0.0, "--warmup-epochs", "linear rise from zero", at_least=0)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"schedule.epochs must be at least 1, found {self.epochs}")
-        if any(
-            later <= earlier
-            for earlier, later in zip((0.0, *self.milestones), self.milestones, strict=False)
-        ):
+        super().__post_init__()
+        if any(later <= earlier for earlier, later in pairwise((0.0, *self.milestones))):
             raise ConfigError(
                 f"schedule.milestones must be positive and rise, found {list(self.milestones)}"
             )
-        if self.factor <= 0:
-            raise ConfigError(f"schedule.factor must be positive, found {self.factor}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        if self.warmup_epochs > self.epochs:
             raise ConfigError(
                 f"schedule.warmup_epochs must be from 0 to {self.epochs}, "
                 f"found {self.warmup_epochs}"
@@ -76,13 +64,3 @@ class ScheduleConfig:
             return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         drops = [round(m * (total if m < 1 else batches)) for m in self.milestones]
         return self.factor ** sum(batch >= drop for drop in drops)
-
-    def set_rate(self, optimizer: Optimizer, batch: int, batches: int) -> None:
-        """Set what batch ``batch`` (from 0) of ``batches`` an epoch is to be trained with."""
-        for group in optimizer.param_groups:
-            base = group.setdefault("initial_lr", float(group["lr"]))
-            rate = base * self.rate(batch, batches)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)  # in place, where a recorded step reads it
-            else:
-                group["lr"] = rate

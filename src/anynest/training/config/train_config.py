@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunFolderError
-from .config_io import from_json, to_json
+from .config_io import Section, from_json
 from .data_config import DataConfig
-from .environment import RunConfig
 from .method import GREEDY, MethodConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
+from .run_config import RunConfig
 from .schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A whole run. Each section stands beside its owner.
+class TrainConfig(Section):
+    """A whole run, one section for each part of it.
+
+    Sections check themselves without importing torch; once all are sound, torch is asked whether
+    the method and the optimizer take their options.
 
     >>> config = TrainConfig(schedule=ScheduleConfig(epochs=3))
     >>> TrainConfig.from_json(config.to_json()) == config
@@ -31,20 +34,20 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.method.check()
+        self.optimizer.check()
+
     @property
     def greedy(self) -> bool:
         """Whether the stages are trained one after another (Algorithm 1)."""
         return self.method.name == GREEDY
 
-    def to_json(self) -> dict[str, Any]:
-        """Nested dicts for ``json.dumps``."""
-        result: dict[str, Any] = to_json(self)
-        return result
-
     @classmethod
-    def from_json(cls, data: Any, where: str = "") -> "TrainConfig":
+    def from_json(cls, data: Any) -> "TrainConfig":
         """The config that ``data`` describes; ConfigError names a wrong key or value."""
-        return from_json(cls, data, where)
+        return from_json(cls, data)
 
     def dumps(self) -> str:
         """The text of ``config.json``."""
@@ -52,7 +55,7 @@ class TrainConfig:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; RunFolderError, one line, where there is none."""
+    """The JSON object in a file; RunFolderError, one line, for anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,33 +1,35 @@
 """What a run shows while it runs: a live bar on a terminal, plain lines elsewhere, or nothing."""
 
 import time
-from typing import Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 
 class Reporter(Protocol):
-    """What the loop tells, as it happens."""
+    """Receives the events of a run as they happen."""
 
     def begin(self, steps: int, done: int) -> None:
-        """The run has ``steps`` batches, of which ``done`` are behind it."""
+        """The run has ``steps`` batches, of which ``done`` are done."""
 
     def batch(self, label: str, images: int) -> None:
-        """One batch of ``images`` images is done; called for every one, so it must be cheap."""
+        """A batch of ``images`` images is done. Called for every batch, so it must be cheap."""
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """An epoch's line of ``metrics.jsonl``."""
+        """An epoch is done; ``line`` is its line of ``metrics.jsonl``."""
 
     def say(self, text: str) -> None:
         """One line for the user."""
 
     def end(self) -> None:
-        """The run has stopped, for whatever reason."""
+        """The run has stopped, for any reason."""
 
 
-class Silent:
-    """Says nothing."""
+class NullReporter:
+    """Shows nothing."""
 
     def begin(self, steps: int, done: int) -> None: ...
 
@@ -38,6 +40,105 @@ class Silent:
     def say(self, text: str) -> None: ...
 
     def end(self) -> None: ...
+
+
+class ProgressBar:
+    """Shows how much of some work is done, and an estimate of the time left.
+
+    Args:
+        console: where it is shown.
+        label: what the work is called.
+        plain: seconds between two lines where ``console`` is no terminal.
+        first: how much was done before this process began.
+
+    Example:
+        ``with ProgressBar(console, "profiling") as bar: work(report=bar.report)``
+    """
+
+    REFRESH = 0.2  # seconds between two updates of the bar
+
+    def __init__(
+        self, console: "Console", label: str = "", *, plain: float = 30.0, first: int = 0
+    ) -> None:
+        self.console, self.label, self.plain, self.first = console, label, plain, first
+        self.live: tuple[Progress, TaskID] | None = None
+        self.began = self.shown = time.monotonic()
+
+    def __enter__(self) -> "ProgressBar":
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            live = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %  {task.fields[rest]}", markup=False),
+                console=self.console,
+                transient=True,
+            )
+            self.live = live, live.add_task(self.label, total=None, rest="")
+            live.start()
+        self.began = self.shown = time.monotonic()
+        return self
+
+    def report(self, done: int, total: int, items: int | None = None) -> None:
+        """``done`` of ``total`` is done; cheap enough for a call per batch.
+
+        ``items``: images that this process has trained on, for their rate.
+        """
+        now = time.monotonic()
+        if now - self.shown < (self.REFRESH if self.live else self.plain) and done < total:
+            return
+        self.shown = now
+        elapsed = now - self.began
+        left = elapsed / max(done - self.first, 1) * (total - done)
+        rate = "" if items is None else f"{items / max(elapsed, 1e-9):.0f} images/s, "
+        rest = f"{rate}{clock(left)} left"
+        if self.live:
+            bar, task = self.live
+            bar.update(task, completed=done, total=total, description=self.label, rest=rest)
+        elif done < total:
+            line = f"{self.label}: {100 * done / total:.0f} %, {rest}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live:
+            self.live[0].stop()
+            self.live = None
+
+
+class ConsoleReporter:
+    """A live bar with rate and time left where ``console`` is a terminal, else plain lines."""
+
+    PLAIN = 60.0  # seconds between two plain lines within an epoch
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+        self.bar = ProgressBar(console)
+        self.steps = self.done = self.images = 0
+
+    def begin(self, steps: int, done: int) -> None:
+        self.steps, self.done = steps, done
+        self.bar = ProgressBar(self.console, plain=self.PLAIN, first=done).__enter__()
+
+    def batch(self, label: str, images: int) -> None:
+        self.done += 1
+        self.images += images
+        self.bar.label = label
+        self.bar.report(self.done, self.steps, self.images)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self.say(epoch_text(line))
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def end(self) -> None:
+        self.bar.__exit__(None, None, None)
 
 
 def percent(share: float | None) -> str:
@@ -75,60 +176,6 @@ def epoch_text(line: dict[str, Any]) -> str:
     return (
         f"{stage}epoch {line['epoch']}/{line['epochs']}  "
         f"error % per stage: train {train} | {line['validation']['split']} {held}  "
-        f"lr {line['lr']:.2g}  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s{skipped}"
+        f"lr {line['lr']:.2g}  {line['images_per_second']:.0f} images/s  "
+        f"{line['seconds']:.1f} s{skipped}"
     )
-
-
-class Shown:
-    """A live bar with rate and time left where ``console`` is a terminal, else plain lines."""
-
-    REFRESH = 0.2  # seconds between two updates of the bar
-    PLAIN = 60.0  # seconds between two plain lines within an epoch
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar: Progress | None = None
-        self.task = TaskID(0)
-        self.steps = self.done = self.first = 0
-        self.images = 0
-        self.began = self.shown = time.monotonic()
-
-    def begin(self, steps: int, done: int) -> None:
-        self.steps, self.done, self.first = steps, done, done
-        self.began = self.shown = time.monotonic()
-        if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %  {task.fields[rest]}"),
-                console=self.console,
-                transient=True,
-            )
-            self.task = self.bar.add_task("", total=steps, completed=done, rest="")
-            self.bar.start()
-
-    def batch(self, label: str, images: int) -> None:
-        self.done += 1
-        self.images += images
-        now = time.monotonic()
-        if now - self.shown < (self.REFRESH if self.bar else self.PLAIN):
-            return
-        self.shown = now
-        elapsed = now - self.began
-        left = elapsed / (self.done - self.first) * (self.steps - self.done)
-        rest = f"{self.images / elapsed:.0f} images/s, {clock(left)} left"
-        if self.bar:
-            self.bar.update(self.task, completed=self.done, description=label, rest=rest)
-        else:
-            self.say(f"{label}, {100 * self.done / self.steps:.0f} %, {rest}")
-
-    def epoch(self, line: dict[str, Any]) -> None:
-        self.say(epoch_text(line))
-
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def end(self) -> None:
-        if self.bar:
-            self.bar.stop()
-            self.bar = None

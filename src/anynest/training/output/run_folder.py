@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...store.files import explain, file_lock, remove_leftovers, write_whole
+from ...store.files import explain, remove_leftovers, write_whole
 from ..config.config_io import differences
 from ..config.train_config import TrainConfig, read_config
 from ..errors import ConfigError, RunFolderError
@@ -104,29 +105,37 @@ class RunFolder:
                 f"{self.path} holds no run to resume (no config.json): start one without --resume"
             )
         stored = read_config(self.config)
-        if config is not None:
-            old, new = stored.to_json(), config.to_json()
-            if keys := differences(old, new):
-                raise ConfigError(
-                    f"{self.path} was started with another config: {_changes(old, new, keys)}; "
-                    "leave that out to resume, or start in another folder"
-                )
+        if config is not None and (changes := differences(stored.to_json(), config.to_json())):
+            raise ConfigError(
+                f"{self.path} was started with another config: {_in_words(changes)}; "
+                "leave that out to resume, or start in another folder"
+            )
         return stored
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep two processes from training in one folder; a killed process lets go by itself."""
-        with contextlib.ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context(file_lock(self.path / "run.lock", wait=False))
-            except OSError as error:
-                raise RunFolderError(explain(error, self.path, self.started)) from error
-            if not held:
-                raise RunFolderError(
-                    f"another process is training in {self.path}: wait for it or stop it"
-                )
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: no lock
             yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(explain(error, self.path, self.started)) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise RunFolderError(
+                f"another process is training in {self.path}: wait for it or stop it"
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Make ``metrics.jsonl`` exactly these lines, at once."""
@@ -146,14 +155,10 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
 
-def _changes(old: Any, new: Any, keys: list[str]) -> str:
+def _in_words(changes: list[tuple[str, Any, Any]]) -> str:
     shown = []
-    for key in keys[:3]:
-        before, after = old, new
-        for part in key.split("."):
-            before = before.get(part) if isinstance(before, dict) else None
-            after = after.get(part) if isinstance(after, dict) else None
-        was, now = ("not set" if v is None else json.dumps(v) for v in (before, after))
+    for key, *values in changes[:3]:
+        was, now = ("not set" if value is None else json.dumps(value) for value in values)
         shown.append(f"{key} was {was}, now {now}")
-    more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
+    more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
     return ", ".join(shown) + more

@@ -14,10 +14,10 @@ from ..._version import __version__
 from ...data import AnySplit, Dataset, FolderSplit
 from ...nets import AnytimeNetwork
 from ...store import RunFolderError, WeightsInfo, save_weights, write_whole
-from ..config.environment import describe_environment
+from ...store.hardware import describe_environment
 from ..config.train_config import TrainConfig, read_object
 from ..distributed import World
-from ..evaluate import Evaluation, evaluate
+from ..evaluation import Evaluation, evaluate
 from .curves import plot_run
 from .reporting import percent
 from .run_folder import RunFolder

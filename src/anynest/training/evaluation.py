@@ -10,7 +10,7 @@ from torch import nn
 
 from ..data import Loader
 from .distributed import World
-from .metrics import Sums
+from .metrics import RunningMetrics
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def evaluate(
                 logits = model(inputs)
             logits = [out.float() for out in logits]
             if sums is None:
-                sums = Sums(len(logits), inputs.device, top5=logits[0].shape[1] > 10)
+                sums = RunningMetrics(len(logits), inputs.device, top5=logits[0].shape[1] > 10)
             losses = torch.stack([nn.functional.cross_entropy(out, labels) for out in logits])
             sums.add(losses, logits, labels)
     if sums is not None and world is not None:

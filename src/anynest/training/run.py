@@ -9,17 +9,18 @@ import torch
 
 from ..data import Dataset
 from ..nets import AnytimeNetwork, sync_batch_norm
-from .config.environment import computing, seed_everything
 from .config.train_config import TrainConfig
 from .distributed import World, is_lost, joined, restarted
+from .environment import computing
 from .errors import ConfigError, RunError
-from .output.reporting import Reporter, Silent
+from .output.reporting import NullReporter, Reporter
 from .output.run_folder import RunFolder
 from .output.summary import TrainResult, finish, read_result
 from .output.tensorboard import writer_class
+from .randomness import seed_everything
 from .signals import StopRequest
 from .step import require_capturable
-from .trainer import Loop
+from .trainer import Trainer
 
 RANK_SEEDS = 1_000_003  # from one rank's seed to the next one's
 
@@ -58,7 +59,7 @@ def train(
     run_folder = RunFolder(folder)
     with joined() as world, together(world, run_folder), contextlib.ExitStack() as stack:
         if reporter is None or not world.leads:
-            reporter = Silent()
+            reporter = NullReporter()
         told = world.run_on_rank_zero(lambda: opened(run_folder, config, resume))
         assert told is not None
         found = json.loads(told)
@@ -79,7 +80,7 @@ def train(
         model = prepare(config, data, model, device)
         spread(config, model, world)
         stop = StopRequest(patient=world.size > 1)
-        loop = Loop(config, run_folder, data, model, device, reporter, stop, world)
+        loop = Trainer(config, run_folder, data, model, device, reporter, stop, world)
 
         def begin() -> None:
             stack.enter_context(run_folder.locked())
