@@ -23,17 +23,21 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def two_ranks() -> dict[str, list[list[float]]]:
     """The numbers in what two ranks of each distributed example print, line by line."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = {}
-    for name in ("distributed_loop", "fsdp_loop", "accelerate_loop"):
-        done = subprocess.run(
+    running = {
+        name: subprocess.Popen(
             [sys.executable, *command, FOLDER / f"{name}.py"],
             env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=200,
         )
-        assert done.returncode == 0, done.stderr
-        found[name] = [numbers(line) for line in done.stdout.splitlines() if line]
+        for name in ("distributed_loop", "fsdp_loop", "accelerate_loop")
+    }
+    found = {}
+    for name, process in running.items():
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found[name] = [numbers(line) for line in out.splitlines() if line]
     return found
 
 
