@@ -55,6 +55,7 @@ def test_a_dry_run_lists_the_cells_and_trains_nothing(
         (["--device", "gpu"], "run.device must be"),
         (["--run-option", "precison=bf16"], "run has no key 'precison'; near matches: precision"),
         (["--run-option", "seed=3"], "seed=... has a flag of its own: --seeds"),
+        (["tuned"], "--protocol must be one that has cells of tuned, found tiny: take mini"),
         (["--imagenet", "x"], "--imagenet is for table3 beside others"),
     ],
 )
@@ -101,6 +102,7 @@ def line_of(protocol: Protocol, **changes: Any) -> dict[str, Any]:
         ({"design": "gone"}, "design must be a text, found nothing"),
         ({"error": [0.5, float("nan")]}, "error must be a list of numbers from 0 to 1"),
         ({"error": [0.5], "multiply_adds": [1]}, "must have 2 stages, found 1"),
+        ({"validation_error": [0.5]}, "validation_error must have as many stages as error"),
         ({"kind": "gone"}, "line 1, is no result: it must be an object with kind"),
     ],
 )

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from anynest.experiments.results.records import add_results, read_results
-from anynest.experiments.sweep.cell import Cell
+from anynest.experiments.sweep.cell import Cell, overlay
 from anynest.experiments.sweep.job import (
     EPOCHS_TOLD,
     Job,
@@ -73,6 +74,7 @@ def test_a_line_tells_all_that_a_number_needs(tmp_path: Path, cells: list[Cell])
     assert (line["design"], line["variant"], line["seed"]) == ("width", "osgd", 0)
     summary = json.loads((cell.folder(tmp_path) / "summary.json").read_text())
     assert line["error"] == summary["test"]["error"]
+    assert line["validation_error"] == summary["validation"]["error"] != line["error"]
     assert (line["test_images"], line["train_images"], line["epochs"]) == (360, 200, 2)
     assert len(line["multiply_adds"]) == len(line["parameters"]) == len(line["error"]) == 2
     assert line["parameters"][1] > line["parameters"][0]
@@ -109,6 +111,15 @@ def test_every_measure_is_told_under_its_own_name(tmp_path: Path, cells: list[Ce
     assert {k: v for k, v in line.items() if k not in changed} == {
         k: v for k, v in before.items() if k not in changed
     }
+
+
+def test_the_test_split_is_never_told_as_the_one_held_out(
+    tmp_path: Path, cells: list[Cell]
+) -> None:
+    settings = overlay(cells[1].settings, {"data": {"holdout": 0}})
+    cell = replace(cells[1], settings=settings)
+    line = run_job(Job(cell, tmp_path, "digits", {"device": "cpu", "threads": 1}))
+    assert "validation_error" not in line
 
 
 @pytest.mark.parametrize(

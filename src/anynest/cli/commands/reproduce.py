@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     report: dict[str, Any] = {}
     for part in parts:
         try:
-            lines = part.sweep.run(make_launcher(arguments))
+            lines = train_all(part, protocol, arguments)
         except (KeyboardInterrupt, Interrupted) as error:
             left = len(part.sweep.cells) - len(lines_of(part.sweep, part.sweep.done()))
             raise Interrupted(
@@ -119,6 +119,16 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         console.print(f"results: {parts[0].sweep.results}")
     return 0
+
+
+def train_all(part: Part, protocol: Protocol, arguments: argparse.Namespace) -> dict[str, Line]:
+    """Every cell's line by its key, those too that only the results of others ask for."""
+    sweep = part.sweep
+    while True:
+        lines = sweep.run(make_launcher(arguments))
+        sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines)
+        if all(cell.key in lines for cell in sweep.cells):
+            return lines
 
 
 def show(
@@ -189,7 +199,9 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
             names = ", ".join(e.name for e in experiments)
             console.print(f"left out for want of --imagenet FOLDER: {names}")
             continue
-        cells = plan_cells(experiments, protocol, arguments.seeds)
+        cells = plan_cells(experiments, protocol, arguments.seeds, {})
+        if not cells:
+            raise ConfigError(without_cells(experiments, protocol))
         source = absolute(sources[family])
         machine = machine_of(arguments)
         data = cells[0].config(source, machine).data.load()
@@ -220,10 +232,22 @@ def machine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"device": str(find_device(arguments.device)), "threads": 1, **options}
 
 
-def plan_cells(experiments: list[Experiment], protocol: Protocol, seeds: int) -> list[Cell]:
-    """Each different cell of the experiments once."""
-    runs = dict.fromkeys(run for e in experiments for run in e.runs(protocol))
+def plan_cells(
+    experiments: list[Experiment], protocol: Protocol, seeds: int, lines: dict[str, Line]
+) -> list[Cell]:
+    """Each different cell of the experiments once, as far as the results by key say."""
+    runs = [run for e in experiments for run in e.wanted(protocol, list(lines.values()))]
     return cells_of(runs, protocol, seeds)
+
+
+def without_cells(experiments: list[Experiment], protocol: Protocol) -> str:
+    """What is wrong where a protocol has nothing to train, and which ones have."""
+    names = ", ".join(e.name for e in experiments)
+    others = [name for name, other in PROTOCOLS.items() if plan_cells(experiments, other, 1, {})]
+    return (
+        f"--protocol must be one that has cells of {names}, found {protocol.name}: take "
+        f"{' or '.join(others)}"
+    )
 
 
 def make_launcher(arguments: argparse.Namespace) -> Launcher:
@@ -248,6 +272,7 @@ def plan(
     for part in parts:
         sweep, data = part.sweep, part.data
         lines = sweep.done() if sweep.out.is_dir() else sweep.recorded()
+        sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines)
         left = [cell for cell in sweep.cells if cell.key not in lines]
         seconds = estimate(
             left,

@@ -10,10 +10,11 @@ from .fig10 import FIG10
 from .table1 import TABLE1
 from .table2 import TABLE2
 from .table3 import TABLE3
+from .tuned import TUNED
 
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (TABLE1, TABLE2, TABLE3, FIG8, FIG9, FIG10, ABLATIONS)
+    for experiment in (TABLE1, TABLE2, TABLE3, FIG8, FIG9, FIG10, ABLATIONS, TUNED)
 }
 ALL = "all"
 

@@ -7,7 +7,10 @@ osgd+tensor             projects every parameter tensor by itself, not all weigh
 osgd+shared-head        one classifier for all stages, each reading its own features
 osgd+shared-norm        one batch norm for all versions of a group's transition
 normsgd+C=0.5           the paper's constant as it is printed, not calibrated
+osgd+lr=0.2             another base learning rate than the protocol's
 """
+
+import math
 
 from ...multitask import list_methods
 from ...training import ConfigError
@@ -42,8 +45,10 @@ def settings_of(variant: str) -> Settings:
 
     >>> settings_of("osgd+priority=1,0")
     {'method': {'name': 'osgd', 'priority': [1, 0]}}
+    >>> settings_of("osgd+lr=0.2")
+    {'method': {'name': 'osgd'}, 'optimizer': {'lr': 0.2}}
 
-    Errors: ConfigError for a name that is none.
+    Errors: ConfigError for a name that is none, or a rate that is none.
     """
     method, *changes = variant.split("+")
     known = [*list_methods(), "greedy"]
@@ -54,13 +59,30 @@ def settings_of(variant: str) -> Settings:
         name, _, value = change.partition("=")
         if name == "priority":
             layers.append({"method": {"priority": [int(part) for part in value.split(",")]}})
+        elif name == "lr":
+            layers.append({"optimizer": {"lr": rate_of(value)}})
         elif change in CHANGES:
             layers.append(CHANGES[change])
         else:
             raise ConfigError(
-                f"a variant's change is one of priority=..., {', '.join(CHANGES)}, found {change!r}"
+                f"a variant's change is one of priority=..., lr=..., {', '.join(CHANGES)}, "
+                f"found {change!r}"
             )
     return overlay(*layers)
+
+
+def rate_of(text: str) -> float:
+    """The learning rate that a change names.
+
+    Errors: ConfigError unless it is a positive, finite number.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ConfigError(f"a variant's lr must be a positive number, found {text!r}: try lr=0.1")
+    return rate
 
 
 def title_of(variant: str) -> str:
@@ -68,6 +90,8 @@ def title_of(variant: str) -> str:
 
     >>> title_of("normsgd"), title_of("osgd+priority=2,0,1")
     ('SGD Norm', 'OSGD, order 3-1-2')
+    >>> title_of("osgd+lr=0.2")
+    'OSGD, rate 0.2'
     """
     method, *changes = variant.split("+")
     parts = [TITLES.get(method, method)]
@@ -75,6 +99,8 @@ def title_of(variant: str) -> str:
         name, _, value = change.partition("=")
         if name == "priority":
             parts.append("order " + "-".join(str(int(part) + 1) for part in value.split(",")))
+        elif name == "lr":
+            parts.append(f"rate {value}")
         else:
             parts.append(TITLES.get(change, change))
     return ", ".join(parts)

@@ -92,6 +92,7 @@ REQUIRED: dict[str, dict[str, Rule]] = {
 }
 OPTIONAL: dict[str, Rule] = {
     "top5_error": SHARES,
+    "validation_error": SHARES,
     "seconds": LENGTH,
     "train_images": COUNT_RULE,
     "test_images": COUNT_RULE,
@@ -126,7 +127,7 @@ def check_line(line: Line, place: str) -> None:
             found = repr(line[key]) if key in line else "nothing"
             raise wrong(place, f"{key} must be {rule}, found {shortened(found)}")
     if line["kind"] == CELL:
-        for key in ("multiply_adds", "top5_error"):
+        for key in ("multiply_adds", "top5_error", "validation_error"):
             if key in line and len(line[key]) != len(line["error"]):
                 raise wrong(place, f"{key} must have as many stages as error")
     if line["kind"] == DEADLINES:

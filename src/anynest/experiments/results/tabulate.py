@@ -164,9 +164,9 @@ def table_of(
     """The experiment's numbers from the lines there are."""
     by_key = {line["key"]: line for line in lines if line["kind"] == CELL}
     rows, missing, labels = [], [], dict[str, None]()
-    for run in experiment.runs(protocol):
+    for run in experiment.wanted(protocol, list(by_key.values())):
         errors: list[list[float]] = []
-        for seed in range(seeds):
+        for seed in range(run.seeds or seeds):
             cell = run.cell(protocol, seed)
             line = by_key.get(cell.key)
             if line is None:

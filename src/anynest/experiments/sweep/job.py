@@ -153,6 +153,7 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
         "error": test["error"],
         **({"top5_error": test["top5_error"]} if "top5_error" in test else {}),
         "loss": test["loss"],
+        **held_out(summary, data),
         "test_images": test["images"],
         "train_images": len(data.train),
         "train_error": summary["train"]["error"],
@@ -168,6 +169,14 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
         "environment": summary["environment"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def held_out(summary: dict[str, Any], data: Dataset) -> dict[str, list[float]]:
+    """The error on the images held out, by which settings are chosen; nothing where there are
+    none, and the test split stands in for them."""
+    if data.validation_is_test:
+        return {}
+    return {"validation_error": summary["validation"]["error"]}
 
 
 def thinned_cosines(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

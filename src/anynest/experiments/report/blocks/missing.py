@@ -32,7 +32,8 @@ def progress_of(section: Section, experiment: Experiment) -> Progress:
     """One experiment's; a measured one also wants its latencies."""
     if experiment.family in section.elsewhere:
         return Progress(experiment, 0, (), elsewhere=True)
-    cells = cells_of(experiment.runs(section.protocol), section.protocol, section.seeds)
+    runs = experiment.wanted(section.protocol, section.cells)
+    cells = cells_of(runs, section.protocol, section.seeds)
     wanted = len(cells)
     table = table_of(experiment, section.protocol, section.seeds, section.cells)
     missing = [*dict.fromkeys(table.missing)]
@@ -58,7 +59,8 @@ def still_missing(section: Section) -> list[Block]:
             rows.append(row(name, source, "-", "-", "see the section of its images"))
             continue
         done = one.cells - len(one.missing)
-        state = "complete" if not one.missing else f"{len(one.missing)} missing"
+        state = f"{len(one.missing)} missing" if one.missing else "complete"
+        state = state if one.cells else "no cells under this protocol"
         rows.append((*row(name, source), Cell(str(done)), Cell(str(one.cells)), Cell(state)))
         if one.missing:
             folds.append(

@@ -41,8 +41,13 @@ def section_blocks(section: Section) -> list[Block]:
 
 
 def parts(section: Section) -> list[tuple[str, str, list[Block]]]:
-    """Title, anchor, blocks. Experiments whose images are another section's are left to it."""
-    here = [e for e in EXPERIMENTS.values() if e.family not in section.elsewhere]
+    """Title, anchor, blocks. Experiments whose images are another section's are left to it, and
+    those that have no cells under the protocol are left out."""
+    here = [
+        e
+        for e in EXPERIMENTS.values()
+        if e.family not in section.elsewhere and e.wanted(section.protocol, section.cells)
+    ]
     made = {e.name: (title_of(e), e.name, experiment_blocks(section, e)) for e in here}
     tables = [made.pop(name) for name in TABLES if name in made]
     return [
