@@ -1,7 +1,24 @@
-"""What all tests share: one thread, and torch's generator at the same place."""
+"""Shared by all tests: signals as by default, one thread, torch's generator in one state."""
+
+import os
+import signal
+import threading
 
 import pytest
 import torch
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in child processes: a pool each is too much
+
+
+def pytest_configure() -> None:
+    """Give the signals that end a process their default effect.
+
+    A shell starts what it runs in the background (``nohup make test &``) with SIGINT ignored, which
+    child processes inherit: they could not be interrupted.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from torch import nn
 from anynest import store
 from anynest.engines.model_source import resolve
 from anynest.engines.onnx.export import directory as export_folder
-from anynest.engines.onnx.export import verify as export_check
+from anynest.engines.onnx.export import verify
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.manifest import FILE, read_manifest
 from anynest.engines.onnx.reader import read_export
@@ -182,7 +182,7 @@ def test_sizes_of_images(network: AnytimeNetwork, tmp_path: Path) -> None:
 def test_graphs_that_are_wrong_are_not_written(
     network: AnytimeNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_check, "TOLERANCE", 0.0)
+    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
     with pytest.raises(RunError, match="must give PyTorch's logits within 0, found stage 1 off by"):
         export(network, tmp_path / "out", image_size=8)
     assert not list(tmp_path.iterdir())
@@ -314,13 +314,13 @@ def test_damaged_graphs(copied: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"", "no whole manifest"),
+        (b"", "not a valid manifest"),
         (b"[]", "format must be anynest-export-1, found 'list'"),
         (b"{}", "found None"),
         (b'{"format": "anynest-export-2"}', "found 'anynest-export-2'"),
         (b'{"format": "anynest-export-1"}', "it lacks 'stages'"),
-        (b"\xff\xfe", "no whole manifest"),
-        (b"[" * 100_000, "no whole manifest"),
+        (b"\xff\xfe", "not a valid manifest"),
+        (b"[" * 100_000, "not a valid manifest"),
         (b" " * (17 << 20), "larger than 16 MiB"),
     ],
 )
@@ -349,12 +349,12 @@ def edits() -> list[tuple[Callable[[dict[str, Any]], object], str]]:
         (put("files.0.size", 1 << 40), "smaller than 2 GiB"),
         (put("files.0.size", True), "positive integer"),
         (put("files.0.sha256", "0" * 63), "64 hexadecimal digits"),
-        (put("files", []), "do not stand in 0 files"),
+        (put("files", []), "cannot be in 0 files"),
         (put("files", {}), "files must be a list"),
         (put("stages", []), "0 stages"),
         (put("stages.0.logits", 5), "logits must be a str"),
-        (put("stages.0.logits", "elsewhere"), "stage 1 does not take and give"),
-        (put("stages.1.reads", []), "stage 2 does not take and give"),
+        (put("stages.0.logits", "elsewhere"), "of stage 1 are not those in"),
+        (put("stages.1.reads", []), "of stage 2 are not those in"),
         (put("num_classes", 5), "classes must be 5 names"),
         (put("num_classes", "4"), "num_classes must be a positive integer"),
         (put("in_channels", 1), "mean must be 1 numbers"),
@@ -406,7 +406,7 @@ def test_links_out_of_the_folder(copied: Path, tmp_path: Path) -> None:
     path = first_file(copied)
     shutil.move(path, tmp_path / "outside.onnx")
     path.symlink_to(tmp_path / "outside.onnx")
-    fails(copied, "must lie in the exported folder")
+    fails(copied, "must be in the exported folder")
 
 
 def rewrite(folder: Path, edit: Callable[[Any], object]) -> None:
@@ -424,7 +424,7 @@ def test_graphs_that_reach_outside(copied: Path) -> None:
         tensor.external_data.add(key="location", value="../../etc/passwd")
 
     rewrite(copied, external)
-    fails(copied, "weights must lie within the graphs")
+    fails(copied, "weights must be inside the graphs")
 
 
 def test_graphs_with_operations_of_others(copied: Path) -> None:
@@ -432,9 +432,9 @@ def test_graphs_with_operations_of_others(copied: Path) -> None:
     fails(copied, "operations must be of ONNX's own domains, found 'evil.example'")
 
 
-def test_graphs_that_bring_functions(copied: Path) -> None:
+def test_graphs_with_functions(copied: Path) -> None:
     rewrite(copied, lambda model: model.functions.add(name="f", domain="evil"))
-    fails(copied, "must not bring functions")
+    fails(copied, "must not define functions")
 
 
 def test_state_that_no_stage_gives(copied: Path) -> None:
@@ -455,7 +455,7 @@ def test_state_that_no_stage_gives(copied: Path) -> None:
         reads[reads.index(name)] = "nowhere"
 
     change(copied, tell)
-    fails(copied, "stage 2 reads 'nowhere', which no earlier one gives")
+    fails(copied, "stage 2 reads 'nowhere', which no earlier stage computes")
 
 
 def test_files_that_are_no_graphs(copied: Path) -> None:

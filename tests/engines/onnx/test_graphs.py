@@ -15,12 +15,12 @@ import torch
 from cases import CASES, Case
 
 from anynest.engines.folding import FoldedNetwork
-from anynest.engines.onnx.export.verify import of_stages
+from anynest.engines.onnx.export.verify import run_stages
 from anynest.engines.onnx.graphs.single_file import join, split
-from anynest.engines.onnx.graphs.standard import stage_models, stage_pieces
+from anynest.engines.onnx.graphs.standard import build_standard, standard_models
 from anynest.engines.onnx.nchwc.block_size import block_size
-from anynest.engines.onnx.nchwc.channel_alignment import realigned
-from anynest.engines.onnx.nchwc.layout_choice import choose_layout
+from anynest.engines.onnx.nchwc.channel_alignment import align_channels
+from anynest.engines.onnx.nchwc.packing_choice import choose_packing
 from anynest.engines.onnx.session import OnnxSession
 from anynest.engines.session import stages
 from anynest.nets import create_model
@@ -38,7 +38,7 @@ some = pytest.mark.parametrize("case", CHOSEN[::4], ids=str)
 
 def models_of(case: Case) -> tuple[FoldedNetwork, list[Any]]:
     network = FoldedNetwork.of(case.network())
-    models, _ = stage_models(network, stage_pieces(network), (case.image_size,) * 2)
+    models, _ = standard_models(network, build_standard(network), (case.image_size,) * 2)
     return network, models
 
 
@@ -97,8 +97,8 @@ def multiply_adds(model: Any) -> int:
 
 def test_sums_are_not_added_up_twice() -> None:
     """What a later stage's transition sums is what the earlier one's did, and one layer more."""
-    pieces = stage_pieces(FoldedNetwork.of(create_model("depth_nested_sparse_resnet98")))
-    sums = {op.name: op.inputs for piece in pieces for op in piece.operations if op.kind == "Sum"}
+    graphs = build_standard(FoldedNetwork.of(create_model("depth_nested_sparse_resnet98")))
+    sums = {op.name: op.inputs for graph in graphs for op in graph.operations if op.kind == "Sum"}
     first = "group2.transition1.stage1.input.sum"
     assert sums[first] == ("group1.layer9.stage1", "group1.layer1.stage1")
     transitions = [f"group2.transition{s}.stage{s}.input.sum" for s in (2, 3, 4)]
@@ -180,11 +180,11 @@ def ask(session: Any, images: torch.Tensor, wanted: int) -> tuple[Any, int]:
 @some
 def test_realigned_nodes_stand_for_earlier_ones(case: Case, block: int) -> None:
     network = FoldedNetwork.of(case.network())
-    aligned = realigned(network, block)
-    pieces = stage_pieces(aligned)
-    models, _ = stage_models(aligned, pieces, (case.image_size,) * 2)
-    names = [piece.names for piece in pieces]
-    answers = of_stages(models, names, case.network())
+    aligned = align_channels(network, block)
+    graphs = build_standard(aligned)
+    models, _ = standard_models(aligned, graphs, (case.image_size,) * 2)
+    names = [graph.names for graph in graphs]
+    answers = run_stages(models, names, case.network())
     images = case.images()
     for ours, theirs in zip(answers(images.float().numpy()), expected(case, images), strict=True):
         close(torch.from_numpy(ours), theirs)
@@ -198,7 +198,7 @@ def test_realigned_nodes_stand_for_earlier_ones(case: Case, block: int) -> None:
 
 def test_nodes_begin_at_whole_blocks_where_they_can() -> None:
     def starts(name: str, layer: str, block: int) -> list[int]:
-        plan = realigned(FoldedNetwork.of(create_model(name)), block).plan
+        plan = align_channels(FoldedNetwork.of(create_model(name)), block).plan
         return [node.start for entry in plan.layers if entry.name == layer for node in entry.nodes]
 
     assert starts("width_nested_resnet42", "group1.layer3", 16) == [0, 0, 16]
@@ -212,7 +212,7 @@ def test_nodes_begin_at_whole_blocks_where_they_can() -> None:
 def test_narrow_slices_are_packed_and_wide_ones_are_not() -> None:
     def choice(name: str, block: int, width: int = 32) -> tuple[bool, dict[tuple[int, int], int]]:
         network = FoldedNetwork.of(create_model(name))
-        chosen, packs = choose_layout(network, width, block)
+        chosen, packs = choose_packing(network, width, block)
         return chosen is not network, packs
 
     assert choice("width_nested_resnet42", 16) == (True, {(0, 1): 2})  # slices of 8, 8, 16 channels

@@ -17,7 +17,7 @@ from anynest.engines.folding import FoldedNetwork
 from anynest.engines.onnx.export import quantize
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.export.quantize import stage_errors
-from anynest.engines.onnx.graphs.standard import stage_models, stage_pieces
+from anynest.engines.onnx.graphs.standard import build_standard, standard_models
 from anynest.engines.onnx.manifest import read_manifest
 from anynest.engines.open import open_session
 from anynest.engines.session import stages
@@ -132,8 +132,8 @@ def test_later_stages_are_calibrated_on_what_quantised_ones_hand_on(
     network: AnytimeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folded = FoldedNetwork.of(network)
-    pieces = stage_pieces(folded)
-    models, _ = stage_models(folded, pieces, (8, 8))
+    graphs = build_standard(folded)
+    models, _ = standard_models(folded, graphs, (8, 8))
     before = [model.SerializeToString() for model in models]
     handed: list[set[str]] = []
     real = quantize._run
@@ -144,7 +144,7 @@ def test_later_stages_are_calibrated_on_what_quantised_ones_hand_on(
 
     monkeypatch.setattr(quantize, "_run", spy)
     images = np.random.default_rng(0).standard_normal((40, 1, 8, 8), dtype=np.float32)
-    quantize.quantise(models, [piece.names for piece in pieces], images)
+    quantize.quantize(models, [graph.names for graph in graphs], images)
     assert [("QuantizeLinear" in kinds) for kinds in handed] == [True]
     assert [model.SerializeToString() for model in models] == before
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from anynest.engines.onnx import executors as onnx_programs
-from anynest.engines.onnx.executor import Slot
+from anynest.engines.onnx import executor_cache
+from anynest.engines.onnx.executor import Buffers
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.nchwc.block_size import block_size
-from anynest.engines.onnx.session import FREE_SLOTS, OnnxSession
+from anynest.engines.onnx.session import POOLED_COUNT, OnnxSession
 from anynest.engines.open import open_session
 from anynest.engines.session import stages
 from anynest.nets import AnytimeNetwork, create_model
@@ -113,7 +113,7 @@ def test_evaluations_by_turns_share_no_memory(
     for evaluation in turns:
         evaluation.close()
     assert len(session._free) == 4  # one more since the compaction
-    assert len({id(slot) for slot in session._free}) == 4
+    assert len({id(kept) for kept in session._free}) == 4
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_any_size_of_image(session: OnnxSession, network: AnytimeNetwork) -> Non
         x = images(2, size)
         for (_, ours), theirs in zip(stages(session.begin(x)), expected(network, x), strict=True):
             close(ours, theirs)
-    assert len(session._programs._made) <= onnx_programs.KEPT
+    assert len(session._executors._executors) <= executor_cache.CACHED
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_memory_is_given_back(session: OnnxSession) -> None:
         evaluation.close()
         del evaluation
     gc.collect()
-    ours = [s for s in gc.get_objects() if type(s) is Slot and s.program in programs(session)]
-    assert len(ours) <= FREE_SLOTS
+    ours = [s for s in gc.get_objects() if type(s) is Buffers and s.executor in executors(session)]
+    assert len(ours) <= POOLED_COUNT
 
 
-def programs(session: OnnxSession) -> list[object]:
-    return list(session._programs._made.values())
+def executors(session: OnnxSession) -> list[object]:
+    return list(session._executors._executors.values())
 
 
 def test_closing(network: AnytimeNetwork) -> None:
@@ -240,9 +240,9 @@ def test_cancelled_within_a_step(layout: str, capfd: pytest.CaptureFixture[str])
 
 def test_an_error_within_a_stage_is_told(session: OnnxSession) -> None:
     evaluation = session.begin(images(1))
-    slot = evaluation._slot
-    assert slot is not None
-    slot.bindings[0].clear_binding_inputs()
+    buffers = evaluation._buffers
+    assert buffers is not None
+    buffers.bindings[0].clear_binding_inputs()
     with pytest.raises(RuntimeError, match=r"onnxruntime failed in stage 1: [^\n]*$"):
         evaluation.step()
 
@@ -253,7 +253,7 @@ def test_options_are_checked(network: AnytimeNetwork) -> None:
         ValueError, match="layout must be one of auto, standard, blocked, found 'x'"
     ):
         OnnxSession.open(network, layout="x")
-    with pytest.raises(ValueError, match=r"providers must be of .*CPUExecutionProvider"):
+    with pytest.raises(ValueError, match=r"providers must be among .*CPUExecutionProvider"):
         OnnxSession.open(network, providers=["QuantumExecutionProvider"])
 
 
@@ -262,7 +262,7 @@ def test_wrong_blocked_graphs_are_not_used(
 ) -> None:
     if block_size() == 1:
         pytest.skip("this processor has no kernels in blocks")
-    real: Callable[..., object] = onnx_programs._blocked
+    real: Callable[..., object] = executor_cache._blocked
 
     def wrong(folded: object, *rest: object) -> object:
         pair = next(iter(folded.convolutions.values()))  # type: ignore[attr-defined]
@@ -272,11 +272,11 @@ def test_wrong_blocked_graphs_are_not_used(
         finally:
             pair[0] = saved
 
-    monkeypatch.setattr(onnx_programs, "_blocked", wrong)
+    monkeypatch.setattr(executor_cache, "_blocked", wrong)
     with caplog.at_level(logging.WARNING):
         session = OnnxSession.open(network, threads=1)
         found = list(stages(session.begin(images(2))))
-    assert "are not used" in caplog.text
+    assert "instead of this processor's block layout" in caplog.text
     for (_, ours), theirs in zip(found, expected(network, images(2)), strict=True):
         close(ours, theirs)
     session = OnnxSession.open(network, threads=1, layout="blocked")
@@ -287,10 +287,10 @@ def test_wrong_blocked_graphs_are_not_used(
 def test_a_processor_without_blocks(
     network: AnytimeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_programs, "block_size", lambda: 1)
+    monkeypatch.setattr(executor_cache, "block_size", lambda: 1)
     session = OnnxSession.open(network, threads=1)
     close(next(stages(session.begin(images(1))))[1], expected(network, images(1))[0])
-    with pytest.raises(ValueError, match="layout='blocked' cannot be had"):
+    with pytest.raises(ValueError, match="layout='blocked' is not possible"):
         OnnxSession.open(network, layout="blocked").begin(images(1))
 
 
@@ -321,18 +321,18 @@ def test_state_is_handed_on_where_it_lies(session: OnnxSession) -> None:
     """What a stage gives is the memory that the next one reads."""
     evaluation = session.begin(images(1))
     evaluation.step()
-    slot = evaluation._slot
-    assert slot is not None
-    state = sorted(slot.program.live(1))
+    buffers = evaluation._buffers
+    assert buffers is not None
+    state = sorted(buffers.executor.live(1))
     assert state
-    assert not any(slot._apart)  # one image: joining is no work
+    assert not any(buffers._copied)  # one image: joining is no work
     wanted = evaluation.step()
     evaluation.close()
     evaluation = session.begin(images(1))
     evaluation.step()
-    assert evaluation._slot is slot
+    assert evaluation._buffers is buffers
     for name in state:
-        slot.arrays[name] *= np.float32(1.5)
+        buffers.arrays[name] *= np.float32(1.5)
     assert not torch.allclose(evaluation.step(), wanted)
 
 
@@ -342,19 +342,23 @@ def test_joined_values_adjoin_or_are_copied(batch: int) -> None:
     sizes = {"a": 1, "b": 2, "c": 1, "a|b": 3, "a|b|c": 4, "b|c": 3, "a|c": 2}
     joins: dict[str, tuple[str, ...]] = {n: tuple(n.split("|")) for n in sizes if "|" in n}
     nothing = SimpleNamespace(bind_ortvalue_input=print, bind_ortvalue_output=print)
-    program = SimpleNamespace(
+    executor = SimpleNamespace(
         sessions=[SimpleNamespace(io_binding=lambda: nothing)],
         stages=[SimpleNamespace(inputs=(), reads=(), gives=(), logits="a")],
         joins=[joins],
         masks=lambda b, h, w: {},
         sizes=lambda h, w: {name: (n, 2, 2) for name, n in sizes.items()},
     )
-    slot = Slot(program, batch, 2, 2)  # type: ignore[arg-type]
+    buffers = Buffers(executor, batch, 2, 2)  # type: ignore[arg-type]
     for name in "abc":
-        slot.arrays[name][...] = np.random.default_rng(ord(name)).random(slot.arrays[name].shape)
-    slot.gather(0)
+        buffers.arrays[name][...] = np.random.default_rng(ord(name)).random(
+            buffers.arrays[name].shape
+        )
+    buffers.gather(0)
     for name, parts in joins.items():
-        together = np.concatenate([slot.arrays[part] for part in parts], axis=1)
-        np.testing.assert_array_equal(slot.arrays[name], together)
-    copied = {n for n in joins if any(whole is slot.arrays[n] for whole, _ in slot._apart[0])}
+        together = np.concatenate([buffers.arrays[part] for part in parts], axis=1)
+        np.testing.assert_array_equal(buffers.arrays[name], together)
+    copied = {
+        n for n in joins if any(whole is buffers.arrays[n] for whole, _ in buffers._copied[0])
+    }
     assert copied == ({"b|c", "a|c"} if batch == 1 else set(joins))

@@ -4,26 +4,32 @@ import numpy as np
 import pytest
 import torch
 
-from anynest.engines.onnx.nchwc.space_to_depth import MASKED, Layout, mask_row, packed_window
+from anynest.engines.onnx.nchwc.space_to_depth import MASKED, PixelPacking, mask_row, pack_kernel
 
-LAYOUTS = [Layout(), Layout(2), Layout(2, 1), Layout(4), Layout(4, 1)]
+PACKINGS = [
+    PixelPacking(),
+    PixelPacking(2),
+    PixelPacking(2, 1),
+    PixelPacking(4),
+    PixelPacking(4, 1),
+]
 
 
-def pack(x: np.ndarray, layout: Layout) -> np.ndarray:
-    """``[B, C, H, W]`` as the layout has it, zeros in the lanes outside the image."""
+def pack(x: np.ndarray, packing: PixelPacking) -> np.ndarray:
+    """``[B, C, H, W]`` as the packing has it, zeros in the lanes outside the image."""
     batch, channels, high, wide = x.shape
-    positions = layout.positions(wide)
-    row = np.zeros((batch, channels, high, positions * layout.pack))
-    row[..., layout.shift : layout.shift + wide] = x
-    cut = row.reshape(batch, channels, high, positions, layout.pack)
+    positions = packing.positions(wide)
+    row = np.zeros((batch, channels, high, positions * packing.pack))
+    row[..., packing.shift : packing.shift + wide] = x
+    cut = row.reshape(batch, channels, high, positions, packing.pack)
     return cut.transpose(0, 4, 1, 2, 3).reshape(batch, -1, high, positions)
 
 
-def unpack(x: np.ndarray, layout: Layout, wide: int) -> np.ndarray:
+def unpack(x: np.ndarray, packing: PixelPacking, wide: int) -> np.ndarray:
     batch, lanes, high, positions = x.shape
-    cut = x.reshape(batch, layout.pack, lanes // layout.pack, high, positions)
-    row = cut.transpose(0, 2, 3, 4, 1).reshape(batch, -1, high, positions * layout.pack)
-    return row[..., layout.shift : layout.shift + wide]
+    cut = x.reshape(batch, packing.pack, lanes // packing.pack, high, positions)
+    row = cut.transpose(0, 2, 3, 4, 1).reshape(batch, -1, high, positions * packing.pack)
+    return row[..., packing.shift : packing.shift + wide]
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
@@ -34,39 +40,54 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride: tuple[int, int]) -> np.n
 
 @pytest.mark.parametrize("wide", [8, 9])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (1, 2), (7, 2)])
-@pytest.mark.parametrize("result", LAYOUTS)
-@pytest.mark.parametrize("source", LAYOUTS)
+@pytest.mark.parametrize("result", PACKINGS)
+@pytest.mark.parametrize("source", PACKINGS)
 def test_a_packed_convolution_is_the_convolution(
-    source: Layout, result: Layout, kernel: int, stride: int, wide: int
+    source: PixelPacking, result: PixelPacking, kernel: int, stride: int, wide: int
 ) -> None:
     rng = np.random.default_rng(kernel + 10 * stride + 100 * wide)
     weight = rng.standard_normal((5, 3, kernel, kernel))
     x = rng.standard_normal((2, 3, 6, wide))
     try:
-        window = packed_window(weight, stride, source, result, wide)
+        packed = pack_kernel(weight, stride, source, result, wide)
     except ValueError:  # only where it must be so
         assert stride * result.pack % source.pack or (source.shift and kernel < stride + 1)
         return
     half = kernel // 2
     frame = np.pad(x, ((0, 0), (0, 0), (half, half), (half, half)))
     expected = convolve(frame, weight, (stride, stride))
-    padded = np.pad(pack(x, source), ((0, 0), (0, 0), (half, half), window.pads))
-    found = convolve(padded, window.weight, (stride, window.stride))
+    padded = np.pad(pack(x, source), ((0, 0), (0, 0), (half, half), packed.pads))
+    found = convolve(padded, packed.weight, (stride, packed.stride))
     assert found.shape[-1] == result.positions(expected.shape[-1])
     np.testing.assert_allclose(unpack(found, result, expected.shape[-1]), expected, atol=1e-12)
 
 
 def test_a_shifted_result_needs_two_positions_alone() -> None:
     weight = np.ones((8, 8, 3, 3))
-    assert packed_window(weight, 1, Layout(2), Layout(2), 8).weight.shape == (16, 16, 3, 3)
-    assert packed_window(weight, 1, Layout(2), Layout(2, 1), 8).weight.shape == (16, 16, 3, 2)
-    assert packed_window(weight, 1, Layout(2, 1), Layout(2), 8).weight.shape == (16, 16, 3, 2)
+    assert pack_kernel(weight, 1, PixelPacking(2), PixelPacking(2), 8).weight.shape == (
+        16,
+        16,
+        3,
+        3,
+    )
+    assert pack_kernel(weight, 1, PixelPacking(2), PixelPacking(2, 1), 8).weight.shape == (
+        16,
+        16,
+        3,
+        2,
+    )
+    assert pack_kernel(weight, 1, PixelPacking(2, 1), PixelPacking(2), 8).weight.shape == (
+        16,
+        16,
+        3,
+        2,
+    )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("wide", [7, 8])
-def test_the_mask_covers_what_is_no_pixel(layout: Layout, wide: int) -> None:
-    image = pack(np.ones((1, 3, 1, wide)), layout)[0, :, 0]
+def test_the_mask_covers_what_is_no_pixel(packing: PixelPacking, wide: int) -> None:
+    image = pack(np.ones((1, 3, 1, wide)), packing)[0, :, 0]
     np.testing.assert_array_equal(
-        mask_row(3, layout, wide), np.where(image == 1, 0, MASKED).astype(np.float32)
+        mask_row(3, packing, wide), np.where(image == 1, 0, MASKED).astype(np.float32)
     )

@@ -1,1 +1,1 @@
-"""ONNX Runtime: one graph a stage."""
+"""ONNX Runtime: one graph per stage."""

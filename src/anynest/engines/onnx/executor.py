@@ -1,7 +1,8 @@
-"""A network as ONNX Runtime runs it: one session a stage, and the memory in which state passes on.
+"""The stages of a network in ONNX Runtime, and the memory through which they pass on state.
 
-Each evaluation has a *slot*: arrays for the images, the state and the logits, bound once to every stage's
-inputs and outputs. A step is then one call, and nothing is allocated, copied or converted between stages.
+Each evaluation has ``Buffers``: arrays for the images, the state and the logits, bound once to every
+stage's inputs and outputs. A step is then one call; nothing is allocated, copied or converted
+between stages.
 
 Legend: B batch, C channels, H height, W width, K classes.
 """
@@ -18,19 +19,20 @@ from ..folding import Array
 from .manifest import StageNames
 
 Shape = tuple[int, ...]
-SILENT = 4  # errors are raised; they need not be printed too
+SILENT = 4  # log level: errors are raised, not printed too
 
 
-class Program:
-    """One ONNX Runtime session a stage.
+class Executor:
+    """One ONNX Runtime session per stage.
 
     Args:
         models: each stage's graph, serialised.
-        stages: their values' names.
-        in_channels, num_classes: C and K.
-        threads: within one operation; None is ONNX Runtime's choice.
-        masks: arrays that are inputs too, for given (B, H, W).
-        joins: per stage, inputs that are several earlier values one after the other along the channels.
+        stages: their inputs and outputs.
+        in_channels: C.
+        num_classes: K.
+        threads: within one operation; None leaves ONNX Runtime's choice.
+        masks: constant inputs, for given (B, H, W).
+        joins: per stage, inputs that are several earlier values, concatenated along the channels.
         optimise: whether ONNX Runtime may rewrite the graphs.
         providers: ONNX Runtime's execution providers.
     """
@@ -56,7 +58,7 @@ class Program:
         self._sizes: dict[tuple[int, int], dict[str, Shape]] = {}
 
     def sizes(self, height: int, width: int) -> dict[str, Shape]:
-        """The shapes of all values, without the batch, as a first run finds them."""
+        """The shapes of all values without the batch, from a run on one image."""
         if (height, width) not in self._sizes:
             known: dict[str, Array] = {
                 IMAGE: np.zeros((1, self.in_channels, height, width), dtype=np.float32),
@@ -78,37 +80,43 @@ class Program:
         }
         return joined.union(*(later.reads for later in self.stages[stage:]))
 
+    def run_all(self, images: Array) -> list[Array]:
+        """Every stage's logits ``[B, K]`` of images ``[B, C, H, W]``."""
+        buffers = Buffers(self, len(images), *images.shape[2:])
+        np.copyto(buffers.arrays[IMAGE], images, casting="same_kind")
+        return [buffers.run(index).copy() for index in range(len(self.stages))]
 
-class Slot:
+
+class Buffers:
     """The memory of one evaluation of ``batch`` images of one size."""
 
-    def __init__(self, program: Program, batch: int, height: int, width: int) -> None:
+    def __init__(self, executor: Executor, batch: int, height: int, width: int) -> None:
         import onnxruntime as ort
 
-        self.program = program
+        self.executor = executor
         self.shape = (batch, height, width)
-        self.arrays: dict[str, Array] = program.masks(batch, height, width)
-        self._apart: list[list[tuple[Array, list[Array]]]] = []
-        self._lines: dict[tuple[str, ...], Array] = {}
-        sizes = program.sizes(height, width)
+        self.arrays: dict[str, Array] = executor.masks(batch, height, width)
+        self._copied: list[list[tuple[Array, list[Array]]]] = []
+        self._adjacent: dict[tuple[str, ...], Array] = {}
+        sizes = executor.sizes(height, width)
         if batch == 1:
-            self._lay_side_by_side(sizes)
+            self._place_adjacent(sizes)
         for name, size in sizes.items():
             if name not in self.arrays:
                 self.arrays[name] = np.empty((batch, *size), dtype=np.float32)
-        for joins in program.joins:
+        for joins in executor.joins:
             pairs = [
                 (self.arrays[n], [self.arrays[p] for p in parts]) for n, parts in joins.items()
             ]
-            apart = [pair for pair in pairs if not np.shares_memory(pair[0], pair[1][0])]
-            self._apart.append(apart)
-        # such a value keeps the array's memory as its own, and does not keep the array alive
+            copied = [pair for pair in pairs if not np.shares_memory(pair[0], pair[1][0])]
+            self._copied.append(copied)
+        # an OrtValue uses the array's memory and does not keep the array alive
         values = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()
         }
         self.bindings = []
         for session, stage, joins in zip(
-            program.sessions, program.stages, program.joins, strict=True
+            executor.sessions, executor.stages, executor.joins, strict=True
         ):
             binding = session.io_binding()
             for name in (*stage.inputs, *stage.reads, *joins):
@@ -117,43 +125,52 @@ class Slot:
                 binding.bind_ortvalue_output(name, values[name])
             self.bindings.append(binding)
 
-    def _lay_side_by_side(self, sizes: Mapping[str, Shape]) -> None:
-        """Give values that are joined later adjoining memory, so that joining them is no work.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; those of joined values count once more where they are views."""
+        return sum(array.nbytes for array in self.arrays.values())
 
-        Along the channels that is possible for one image. A value that stands in several joins has
-        its place in the longest; where a shorter one does not begin there, it is copied together.
+    def _place_adjacent(self, sizes: Mapping[str, Shape]) -> None:
+        """Place values that are joined later side by side, so that joining them copies nothing.
+
+        Along the channels this is possible for one image only. A value in several joins is placed
+        in the longest; a shorter join that does not start there is copied (``gather``).
         """
-        joins = [item for joins in self.program.joins for item in joins.items()]
+        joins = [item for joins in self.executor.joins for item in joins.items()]
         for name, parts in sorted(joins, key=lambda item: -len(item[1])):
             if all(part not in self.arrays for part in parts):
                 self.arrays[name] = whole = np.empty((1, *sizes[name]), dtype=np.float32)
-                self._lines[parts] = whole
+                self._adjacent[parts] = whole
                 start = 0
                 for part in parts:
                     stop = start + sizes[part][0]
                     self.arrays[part] = whole[:, start:stop]
                     start = stop
             else:
-                for line, whole in self._lines.items():
+                for line, whole in self._adjacent.items():
                     if line[: len(parts)] == parts:
                         self.arrays[name] = whole[:, : sizes[name][0]]
 
     def run(self, index: int, options: Any = None) -> Array:
-        """Compute stage ``index`` (from 0); its logits ``[B, K]`` lie in the slot's own memory."""
+        """Compute stage ``index`` (from 0).
+
+        Returns:
+            Its logits ``[B, K]``, a view of the buffers.
+        """
         self.gather(index)
-        self.program.sessions[index].run_with_iobinding(self.bindings[index], options)
-        logits = self.arrays[self.program.stages[index].logits]
-        return logits.reshape(len(logits), -1)[:, : self.program.num_classes]
+        self.executor.sessions[index].run_with_iobinding(self.bindings[index], options)
+        logits = self.arrays[self.executor.stages[index].logits]
+        return logits.reshape(len(logits), -1)[:, : self.executor.num_classes]
 
     def gather(self, index: int) -> None:
-        """Copy together what stage ``index`` reads as one and does not lie side by side."""
-        for whole, parts in self._apart[index]:
+        """Concatenate the joined inputs of stage ``index`` that are not adjacent in memory."""
+        for whole, parts in self._copied[index]:
             np.concatenate(parts, axis=1, out=whole)
 
-    def take(self, source: Slot, rows: Array, stage: int) -> None:
-        """Fill in what the stages after ``stage`` read, from some rows of another slot."""
-        for name in (IMAGE, *self.program.live(stage)):
-            np.take(source.arrays[name], rows, axis=0, out=self.arrays[name])
+    def take(self, source: Buffers, indices: Array, stage: int) -> None:
+        """Copy what the stages after ``stage`` read, for some samples of other buffers."""
+        for name in (IMAGE, *self.executor.live(stage)):
+            np.take(source.arrays[name], indices, axis=0, out=self.arrays[name])
 
 
 def _session(model: bytes, threads: int | None, optimise: bool, providers: Sequence[str]) -> Any:
@@ -164,7 +181,7 @@ def _session(model: bytes, threads: int | None, optimise: bool, providers: Seque
     if threads is not None:
         options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # every stage has threads of its own: idle ones must not keep the cores busy
+    # every stage has threads of its own; idle ones must not occupy the cores
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL

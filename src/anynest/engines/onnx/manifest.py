@@ -1,7 +1,7 @@
-"""The manifest of an exported folder: what the graphs compute and need, and how to know they are whole.
+"""The manifest of an exported folder: what the graphs compute, their interfaces and checksums.
 
-Reading one executes nothing and believes nothing: every field has a type, files' names stay within the
-folder, sizes are bounded.
+It is untrusted input: every field has a type, file names stay within the folder, sizes are bounded,
+and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...store.weights import MAX_SIDE, check_preparation, is_number
 FILE = "manifest.json"
 FORMAT = "anynest-export-1"
 MAX_BYTES = 16 << 20
-MAX_GRAPH = (1 << 31) - 1  # what a protocol buffer may hold
+MAX_GRAPH = (1 << 31) - 1  # the limit of a protocol buffer
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.onnx")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
@@ -35,13 +35,13 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class StageNames:
-    """A stage's values by name.
+    """The names of a stage's inputs and outputs.
 
     Attributes:
-        inputs: what comes with the images: ``image``, where the stage reads it, and masks.
+        inputs: inputs of the network: ``image``, where the stage reads it, and masks.
         reads: state of earlier stages.
         gives: state that later stages read.
-        logits: its answer.
+        logits: its output.
     """
 
     inputs: tuple[str, ...]
@@ -52,21 +52,23 @@ class StageNames:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that an exported folder says of itself.
+    """The contents of an exported folder.
 
     Attributes:
-        model: the network's registered name, or nothing.
-        arguments: what ``create_model(model, **arguments)`` builds it from.
-        architecture: the fields of its ``Architecture``, so that networks of one's own can be read too.
-        in_channels, num_classes, image_size: C, K and (height, width).
-        single_file: whether all stages stand in one file.
+        model: the network's registered name, or an empty string.
+        arguments: ``create_model(model, **arguments)`` builds the network.
+        architecture: the fields of its ``Architecture``, which unregistered networks have too.
+        in_channels: C.
+        num_classes: K.
+        image_size: (height, width).
+        single_file: whether all stages are in one file.
         files: the graphs' files, in the order of the stages.
-        stages: every stage's values.
-        shapes: of every value without the batch.
+        stages: every stage's inputs and outputs.
+        shapes: of every value, without the batch.
         opset: of the standard domain.
         anynest: the version that wrote it.
         quantised: how, or None for float32.
-        checked: what was compared with PyTorch, and how far apart it was.
+        checked: what was compared with PyTorch, and the largest error.
         info: classes and preprocessing, where they are known.
     """
 
@@ -92,7 +94,7 @@ class Manifest:
         return len(self.stages)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The manifest as JSON values."""
         plain = asdict(self)
         info = plain.pop("info")
         wanted = ("mean", "std", "image_size", "fit", "classes", "data")
@@ -103,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of an exported folder.
 
     Raises:
-        RunFolderError: none there, or one that is damaged, foreign or too large, in one line.
+        RunFolderError: it is missing, damaged, of another format or too large, in one line.
     """
     path = folder / FILE
     try:
@@ -120,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise RunFolderError(f"{path} is no whole manifest: {reason}; export again") from error
+        raise RunFolderError(f"{path} is not a valid manifest: {reason}; export again") from error
 
 
 def _parse(data: dict[str, Any]) -> Manifest:
@@ -130,7 +132,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
     files = tuple(_file(_of(entry, dict, "files")) for entry in _of(data["files"], list, "files"))
     single = _of(data["single_file"], bool, "single_file")
     if not stages or len(files) != (1 if single else len(stages)):
-        raise ValueError(f"{len(stages)} stages do not stand in {len(files)} files")
+        raise ValueError(f"{len(stages)} stages cannot be in {len(files)} files")
     if len({entry.file for entry in files}) < len(files):
         raise ValueError("files must have different names")
     quantised = data["quantised"]

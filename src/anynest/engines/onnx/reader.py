@@ -1,4 +1,4 @@
-"""Reading an exported folder: whole, within its own folder, and nothing in it executed."""
+"""Read an exported folder and check it against its manifest; nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...nets import Architecture
 from ...nets.nested.wiring import build_plan
 from ...store import RunFolderError
 from ..folding import Array, FoldedNetwork
-from .executors import Graphs
+from .executor_cache import SerializedGraphs
 from .graphs.single_file import split
 from .manifest import FILE, GraphFile, Manifest, read_manifest
 
@@ -23,16 +23,16 @@ DOMAINS = {"", "ai.onnx", "com.microsoft"}
 
 @dataclass(frozen=True)
 class Export:
-    """An exported folder as it was read.
+    """The contents of an exported folder.
 
     Attributes:
-        manifest: what it says.
-        graphs: one a stage.
-        network: the weights in them; None where they are quantised.
+        manifest: its manifest.
+        graphs: one per stage.
+        network: the weights in them; None for quantised graphs.
     """
 
     manifest: Manifest
-    graphs: Graphs
+    graphs: SerializedGraphs
     network: FoldedNetwork | None
 
 
@@ -40,7 +40,7 @@ def read_export(folder: str | Path) -> Export:
     """Read an exported folder and check it against its manifest.
 
     Raises:
-        RunFolderError: a file that is missing, damaged, foreign, or outside the folder, in one line.
+        RunFolderError: a file is missing, damaged, invalid or outside the folder, in one line.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -54,17 +54,17 @@ def read_export(folder: str | Path) -> Export:
         network = None if manifest.quantised else _network(manifest, models)
     except RunFolderError:
         raise
-    except Exception as error:  # onnx's own helpers raise what they like on hostile bytes
+    except Exception as error:  # onnx raises errors of many types on hostile bytes
         lacking = isinstance(error, KeyError)
         reason = f"it lacks {error}" if lacking else " ".join(str(error).split())[:300]
-        raise RunFolderError(f"{folder} is no sound export: {reason}; export again") from error
-    return Export(manifest, Graphs(tuple(contents), manifest.stages), network)
+        raise RunFolderError(f"{folder} is not a valid export: {reason}; export again") from error
+    return Export(manifest, SerializedGraphs(tuple(contents), manifest.stages), network)
 
 
 def _read_file(folder: Path, entry: GraphFile) -> bytes:
     path = folder / entry.file
     if path.resolve().parent != folder.resolve():
-        raise RunFolderError(f"{path} must lie in the exported folder, found a link out of it")
+        raise RunFolderError(f"{path} must be in the exported folder, found a link to elsewhere")
     try:
         with open(path, "rb") as file:
             content = file.read(entry.size + 1)
@@ -74,13 +74,13 @@ def _read_file(folder: Path, entry: GraphFile) -> bytes:
         ) from error
     if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
         raise RunFolderError(
-            f"{path} is not the file that {FILE} tells of: it is damaged or was changed; export again"
+            f"{path} does not match {FILE}: it is damaged or was changed; export again"
         )
     return content
 
 
 def _parse(content: bytes) -> Any:
-    """The graphs in a file; ValueError for anything but plain operations with their weights inside."""
+    """The model in a file; ValueError unless it has only plain operations with weights inside."""
     import onnx
 
     try:
@@ -88,14 +88,12 @@ def _parse(content: bytes) -> Any:
     except Exception as error:  # protobuf's own
         raise ValueError(f"a graph cannot be decoded: {error}") from error
     if model.functions:
-        raise ValueError("graphs must not bring functions of their own")
+        raise ValueError("graphs must not define functions")
     graphs = [model.graph]
-    for graph in graphs:  # grows on the way
+    for graph in graphs:  # extended in the loop
         for tensor in graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                raise ValueError(
-                    f"weights must lie within the graphs, {tensor.name!r} lies elsewhere"
-                )
+                raise ValueError(f"weights must be inside the graphs, {tensor.name!r} is elsewhere")
         for node in graph.node:
             if node.domain not in DOMAINS:
                 raise ValueError(f"operations must be of ONNX's own domains, found {node.domain!r}")
@@ -104,20 +102,20 @@ def _parse(content: bytes) -> Any:
 
 
 def _check_values(manifest: Manifest, models: list[Any]) -> None:
-    """The graphs take and give what the manifest says, and a stage reads what an earlier one gives."""
+    """Inputs and outputs match the manifest, and each stage reads values of earlier ones."""
     if len(models) != manifest.num_stages:
         raise ValueError(f"there must be {manifest.num_stages} stages, found {len(models)}")
-    given = {"image"}
+    known = {"image"}
     for number, (stage, model) in enumerate(zip(manifest.stages, models, strict=True), 1):
         taken = {value.name for value in model.graph.input}
         results = {value.name for value in model.graph.output}
         if taken != {*stage.inputs, *stage.reads} or results != {stage.logits, *stage.gives}:
-            raise ValueError(f"stage {number} does not take and give what {FILE} says")
-        if not taken <= given:
+            raise ValueError(f"the inputs and outputs of stage {number} are not those in {FILE}")
+        if not taken <= known:
             raise ValueError(
-                f"stage {number} reads {min(taken - given)!r}, which no earlier one gives"
+                f"stage {number} reads {min(taken - known)!r}, which no earlier stage computes"
             )
-        given |= results
+        known |= results
 
 
 def _network(manifest: Manifest, models: list[Any]) -> FoldedNetwork:
@@ -127,12 +125,12 @@ def _network(manifest: Manifest, models: list[Any]) -> FoldedNetwork:
     weights = {
         t.name: numpy_helper.to_array(t) for model in models for t in model.graph.initializer
     }
-    known = {field.name for field in fields(Architecture)}
-    given = manifest.architecture
-    if not set(given) <= known:
-        raise ValueError(f"architecture has no field {min(set(given) - known)!r}")
-    _bound(given, len(weights))
-    architecture = Architecture(**{**given, "blocks": tuple(given["blocks"])})
+    allowed = {field.name for field in fields(Architecture)}
+    found = manifest.architecture
+    if not set(found) <= allowed:
+        raise ValueError(f"architecture has no field {min(set(found) - allowed)!r}")
+    _bound(found, len(weights))
+    architecture = Architecture(**{**found, "blocks": tuple(found["blocks"])})
     plan, outputs = build_plan(architecture), tuple(range(1, architecture.num_stages + 1))
     part = manifest.arguments.get("subnetwork")
     if len(outputs) > 1 and part is not None:
@@ -160,7 +158,7 @@ def _network(manifest: Manifest, models: list[Any]) -> FoldedNetwork:
 
 
 def _bound(architecture: Mapping[str, Any], weights: int) -> None:
-    """ValueError for an architecture of more layers than there are weights: none is built in vain."""
+    """ValueError for an architecture of more layers than there are weights, before it is built."""
     blocks, growth = architecture["blocks"], architecture["growth"]
     sound = isinstance(blocks, list) and all(type(n) is int for n in blocks)
     sound = sound and isinstance(growth, list) and 0 < len(growth) <= weights

@@ -1,4 +1,4 @@
-"""ONNX Runtime's backend: one graph a stage, the state handed from one to the next where it lies."""
+"""ONNX Runtime's engine: one graph per stage, with state passed on in place."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ from torch import Tensor
 
 from ...nets import AnytimeNetwork
 from ...nets.nested.plan import IMAGE
-from ..checks import check_images, check_indices
+from ..checks import check_images, check_indices, check_threads
 from ..folding import FoldedNetwork
 from ..model_source import Source, resolve
-from .executor import SILENT, Program, Slot
-from .executors import CPU, LAYOUTS, Graphs, Programs
+from .executor import SILENT, Buffers, Executor
+from .executor_cache import CPU, LAYOUTS, ExecutorCache, SerializedGraphs
 
-FREE_SLOTS = 4  # of evaluations that are closed, kept for the next ones
+POOLED_COUNT = 4  # free buffers kept for later evaluations, and their size in all
+POOLED_BYTES = 1 << 28
 
 
 class OnnxSession:
-    """A network's stages in ONNX Runtime. Weights are copied at opening.
+    """A network in ONNX Runtime; see :class:`~anynest.engines.session.Session`.
+
+    Weights are copied when it is opened.
 
     Args:
         network: its folded weights; None for graphs that run as they are (quantised ones).
-        graphs: an export's; None makes them of the network.
-        in_channels, num_classes: C and K.
-        image_size: (H, W) that the graphs were made for; None takes any size.
-        threads: within one operation; None is ONNX Runtime's choice.
-        layout: ``"blocked"``: graphs made for this processor's kernels; ``"standard"``: those that an
-            export holds; ``"auto"``: blocked where it can be had and gives the standard graphs' logits.
-        providers: ONNX Runtime's execution providers; others than the CPU's have the standard layout.
+        graphs: an export's; None builds them from the network.
+        in_channels: C.
+        num_classes: K.
+        image_size: (H, W) that the graphs were made for; None accepts any size.
+        threads: within one operation; None leaves ONNX Runtime's choice.
+        layout: ``"blocked"``: graphs for this processor's kernels (docs/nchwc.md); ``"standard"``:
+            the graphs of an export; ``"auto"``: blocked graphs where they are possible and have the
+            standard graphs' logits.
+        providers: ONNX Runtime's execution providers; other than the CPU's run standard graphs.
 
     Raises:
-        ValueError: an option that this onnxruntime does not have; onnxruntime is not installed.
+        ValueError: an unknown layout, or a provider that this onnxruntime does not have.
     """
 
     backend = "onnxruntime"
@@ -43,12 +48,12 @@ class OnnxSession:
     def __init__(
         self,
         network: FoldedNetwork | None,
-        graphs: Graphs | None = None,
+        graphs: SerializedGraphs | None = None,
         *,
         in_channels: int,
         num_classes: int,
         image_size: tuple[int, int] | None = None,
-        threads: int | None = None,
+        threads: int | None = 1,
         layout: str = "auto",
         providers: Sequence[str] | None = None,
     ) -> None:
@@ -60,27 +65,33 @@ class OnnxSession:
         for name in providers or CPU:
             if name not in available:
                 raise ValueError(
-                    f"providers must be of {', '.join(available)}, as this onnxruntime has them, "
+                    f"providers must be among {', '.join(available)}, which this onnxruntime has, "
                     f"found {name!r}"
                 )
         self.num_stages = len(network.outputs) if network else len(graphs.stages if graphs else ())
         self.in_channels, self.num_classes = in_channels, num_classes
         self.image_size = image_size
-        self._programs = Programs(
-            network, graphs, in_channels, num_classes, threads, layout, tuple(providers or CPU)
+        self._executors = ExecutorCache(
+            network,
+            graphs,
+            in_channels,
+            num_classes,
+            check_threads(threads),
+            layout,
+            tuple(providers or CPU),
         )
         self._lock = threading.Lock()
-        self._free: list[Slot] = []
+        self._free: list[Buffers] = []  # the last used first
         self._closed = False
         if image_size is not None:
-            self._programs.find(*image_size)
+            self._executors.find(*image_size)
 
     @classmethod
     def open(
         cls,
         source: AnytimeNetwork | str | Path | Source,
         *,
-        threads: int | None = None,
+        threads: int | None = 1,
         layout: str = "auto",
         providers: Sequence[str] | None = None,
     ) -> OnnxSession:
@@ -102,7 +113,6 @@ class OnnxSession:
             )
         assert found.network is not None
         network = FoldedNetwork.of(found.network)
-        size = (found.info.image_size,) * 2 if found.info else None
         session = cls(
             network,
             in_channels=network.in_channels,
@@ -111,68 +121,74 @@ class OnnxSession:
             layout=layout,
             providers=providers,
         )
-        if size is not None:  # not a limit: the graphs for it are made before they are asked for
-            session._programs.find(*size)
+        if found.info is not None:  # prepared before the first call; other sizes are accepted too
+            session._executors.find(found.info.image_size, found.info.image_size)
         return session
 
     def begin(self, x: Tensor) -> OnnxEvaluation:
+        """Start the evaluation of images ``[B, C, H, W]``, float32 and normalised."""
         if self._closed:
             raise RuntimeError("the session is closed; open another")
         check_images(x, self.in_channels)
         batch, _, height, width = x.shape
         if self.image_size is not None and (height, width) != self.image_size:
             raise ValueError(
-                "images must be of {}x{} pixels, as the export was made for, found {}x{}; resize them".format(
-                    *self.image_size, height, width
-                )
+                "images must be of {}x{} pixels, as the export was made for, found {}x{}; "
+                "resize them".format(*self.image_size, height, width)
             )
-        slot = self._take(self._programs.find(height, width), batch, height, width)
-        np.copyto(slot.arrays[IMAGE], x.detach().cpu().numpy())
-        return OnnxEvaluation(self, slot)
+        buffers = self._take(self._executors.find(height, width), batch, height, width)
+        np.copyto(buffers.arrays[IMAGE], x.detach().cpu().numpy())
+        return OnnxEvaluation(self, buffers)
 
     def close(self) -> None:
+        """Free the graphs and buffers; running evaluations may finish."""
         with self._lock:
             self._closed = True
             self._free.clear()
-            self._programs = Programs(None, None, 0, 0, None, "standard", CPU)
+            self._executors = ExecutorCache(None, None, 0, 0, None, "standard", CPU)
 
-    # -- memory ---------------------------------------------------------------------------------------
-    def _take(self, program: Program, batch: int, height: int, width: int) -> Slot:
-        """A free slot of these sizes, or a new one."""
+    # -- memory -------------------------------------------------------------------------------------
+    def _take(self, executor: Executor, batch: int, height: int, width: int) -> Buffers:
+        """Free buffers of these sizes, or new ones."""
         with self._lock:
-            for number, slot in enumerate(self._free):
-                if slot.program is program and slot.shape == (batch, height, width):
+            for number, buffers in enumerate(self._free):
+                if buffers.executor is executor and buffers.shape == (batch, height, width):
                     return self._free.pop(number)
-        return Slot(program, batch, height, width)
+        return Buffers(executor, batch, height, width)
 
-    def _give(self, slot: Slot) -> None:
+    def _give(self, buffers: Buffers) -> None:
+        """Keep buffers for a later evaluation, within the limits of the pool."""
         with self._lock:
-            if not self._closed:
-                self._free.insert(0, slot)
-                del self._free[FREE_SLOTS:]
+            if self._closed:
+                return
+            self._free.insert(0, buffers)
+            del self._free[POOLED_COUNT:]
+            while sum(kept.nbytes for kept in self._free) > POOLED_BYTES:
+                self._free.pop()
 
 
 class OnnxEvaluation:
-    """One batch on its way; a step is one stage."""
+    """One batch; a step is one stage. See :class:`~anynest.engines.session.Evaluation`."""
 
-    def __init__(self, session: OnnxSession, slot: Slot) -> None:
+    def __init__(self, session: OnnxSession, buffers: Buffers) -> None:
+        from onnxruntime import RunOptions
+
         self.num_stages = session.num_stages
         self.stage = 0
         self._session = session
-        self._slot: Slot | None = slot
-        from onnxruntime import RunOptions
-
+        self._buffers: Buffers | None = buffers
         self._options = RunOptions()
         self._options.log_severity_level = SILENT
         self._cancelled = False
 
     def step(self) -> Tensor:
-        slot = self._require_open()
+        """Compute the next stage: its logits ``[B, K]``."""
+        buffers = self._require_open()
         if self.stage == self.num_stages:
             raise RuntimeError("every stage is finished; begin another evaluation")
         try:
-            logits = slot.run(self.stage, self._options)
-        except Exception as error:  # ONNX Runtime's own have no common base
+            logits = buffers.run(self.stage, self._options)
+        except Exception as error:  # ONNX Runtime's errors have no common base
             if self._cancelled:
                 raise RuntimeError("the evaluation was cancelled; begin another") from error
             reason = " ".join(str(error).split())
@@ -181,24 +197,27 @@ class OnnxEvaluation:
         return torch.from_numpy(logits.copy())
 
     def compact(self, indices: Tensor) -> None:
-        slot = self._require_open()
-        batch, height, width = slot.shape
+        """Continue with the samples ``indices`` ``[b]`` int64 of the current batch."""
+        buffers = self._require_open()
+        batch, height, width = buffers.shape
         indices = check_indices(indices, batch)
-        smaller = self._session._take(slot.program, len(indices), height, width)
-        smaller.take(slot, indices.numpy(), self.stage)
-        self._slot = smaller
-        self._session._give(slot)
+        smaller = self._session._take(buffers.executor, len(indices), height, width)
+        smaller.take(buffers, indices.numpy(), self.stage)
+        self._buffers = smaller
+        self._session._give(buffers)
 
     def cancel(self) -> None:
+        """Interrupt the running step; may be called from any thread."""
         self._cancelled = True
         self._options.terminate = True
 
     def close(self) -> None:
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._session._give(slot)
+        """Return the buffers to the session's pool; a second call has no effect."""
+        buffers, self._buffers = self._buffers, None
+        if buffers is not None:
+            self._session._give(buffers)
 
-    def _require_open(self) -> Slot:
-        if self._slot is None:
+    def _require_open(self) -> Buffers:
+        if self._buffers is None:
             raise RuntimeError("the evaluation is closed; begin another")
-        return self._slot
+        return self._buffers

@@ -1,4 +1,4 @@
-"""A folder that is there as a whole or not at all."""
+"""Write the folder of an export atomically: it has all files, or does not appear."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROFILE = "profile.json"  # written beside the export's own files
 
 
 def require_place(folder: Path, overwrite: bool) -> None:
-    """RunFolderError where the folder must not be written: something else than an export is in it."""
+    """RunFolderError unless ``folder`` is new, empty, or an export that may be overwritten."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -32,14 +32,15 @@ def require_place(folder: Path, overwrite: bool) -> None:
         ours |= {PROFILE} | {entry.file for entry in read_manifest(folder).files}
     if not found <= ours:
         raise RunFolderError(
-            f"{folder} holds more than an export ({min(found - ours)}): it is not overwritten; choose another"
+            f"{folder} holds more than an export ({min(found - ours)}) and is not overwritten: "
+            "choose another"
         )
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Put the files into ``folder``, which appears with all of them or not at all.
+    """Write files to ``folder``, replacing an export.
 
-    They are written beside it, synced, and renamed into place; an export that stood there is gone then.
+    They are written to a temporary folder beside it, synced, and renamed into place.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.

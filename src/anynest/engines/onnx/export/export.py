@@ -1,9 +1,9 @@
-"""Export: a trained network as ONNX files that any runtime reads, each checked before it is there.
+"""Export a trained network as ONNX files that any runtime reads, verified before they are written.
 
-A folder with one graph a stage (``stage1.onnx``, ``stage2.onnx``, ...) or all in ``model.onnx``, and
-``manifest.json``. docs/export.md describes the format and how to run it without this package.
+The folder has one graph per stage (``stage1.onnx``, ``stage2.onnx``, ...) or all in ``model.onnx``,
+and ``manifest.json``. docs/export.md describes the format and how to run it without this package.
 
-Legend: B batch, C channels, H height, W width, N images, S stages.
+Legend: C channels, H height, W width, N images.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import operator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,14 +27,14 @@ from ...folding import Array, FoldedNetwork
 from ...model_source import resolve
 from ..graphs.models import OPSET
 from ..graphs.single_file import join
-from ..graphs.standard import stage_models, stage_pieces
+from ..graphs.standard import build_standard, standard_models
 from ..manifest import FILE, GraphFile, Manifest, read_manifest
 from .directory import require_place, write_folder
-from .quantize import quantise
-from .verify import check, of_single, of_stages
+from .quantize import quantize
+from .verify import check, run_single, run_stages
 
 FORMATS = ("onnx",)
-SIZES = {"cifar": 32, "imagenet": 224}  # of images that nothing is known of, by the network's stem
+SIZES = {"cifar": 32, "imagenet": 224}  # default image sizes, by the network's stem
 
 
 def export(
@@ -47,27 +48,27 @@ def export(
     calibration: Tensor | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write a network's stages as ONNX graphs, checked against PyTorch.
+    """Write a network's stages as ONNX graphs, verified against PyTorch.
 
     Args:
         source: a network, the folder of a finished run, or a weights file.
-        folder: where to; new or empty.
+        folder: the destination, new or empty.
         format: ``"onnx"``.
-        image_size: pixels a side, or (height, width); None takes ``info``'s, else 32, or 224 for
+        image_size: pixels per side, or (height, width); None takes ``info``'s, else 32, or 224 for
             ImageNet's stem.
-        info: classes and preprocessing, where the source does not know them.
+        info: classes and preprocessing, if the source does not have them.
         single_file: all stages in one file, the later ones in ``If`` branches.
         calibration: images ``[N, C, H, W]``, normalised as in training, to quantise to 8 bits with;
-            None leaves float32.
-        overwrite: replace an export that is in ``folder`` already.
+            None keeps float32.
+        overwrite: replace an export in ``folder``.
 
     Returns:
-        The manifest, as it stands in ``folder``.
+        The manifest in ``folder``.
 
     Raises:
-        ValueError: a source, folder or option that does not fit; onnx is not installed.
+        ValueError: a source, folder or option that does not fit.
         RunError: the graphs' logits differ from PyTorch's, or the folder cannot be written. Nothing
-            stays then.
+            is left in ``folder``.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {format!r}")
@@ -78,19 +79,19 @@ def export(
     info = info or found.info
     size = _image_size(image_size, info, network)
     folded = FoldedNetwork.of(network)
-    pieces = stage_pieces(folded)
-    stages = tuple(piece.names for piece in pieces)
-    models, shapes = stage_models(folded, pieces, size)
-    checked = check(network, of_stages(models, stages, network), size)
+    graphs = build_standard(folded)
+    stages = tuple(graph.names for graph in graphs)
+    models, shapes = standard_models(folded, graphs, size)
+    checked = check(network, run_stages(models, stages, network), size)
     quantised = None
     if calibration is not None:
-        models = quantise(models, stages, _calibration(calibration, network, size))
+        models = quantize(models, stages, _calibration(calibration, network, size))
         quantised = {"bits": 8, "images": len(calibration)}
-        of_stages(models, stages, network)
+        run_stages(models, stages, network)
     if single_file:
         models = [join(models)]
         if quantised is None:
-            check(network, of_single(models[0], network.num_stages), size)
+            check(network, run_single(models[0], network.num_stages), size)
     names = ["model.onnx"] if single_file else [f"stage{n}.onnx" for n, _ in enumerate(models, 1)]
     contents = {n: m.SerializeToString() for n, m in zip(names, models, strict=True)}
     manifest = Manifest(
@@ -119,7 +120,6 @@ def export(
 
 
 def _plain_copy(network: AnytimeNetwork) -> AnytimeNetwork:
-    """The network as it infers, in float32 on the CPU; the caller's own is left as it is."""
     return copy.deepcopy(network).to("cpu", torch.float32).eval()
 
 
@@ -128,9 +128,17 @@ def _image_size(
 ) -> tuple[int, int]:
     known = info.image_size if info else SIZES[network.architecture.stem]
     sides = given if given is not None else known
-    height, width = (sides, sides) if isinstance(sides, int) else sides
-    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
-        raise ValueError(f"image_size must be pixels a side, or (height, width), found {given!r}")
+    pair = sides if isinstance(sides, tuple | list) else (sides, sides)
+    try:
+        height, width = (0 if isinstance(side, bool) else operator.index(side) for side in pair)
+        fits = min(height, width) >= 1 and max(height, width) <= MAX_SIDE
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"image_size must be 1 to {MAX_SIDE} pixels per side, or (height, width), found "
+            f"{given!r:.60}"
+        )
     return height, width
 
 

@@ -1,9 +1,11 @@
 """8-bit graphs: static quantisation, calibrated stage by stage on real images.
 
-Weights have 7 bits, so that sums do not overflow on any CPU, and one scale an output channel; activations
-have one a tensor, chosen by the range that they take on the calibration images (Jacob et al. 2018; ONNX
-Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages before it really hand on.
-State passes between stages in float32.
+Weights have 7 bits, so that sums do not overflow on any CPU, and one scale per output channel;
+activations have one scale per tensor, from their range on the calibration images (Jacob et al.
+2018; ONNX Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages before
+it compute. State passes between stages in float32.
+
+Legend: N images, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -27,35 +29,35 @@ from ..manifest import StageNames
 BATCH = 32  # images at once; ranges do not depend on it
 
 
-def quantise(models: Sequence[Any], names: Sequence[StageNames], images: Array) -> list[Any]:
-    """The stages' models in 8 bits.
+def quantize(models: Sequence[Any], names: Sequence[StageNames], images: Array) -> list[Any]:
+    """Quantise the stages' models.
 
     Args:
-        models: in float32, one a stage.
-        names: of their values.
-        images: ``[N, C, H, W]`` float32, normalised as in training: what the ranges are taken from.
+        models: in float32, one per stage.
+        names: their inputs and outputs.
+        images: calibration images ``[N, C, H, W]``, float32, normalised as in training.
 
     Raises:
         ValueError: no images.
     """
-    if not len(images):
-        raise ValueError("int8 needs images to calibrate on, found none")
     import onnx
     from onnxruntime import quantization as q
 
+    if not len(images):
+        raise ValueError("int8 needs images to calibrate on, found none")
     known: dict[str, Array] = {IMAGE: np.ascontiguousarray(images, dtype=np.float32)}
     results = []
     with TemporaryDirectory(prefix="anynest-") as folder, _quiet():
         for number, (model, stage) in enumerate(zip(models, names, strict=True), 1):
             path = Path(folder) / f"stage{number}.onnx"
-            feeds = _Reader(known, (*stage.inputs, *stage.reads))
+            feeds = _CalibrationReader(known, (*stage.inputs, *stage.reads))
             q.quantize_static(
-                copy.deepcopy(model),  # it writes into what it is given
+                copy.deepcopy(model),  # it modifies its argument
                 path,
                 feeds,
                 quant_format=q.QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=True,  # 7 bits: on CPUs without VNNI sums of two products overflow at 8
+                reduce_range=True,  # 7 bits: without VNNI, sums of two products overflow at 8
                 activation_type=q.QuantType.QUInt8,
                 weight_type=q.QuantType.QInt8,
                 calibrate_method=q.CalibrationMethod.MinMax,
@@ -68,8 +70,8 @@ def quantise(models: Sequence[Any], names: Sequence[StageNames], images: Array) 
     return results
 
 
-class _Reader:
-    """Batches of a stage's inputs, as ``quantize_static`` asks for them."""
+class _CalibrationReader:
+    """Batches of a stage's inputs, in the interface of ``quantize_static``."""
 
     def __init__(self, arrays: dict[str, Array], names: Sequence[str]) -> None:
         self._batches = _batches({name: arrays[name] for name in names})
@@ -85,7 +87,7 @@ def _batches(arrays: dict[str, Array]) -> Iterator[dict[str, Array]]:
 
 
 def _run(model: Any, stage: StageNames, known: dict[str, Array]) -> dict[str, Array]:
-    """What a stage hands on, for all calibration images."""
+    """The state that a stage computes for all calibration images."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -106,7 +108,7 @@ def _run(model: Any, stage: StageNames, known: dict[str, Array]) -> dict[str, Ar
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice on how to prepare models, which these are made as."""
+    """Suppress the quantiser's advice to preprocess models, which these do not need."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -117,7 +119,11 @@ def _quiet() -> Iterator[None]:
 
 
 def stage_errors(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, ...]:
-    """The share of images that each stage gets wrong; batches are (images, labels).
+    """Each stage's share of misclassified images.
+
+    Args:
+        session: the network.
+        batches: (images ``[B, C, H, W]``, labels ``[B]``).
 
     Raises:
         ValueError: no images.

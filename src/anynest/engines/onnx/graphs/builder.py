@@ -1,9 +1,9 @@
-"""From a plan to the operations of each stage: the one walk that every kind of graph is made by.
+"""From a network's plan to the operations of each stage.
 
-The walk goes stage after stage through the nodes born there, as inference does (N2, N4), and calls for
-convolutions, sums and heads; what these are made of is the emitter's own affair: standard ONNX operations
-(``onnx_graph.py``), or the ones of a processor's block layout (``blocked.py``). An operation that two
-readers share is made once, at the stage that first needs it; later stages read it as state.
+``GraphBuilder`` visits the nodes stage after stage, as inference computes them (N2, N4). Subclasses
+define what a convolution, a sum and a head are: standard ONNX operations (``standard.py``) or ONNX
+Runtime's own block layout (``nchwc/graphs.py``). An operation that several readers share is added
+once, to the first stage that needs it; later stages read its value as state.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ....nets.nested.plan import IMAGE, Exit, Layer, Node, Unit
 from ...folding import Array, FoldedNetwork
 from ..manifest import StageNames
 
-LAST = -1  # "unit" of a layer's result, among its inner activations
+LAST = -1  # key of a layer's result, beside the numbers of its inner units
 
 
 class Slice(NamedTuple):
-    """Channels ``start`` to ``stop`` of a layer (or of a sum of layers), and the value that holds them."""
+    """Channels ``start`` to ``stop`` of a layer or of a sum of layers, and the value with them."""
 
     name: str
     start: int
@@ -31,7 +31,7 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """One node of an ONNX graph to be; its output bears its name."""
+    """One node of an ONNX graph; its only output has its name."""
 
     kind: str
     inputs: tuple[str, ...]
@@ -41,18 +41,18 @@ class Operation:
 
 
 @dataclass
-class Piece:
-    """What one stage computes.
+class StageGraph:
+    """The operations of one stage.
 
     Attributes:
-        operations: in an order in which each comes after all that it reads.
+        operations: in topological order.
         constants: weights, by name.
-        inputs: what comes with the images: the images, where the stage reads them, and masks.
+        inputs: inputs of the whole network: the images, where the stage reads them, and masks.
         reads: values of earlier stages.
         gives: values that later stages read.
-        logits: the value that is the stage's answer.
-        joins: values that are several earlier ones one after the other along the channels; these are
-            not among ``reads``.
+        logits: the stage's output.
+        joins: inputs that are several values of earlier stages, concatenated along the channels by
+            the executor; these values are not among ``reads``.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -65,17 +65,17 @@ class Piece:
 
     @property
     def names(self) -> StageNames:
-        """Its values that others know."""
+        """Its inputs and outputs."""
         return StageNames(tuple(self.inputs), tuple(self.reads), tuple(self.gives), self.logits)
 
 
-class Recorder:
-    """Operations as they are called for, each made once and kept under the stage that needed it first."""
+class OpRecorder:
+    """Records operations, each once, in the graph of the stage that needs it first."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
-        self._made: dict[tuple[Any, ...], str] = {}
-        self._maker: dict[str, Piece] = {}
+        self.stages: list[StageGraph] = []
+        self._recorded: dict[tuple[Any, ...], str] = {}
+        self._origin: dict[str, StageGraph] = {}
 
     def add(
         self,
@@ -86,65 +86,69 @@ class Recorder:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """The name of the operation's result; that of an equal one, if there is one."""
+        """Record an operation.
+
+        Returns:
+            The name of its result, or that of an equal operation that is recorded already.
+        """
         key = (kind, tuple(inputs), domain, tuple(sorted(attributes.items())))
-        if key not in self._made:
-            self._made[key] = name
-            piece = self.pieces[-1]
+        if key not in self._recorded:
+            self._recorded[key] = name
+            stage = self.stages[-1]
             for source in inputs:
-                self._read(piece, source)
-            piece.operations.append(Operation(kind, tuple(inputs), name, domain, key[3]))
-            self._maker[name] = piece
-        return self._made[key]
+                self._read(stage, source)
+            stage.operations.append(Operation(kind, tuple(inputs), name, domain, key[3]))
+            self._origin[name] = stage
+        return self._recorded[key]
 
     def constant(self, name: str, array: Array) -> str:
-        """A weight of the stage that is being made."""
-        self.pieces[-1].constants[name] = array
+        """Add a weight to the newest stage."""
+        self.stages[-1].constants[name] = array
         return name
 
     def is_state(self, value: str) -> bool:
-        """Whether an earlier stage made it."""
-        return self._maker.get(value, self.pieces[-1]) is not self.pieces[-1]
+        """Whether an earlier stage computes the value."""
+        return self._origin.get(value, self.stages[-1]) is not self.stages[-1]
 
     def join(self, values: Sequence[str]) -> str:
-        """Earlier stages' values as one; whoever runs the graphs sees to it that they adjoin."""
-        piece, name = self.pieces[-1], "|".join(values)
-        piece.joins[name] = tuple(values)
+        """Values of earlier stages as one input, which the executor concatenates."""
+        stage, name = self.stages[-1], "|".join(values)
+        stage.joins[name] = tuple(values)
         for value in values:
             self._give(value)
         return name
 
-    def _read(self, piece: Piece, source: str) -> None:
-        maker = self._maker.get(source)
-        if maker is piece or not source or source in piece.constants or source in piece.joins:
+    def _read(self, stage: StageGraph, source: str) -> None:
+        origin = self._origin.get(source)
+        if origin is stage or not source or source in stage.constants or source in stage.joins:
             return
-        names = piece.inputs if maker is None else piece.reads
+        names = stage.inputs if origin is None else stage.reads
         if source not in names:
             names.append(source)
-        if maker is not None:
+        if origin is not None:
             self._give(source)
 
     def _give(self, value: str) -> None:
-        gives = self._maker[value].gives
+        gives = self._origin[value].gives
         if value not in gives:
             gives.append(value)
 
 
-class Emitter(ABC):
-    """Walks a network's plan; a subclass says what a convolution, a sum and a head are."""
+class GraphBuilder(ABC):
+    """Visits a network's plan; subclasses define convolutions, sums and heads."""
 
     def __init__(self, network: FoldedNetwork) -> None:
         self.network = network
-        self.graph = Recorder()
+        self.ops = OpRecorder()
         self._slices: dict[tuple[str, int], list[Slice]] = {}
         self._logits: dict[int, str] = {}
         self._sums: dict[frozenset[str], str] = {}
 
-    def emit(self) -> list[Piece]:
-        """One piece for each output."""
+    def build(self) -> list[StageGraph]:
+        """One graph for each output."""
         before = 0
         for number, stage in enumerate(self.network.outputs, 1):
-            self.graph.pieces.append(Piece())
+            self.ops.stages.append(StageGraph())
             for layer in self.network.plan.layers:
                 for node in layer.nodes:
                     if before < node.birth <= stage:
@@ -152,11 +156,11 @@ class Emitter(ABC):
             for exit_ in self.network.plan.exits:
                 if before < exit_.stage <= stage:
                     self._exit(exit_, number)
-            self.graph.pieces[-1].logits = self._answer(stage, number)
+            self.ops.stages[-1].logits = self._output(stage, number)
             before = stage
-        return self.graph.pieces
+        return self.ops.stages
 
-    # -- what a subclass says -----------------------------------------------------------------------
+    # -- defined by subclasses ----------------------------------------------------------------------
     @abstractmethod
     def convolve(
         self,
@@ -168,19 +172,19 @@ class Emitter(ABC):
         relu: bool,
         name: str,
     ) -> str:
-        """Unit number ``unit`` (from 0) of a node, plus ``added``, rectified where ``relu``."""
+        """Unit number ``unit`` (from 0) of a node, plus ``added``, rectified if ``relu``."""
 
     @abstractmethod
     def add(self, values: Sequence[str], name: str) -> str:
-        """The sum of equally large values."""
+        """The sum of values of one shape."""
 
     @abstractmethod
     def rectify(self, value: str, name: str) -> str:
-        """What is above zero."""
+        """ReLU."""
 
     @abstractmethod
     def regroup(self, parts: Sequence[Slice], start: int, stop: int, name: str) -> str:
-        """Channels ``start`` to ``stop`` of adjoining slices, as one value."""
+        """Channels ``start`` to ``stop`` of adjacent slices, as one value."""
 
     @abstractmethod
     def pool(self, value: Slice, name: str) -> str:
@@ -190,7 +194,7 @@ class Emitter(ABC):
     def head(self, exit_: Exit, inputs: Sequence[Slice], name: str) -> str:
         """Global average pooling, then the linear head."""
 
-    # -- the walk -------------------------------------------------------------------------------------
+    # -- the visit ----------------------------------------------------------------------------------
     def _node(self, layer: Layer, node: Node) -> None:
         name = f"{layer.name}.stage{node.birth}"
         inputs = read = self._read(node.reads, node.birth, f"{name}.input")
@@ -225,7 +229,7 @@ class Emitter(ABC):
         return self._part(read, node.start, node.start + unit.outputs, name)
 
     def _read(self, names: tuple[str, ...], birth: int, name: str) -> list[Slice]:
-        """The sum of layers as it stands at a birth, in the finest slices that they have in common."""
+        """The sum of layers, with their nodes up to a birth, in the finest slices common to all."""
         if names == (IMAGE,):
             return [Slice(IMAGE, 0, self.network.in_channels, 0)]
         columns = [cover(self._slices[source, LAST], birth) for source in names]
@@ -247,7 +251,7 @@ class Emitter(ABC):
         return result
 
     def _sum(self, values: Sequence[str], name: str) -> str:
-        """A sum; the largest part of it that was added up before is not added up again."""
+        """A sum, starting from the largest partial sum that is computed already."""
         wanted = frozenset(values)
         if len(wanted) == 1:
             return values[0]
@@ -266,21 +270,21 @@ class Emitter(ABC):
         return Slice(self.regroup(within, start, stop, name), start, stop, birth)
 
     def _exit(self, exit_: Exit, number: int) -> None:
-        # of several exits up to an output, as an average has them, the last one is the output's own
+        # an averaged output has several exits: the graph's output is then their mean
         last = exit_.stage == self.network.outputs[number - 1] and not self.network.plan.average
         name = f"logits{number}" if last else f"exit{exit_.stage}.logits"
         inputs = self._read(exit_.reads, exit_.stage, f"exit{exit_.stage}.input")
         self._logits[exit_.stage] = self.head(exit_, inputs, name)
 
-    def _answer(self, stage: int, number: int) -> str:
+    def _output(self, stage: int, number: int) -> str:
         if not self.network.plan.average:
             return self._logits[stage]
         upto = [name for known, name in self._logits.items() if known <= stage]
-        return self.graph.add("Mean", upto, f"logits{number}")
+        return self.ops.add("Mean", upto, f"logits{number}")
 
 
 def cover(slices: Sequence[Slice], birth: int) -> list[Slice]:
-    """The newest slices, of those born by then, that hold all channels."""
+    """The newest slices born no later than ``birth`` that hold all channels."""
     found: list[Slice] = []
     for part in reversed(slices):
         if part.birth <= birth and (not found or part.start < found[0].start):

@@ -1,25 +1,27 @@
-"""Pieces of a network (``emit.py``) as ONNX models."""
+"""Stage graphs as ONNX models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .builder import Piece
+from .builder import StageGraph
 
 OPSET = 17
 IR_VERSION = 8  # the oldest that has this opset
 Shape = Sequence[int | str] | None
 
 
-def model_of(piece: Piece, name: str, shapes: Mapping[str, Shape], domains: Sequence[str]) -> Any:
-    """A ``ModelProto`` of one piece.
+def model_of(
+    stage: StageGraph, name: str, shapes: Mapping[str, Shape], domains: Sequence[str]
+) -> Any:
+    """The ``ModelProto`` of a stage.
 
     Args:
-        piece: what it computes.
+        stage: its operations.
         name: of the graph.
-        shapes: of the values that come in and go out, where they are known; a text is an open size.
-        domains: other operator sets than the standard one, version 1.
+        shapes: of inputs and outputs, where they are known; a string is a symbolic dimension.
+        domains: operator sets beside the standard one, version 1.
     """
     import onnx
 
@@ -32,14 +34,14 @@ def model_of(piece: Piece, name: str, shapes: Mapping[str, Shape], domains: Sequ
         helper.make_node(
             op.kind, op.inputs, [op.name], name=op.name, domain=op.domain, **dict(op.attributes)
         )
-        for op in piece.operations
+        for op in stage.operations
     ]
     graph = helper.make_graph(
         nodes,
         name,
-        [described(value) for value in (*piece.inputs, *piece.reads, *piece.joins)],
-        [described(value) for value in (piece.logits, *piece.gives)],
-        [array.from_array(value, key) for key, value in piece.constants.items()],
+        [described(value) for value in (*stage.inputs, *stage.reads, *stage.joins)],
+        [described(value) for value in (stage.logits, *stage.gives)],
+        [array.from_array(value, key) for key, value in stage.constants.items()],
     )
     opsets = [helper.make_opsetid("", OPSET)]
     opsets += [helper.make_opsetid(domain, 1) for domain in domains]

@@ -1,9 +1,10 @@
-"""All stages in one ONNX file: each later stage stands in the branch of an ``If``, within the one before.
+"""All stages in one ONNX file: each later stage is a branch of an ``If`` in the stage before.
 
-    image, stages -> stage 1 -> If stages > 1: stage 2 -> If stages > 2: stage 3 -> ... -> logits, stage
+    image, stages -> stage 1 -> If stages > 1: stage 2 -> If stages > 2: ... -> logits, stage
 
-``stages`` (int64, a scalar) says how many stages to run; the branches of the others are skipped. A branch
-reads earlier stages' values from the graphs around it, so the file can be taken apart again.
+The input ``stages`` (int64, a scalar) is the number of stages to run; the branches of the others
+are skipped. A branch reads earlier stages' values from the enclosing graphs, so ``split`` can
+recover the stages from the file.
 
 Legend: B batch, K classes.
 """
@@ -14,15 +15,18 @@ from collections.abc import Sequence
 from typing import Any
 
 STAGES, LOGITS, STAGE = "stages", "logits", "stage"
-OURS = "stages."  # the nodes that hold the stages together are named so
+OURS = "stages."  # prefix of the nodes that connect the stages
 
 
 def join(models: Sequence[Any]) -> Any:
-    """One ``ModelProto`` of the stages' own; it gives ``logits`` ``[B, K]`` of the newest and ``stage``."""
+    """One ``ModelProto`` from the stages' own.
+
+    Its outputs are ``logits`` ``[B, K]`` of the last stage that ran, and ``stage``, its number.
+    """
     import onnx
 
     helper = onnx.helper
-    branch: Any = None  # the graph of all that follows the stage in hand
+    branch: Any = None  # the graph of all later stages
     for number in range(len(models), 0, -1):
         graph = models[number - 1].graph
         nodes = [*graph.node, *_choice(number, graph.output[0].name, branch)]
@@ -47,12 +51,12 @@ def join(models: Sequence[Any]) -> Any:
 
 
 def _named(what: str, number: int) -> str:
-    """A result's name in the graph of stage ``number``: the outermost ones are the file's own."""
+    """A result's name in the graph of stage ``number``; those of stage 1 are the file's outputs."""
     return what if number == 1 else f"{what}.from{number}"
 
 
 def _choice(number: int, logits: str, branch: Any) -> list[Any]:
-    """Nodes that end a stage: its own logits, or what ``branch`` makes of them if it is asked for."""
+    """The nodes after a stage: its own logits, or those of ``branch`` if more stages are wanted."""
     import onnx
 
     helper = onnx.helper
@@ -94,10 +98,10 @@ def _choice(number: int, logits: str, branch: Any) -> list[Any]:
 
 
 def split(model: Any) -> list[Any]:
-    """The stages' own models out of a file that ``join`` made.
+    """The stages' own models from a file that ``join`` made.
 
     Raises:
-        ValueError: the file is not built as ``join`` builds it.
+        ValueError: the file has another structure.
     """
     import onnx
 
@@ -109,20 +113,20 @@ def split(model: Any) -> list[Any]:
             break
         branches = [a.g for a in ends[0].attribute if a.name == "then_branch"]
         if len(ends) != 1 or len(branches) != 1:
-            raise ValueError("stages must follow one another, found several or none at one place")
+            raise ValueError("each stage must be followed by at most one, found several or none")
         graphs += branches
-    made_by: dict[str, int] = {}
+    origin: dict[str, int] = {}
     nodes = [[n for n in graph.node if not n.name.startswith(OURS)] for graph in graphs]
     for index, own in enumerate(nodes):
-        made_by.update((name, index) for node in own for name in node.output)
+        origin.update((name, index) for node in own for name in node.output)
     reads = [
-        list(dict.fromkeys(i for n in own for i in n.input if made_by.get(i, index) < index))
+        list(dict.fromkeys(i for n in own for i in n.input if origin.get(i, index) < index))
         for index, own in enumerate(nodes)
     ]
     result = []
     for index, (graph, own) in enumerate(zip(graphs, nodes, strict=True)):
         later = dict.fromkeys(name for names in reads[index + 1 :] for name in names)
-        gives = [f"logits{index + 1}", *(name for name in later if made_by[name] == index)]
+        gives = [f"logits{index + 1}", *(name for name in later if origin[name] == index)]
         used = {name for node in own for name in node.input}
         given = [value for value in model.graph.input if value.name in used]
         described = [

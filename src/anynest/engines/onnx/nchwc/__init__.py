@@ -1,1 +1,1 @@
-"""Graphs in the block layout of ONNX Runtime's CPU kernels."""
+"""Graphs in the block layout (NCHWc) of ONNX Runtime's CPU kernels; see docs/nchwc.md."""

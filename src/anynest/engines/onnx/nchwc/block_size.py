@@ -1,4 +1,4 @@
-"""How many channels ONNX Runtime's kernels compute at once on this processor."""
+"""The block size of ONNX Runtime's convolution kernels on this processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 
 @functools.cache
 def block_size() -> int:
-    """Channels that ONNX Runtime's CPU kernels compute at once, as it saves a small model; 1 for none."""
+    """Channels that ONNX Runtime's CPU kernels compute at once; 1 if they have no block layout.
+
+    ONNX Runtime does not report it, so a small model is optimised, saved and inspected.
+    """
     import onnx
     import onnxruntime as ort
 

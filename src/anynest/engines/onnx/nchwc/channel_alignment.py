@@ -1,11 +1,11 @@
-"""Nodes that begin at whole blocks of channels: what a processor computes along for nothing.
+"""Nodes that start at a multiple of the block size, wherever that costs nothing.
 
-Kernels compute blocks of Q channels. A node whose first channel lies within a block would leave that
-block's other lanes idle, and have its readers read two half-filled blocks. Here such a node computes the
-block's channels of earlier nodes once more, along with its own, wherever that takes no more blocks; it then
-stands for them. Every stage gives the same logits at the same cost, and need not read what it computes.
+Kernels compute blocks of Q channels. A node whose first channel is inside a block leaves that
+block's other lanes idle, and its readers read two half-filled blocks. Such a node computes the
+block's channels of earlier nodes again in the idle lanes, if it takes no more blocks, and replaces
+them for its readers. Every stage has the same logits at the same cost.
 
-Only nodes that read the same layers can be computed along: the values of their channels are then the same.
+Only nodes that read the same layers can be recomputed: their channels then have the same values.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ from itertools import takewhile
 import numpy as np
 
 from ....nets.nested.plan import Layer, Node
-from ...folding import Array, FoldedNetwork
-
-Pairs = list[tuple[Array, Array]]
+from ...folding import FoldedNetwork, Weights
 
 
-def realigned(network: FoldedNetwork, block: int) -> FoldedNetwork:
-    """The network with nodes that begin at multiples of ``block`` channels, where that costs nothing.
+def align_channels(network: FoldedNetwork, block: int) -> FoldedNetwork:
+    """The network with nodes that start at multiples of ``block`` channels where they can.
 
-    A node of the result stands for the earlier nodes' channels from its ``start`` on.
+    A node of the result has the channels of earlier nodes from its ``start`` on.
     """
     layers, convolutions = [], {}
     for layer in network.plan.layers:
         nodes = []
         for index in range(len(layer.nodes)):
-            node, pairs = _realigned(network, layer, index, block)
+            node, weights = _align(network, layer, index, block)
             nodes.append(node)
-            convolutions[layer.name, node.birth] = pairs
+            convolutions[layer.name, node.birth] = weights
         layers.append(replace(layer, nodes=tuple(nodes)))
     plan = replace(network.plan, layers=tuple(layers))
     return replace(network, plan=plan, convolutions=convolutions)
 
 
-def _realigned(network: FoldedNetwork, layer: Layer, index: int, block: int) -> tuple[Node, Pairs]:
+def _align(
+    network: FoldedNetwork, layer: Layer, index: int, block: int
+) -> tuple[Node, list[Weights]]:
     """One node, and its convolutions."""
     node = layer.nodes[index]
     alike = takewhile(
         lambda n: (n.reads, n.residual) == (node.reads, node.residual), layer.nodes[index::-1]
     )
-    run = list(alike)[::-1]  # the nodes that it may stand for, itself the last
-    pairs: Pairs = []
+    run = list(alike)[::-1]  # the nodes that can be recomputed, and ``node`` itself
+    pairs: list[Weights] = []
     units = []
     start = node.start
     for number, unit in enumerate(node.units):
-        begins = [
-            sum(n.units[number].outputs for n in layer.nodes[:place]) for place in range(index + 1)
+        starts = [
+            sum(n.units[number].outputs for n in layer.nodes[:before])
+            for before in range(index + 1)
         ]
-        stop = begins[-1] + unit.outputs
-        first = _first(begins[-len(run) :], stop, block)
+        stop = starts[-1] + unit.outputs
+        start = _first(starts[-len(run) :], stop, block)
         weights = [network.convolutions[layer.name, n.birth][number] for n in run]
-        pairs.append(_rows(weights, stop - first, unit.inputs))
-        units.append(replace(unit, outputs=stop - first))
-        start = first
+        pairs.append(_rows(weights, stop - start, unit.inputs))
+        units.append(replace(unit, outputs=stop - start))
     return replace(node, start=start, units=tuple(units)), pairs
 
 
-def _first(begins: Sequence[int], stop: int, block: int) -> int:
-    """Where to begin: the nearest whole block, if no more blocks are computed for it."""
+def _first(starts: Sequence[int], stop: int, block: int) -> int:
+    """The nearest whole block to start at, if it takes no more blocks."""
 
     def blocks(first: int) -> int:
         return -(-(stop - first) // block)
 
-    whole = [b for b in begins if b % block == 0 and blocks(b) <= blocks(begins[-1])]
-    return whole[-1] if whole else begins[-1]
+    whole = [s for s in starts if s % block == 0 and blocks(s) <= blocks(starts[-1])]
+    return whole[-1] if whole else starts[-1]
 
 
-def _rows(weights: Pairs, outputs: int, inputs: int) -> tuple[Array, Array]:
-    """The last ``outputs`` rows of several nodes' convolutions; earlier nodes read fewer channels."""
+def _rows(weights: Sequence[Weights], outputs: int, inputs: int) -> Weights:
+    """The last ``outputs`` rows of several convolutions; those of earlier nodes read fewer inputs."""
     kernel = weights[-1][0].shape[2:]
     rows = []
     for weight, _ in weights:

@@ -1,53 +1,99 @@
-"""Graphs in the block layout of ONNX Runtime's own CPU kernels, for the fastest stage after stage.
+"""Stage graphs in the block layout of ONNX Runtime's CPU kernels (docs/nchwc.md).
 
-ONNX Runtime computes convolutions on ``Q`` channels at once (16 with AVX-512, 8 with AVX2) in a layout of its
-own, ``[B, C/Q, H, W, Q]``, and reorders where a graph begins and ends. Stages that hand on dozens of tensors
-would reorder each of them twice. Here the graphs are written in that layout (domain
-``com.microsoft.nchwc``, as ONNX Runtime itself writes them when it saves an optimised model), so that state
-passes from stage to stage as it is. A convolution over several slices is a chain of convolutions, each
-adding to the one before, which costs no more than one over their concatenation: the kernels go through
-memory once a block of input channels anyhow. Slices of fewer than Q channels are packed (``packing.py``).
+ONNX Runtime computes convolutions on Q channels at once (16 with AVX-512, 8 with AVX2), in the
+layout ``[B, C/Q, H, W, Q]``, and reorders tensors at the boundaries of a graph. Stages that pass on
+dozens of tensors would reorder each of them twice. These graphs are written in the block layout
+itself (domain ``com.microsoft.nchwc``, as ONNX Runtime saves optimised models), so state passes from
+stage to stage unchanged. A convolution over several slices is a chain of convolutions, each adding
+to the one before; it costs no more than one over their concatenation, because the kernels make one
+pass over memory per block of input channels in either case. Slices of fewer than Q channels are
+packed (``space_to_depth.py``).
 
-Such graphs fit one kind of processor: they are made when a session is opened, checked against the standard
-graphs, and never written to a file.
+The graphs fit one kind of processor: they are made when a session is opened, compared with the
+standard graphs, and never written to a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ....nets.nested.plan import IMAGE, Exit, Layer, Node
 from ...folding import Array, FoldedNetwork
-from ..graphs.builder import Emitter, Slice
-from .space_to_depth import Layout, packed_window
+from ..graphs.builder import GraphBuilder, Slice, StageGraph
+from .packing_choice import choose_packing
+from .space_to_depth import PixelPacking, halved, mask_row, pack_kernel
 
 DOMAIN = "com.microsoft.nchwc"
 
 
+class BlockFormat(NamedTuple):
+    """How a value is stored: its packing, and how often the image is halved (``level``)."""
+
+    packing: PixelPacking = PixelPacking()
+    level: int = 0
+
+
 @dataclass(frozen=True)
 class Mask:
-    """Which lanes of a shifted value lie outside the image; ``level``: how often the image is halved."""
+    """The lanes of a shifted value that are outside the image."""
 
     channels: int
-    layout: Layout
-    level: int
+    format: BlockFormat
 
     @property
     def name(self) -> str:
-        return f"mask.{self.channels}x{self.layout.pack}.level{self.level}"
+        return f"mask.{self.channels}x{self.format.packing.pack}.level{self.format.level}"
+
+    def array(self, batch: int, height: int, width: int, block: int) -> Array:
+        """The mask in block layout, ``[B, lanes, H', positions]``, for images of H x W pixels."""
+        high, wide = halved(height, self.format.level), halved(width, self.format.level)
+        row = mask_row(self.channels, self.format.packing, wide)
+        blocks = -(-len(row) // block)
+        lanes = np.zeros((blocks * block, row.shape[1]), dtype=np.float32)
+        lanes[: len(row)] = row
+        cut = lanes.reshape(blocks, block, 1, -1).transpose(0, 2, 3, 1)
+        whole = np.broadcast_to(cut, (batch, blocks, high, row.shape[1], block))
+        shape = (batch, blocks * block, high, row.shape[1])
+        return np.ascontiguousarray(whole).reshape(shape)
 
 
-class BlockedEmitter(Emitter):
-    """Operations in blocks of ``block`` channels.
+@dataclass(frozen=True)
+class BlockGraphs:
+    """Stage graphs in block layout, for one image width.
+
+    Attributes:
+        stages: one graph per stage.
+        block: Q.
+    """
+
+    stages: Sequence[StageGraph]
+    block: int
+    _masks: Sequence[Mask]
+
+    def masks(self, batch: int, height: int, width: int) -> dict[str, Array]:
+        """The constant inputs for B images of H x W pixels."""
+        return {mask.name: mask.array(batch, height, width, self.block) for mask in self._masks}
+
+
+def build_blocks(network: FoldedNetwork, width: int, block: int) -> BlockGraphs:
+    """The stage graphs for images of ``width`` pixels on kernels of ``block`` channels."""
+    builder = BlockBuilder(*choose_packing(network, width, block), width, block)
+    stages = builder.build()
+    return BlockGraphs(stages, block, tuple(builder.masks.values()))
+
+
+class BlockBuilder(GraphBuilder):
+    """Builds operations on blocks of ``block`` channels.
 
     Args:
         network: what to compute.
-        packs: per level (how often the image is halved) and birth, the pixels that stand side by side.
+        packs: by level and birth, the pixels per position.
         width: pixels in a row of the images.
-        block: Q, channels that the kernels compute at once.
+        block: Q.
     """
 
     def __init__(
@@ -61,22 +107,13 @@ class BlockedEmitter(Emitter):
         self.width, self.block = width, block
         self.packs = packs
         self.masks: dict[str, Mask] = {}
-        self._layouts: dict[str, Layout] = {IMAGE: Layout()}
-        self._levels: dict[str, int] = {IMAGE: 0}
+        self._formats: dict[str, BlockFormat] = {IMAGE: BlockFormat()}
 
-    # -- sizes ----------------------------------------------------------------------------------------
-    def lanes(self, channels: int, layout: Layout) -> int:
-        """Lanes that a slice takes, whole blocks."""
-        return -(-channels * layout.pack // self.block) * self.block
+    def lanes(self, channels: int, packing: PixelPacking) -> int:
+        """Lanes of a slice, whole blocks."""
+        return -(-channels * packing.pack // self.block) * self.block
 
-    def row(self, level: int) -> int:
-        """Pixels in a row where the image is halved ``level`` times."""
-        width = self.width
-        for _ in range(level):
-            width = -(-width // 2)
-        return width
-
-    # -- operations -----------------------------------------------------------------------------------
+    # -- operations ---------------------------------------------------------------------------------
     def convolve(
         self,
         layer: Layer,
@@ -89,17 +126,18 @@ class BlockedEmitter(Emitter):
     ) -> str:
         sizes = node.units[unit]
         weight, bias = self.network.convolutions[layer.name, node.birth][unit]
-        level = self._levels[inputs[0].name] + sizes.stride // 2
-        layout = Layout(self.packs.get((level, node.birth), 1))
-        after = [(u.kernel, u.stride) for u in node.units[unit + 1 : unit + 2]]
-        if layout.pack > 1 and sizes.kernel == 3 and after == [(3, 1)]:
-            layout = layout._replace(shift=1)
+        level = self._formats[inputs[0].name].level + sizes.stride // 2
+        packing = PixelPacking(self.packs.get((level, node.birth), 1))
+        following = [(u.kernel, u.stride) for u in node.units[unit + 1 : unit + 2]]
+        if packing.pack > 1 and sizes.kernel == 3 and following == [(3, 1)]:
+            packing = packing._replace(shift=1)
+        form = BlockFormat(packing, level)
         first = added.name if added is not None else ""
-        if layout.shift:  # no layer adds anything within
-            mask = Mask(sizes.outputs, layout, level)
+        if packing.shift:  # an inner unit: nothing else is added
+            mask = Mask(sizes.outputs, form)
             self.masks[mask.name] = mask
             first = mask.name
-        return self._chain(inputs, weight, bias, sizes.stride, level, layout, first, relu, name)
+        return self._chain(inputs, weight, bias, sizes.stride, form, first, relu, name)
 
     def _chain(
         self,
@@ -107,69 +145,70 @@ class BlockedEmitter(Emitter):
         weight: Array,
         bias: Array,
         stride: int,
-        level: int,
-        layout: Layout,
+        form: BlockFormat,
         added: str,
         relu: bool,
         name: str,
     ) -> str:
-        """A convolution over adjoining slices, one after the other; ``weight`` covers all of them."""
+        """A convolution over adjacent slices as a chain; ``weight`` covers all of them."""
         value = added
         kernel = weight.shape[2]
         groups = self._groups(inputs)
         for number, parts in enumerate(groups):
             last = number == len(groups) - 1
             own = name if last else f"{name}.part{number + 1}"
-            source = self._layouts[parts[0].name]
+            source = self._formats[parts[0].name]
+            row = halved(self.width, source.level)
             blocks = []
             for part in parts:
                 columns = slice(part.start - inputs[0].start, part.stop - inputs[0].start)
-                window = packed_window(
-                    weight[:, columns], stride, source, layout, self.row(self._levels[part.name])
-                )
-                wide = 0 if part.name == IMAGE else self.lanes(part.stop - part.start, source)
-                blocks.append(self._blocks(window.weight, wide))
-            plain = source.pack == layout.pack == 1
-            sides = (kernel // 2,) * 2 if plain else window.pads
+                packed = pack_kernel(weight[:, columns], stride, source.packing, form.packing, row)
+                channels = part.stop - part.start
+                lanes = 0 if part.name == IMAGE else self.lanes(channels, source.packing)
+                blocks.append(self._blocks(packed.weight, lanes))
+            plain = source.packing.pack == form.packing.pack == 1
+            left, right = (kernel // 2,) * 2 if plain else packed.pads
             names = [part.name for part in parts]
             operands = [
-                names[0] if len(names) == 1 else self.graph.join(names),
-                self.graph.constant(f"{own}.weight", self._ordered(blocks)),
-                self.graph.constant(f"{own}.bias", self._lane_bias(bias, layout)) if last else "",
+                names[0] if len(names) == 1 else self.ops.join(names),
+                self.ops.constant(f"{own}.weight", self._ordered(blocks)),
+                self.ops.constant(f"{own}.bias", self._lane_bias(bias, form.packing))
+                if last
+                else "",
                 value,
             ]
             while not operands[-1]:
                 operands.pop()
             rectified = {"activation": "Relu"} if relu and last else {}
-            value = self.graph.add(
+            value = self.ops.add(
                 "Conv",
                 operands,
                 own,
                 domain=DOMAIN,
-                kernel_shape=window.weight.shape[2:],
-                strides=(stride, window.stride),
-                pads=(kernel // 2, sides[0], kernel // 2, sides[1]),
+                kernel_shape=packed.weight.shape[2:],
+                strides=(stride, packed.stride),
+                pads=(kernel // 2, left, kernel // 2, right),
                 dilations=(1, 1),
                 group=1,
                 **rectified,
             )
-            self._layouts[value], self._levels[value] = layout, level
+            self._formats[value] = form
         return value
 
     def _groups(self, inputs: Sequence[Slice]) -> list[list[Slice]]:
-        """Slices that one convolution reads: earlier stages' together, what is made here alone."""
+        """The slices of each convolution: state of earlier stages together, new values alone."""
         groups: list[list[Slice]] = []
         for part in inputs:
-            if groups and self.graph.is_state(part.name):  # then so are those before it
+            if groups and self.ops.is_state(part.name):  # then so are those before it
                 groups[-1].append(part)
             else:
                 groups.append([part])
         return groups
 
     def _blocks(self, weight: Array, lanes: int) -> Array:
-        """A weight in whole blocks: ``[O/Q, I/Q, h, w, Q, Q]``, blocks of outputs and of inputs.
+        """A weight in whole blocks of outputs and inputs, ``[O/Q, I/Q, h, w, Q, Q]``.
 
-        ``lanes``: of the input; 0 for an image, which is read channel by channel: ``[O/Q, I, h, w, Q]``.
+        ``lanes``: of the input; 0 for an image, which is read by channel: ``[O/Q, I, h, w, Q]``.
         """
         block = self.block
         outputs, inputs, high, wide = weight.shape
@@ -182,38 +221,35 @@ class BlockedEmitter(Emitter):
         return cut.transpose(0, 2, 4, 5, 3, 1)
 
     def _ordered(self, blocks: Sequence[Array]) -> Array:
-        """Adjoining slices' weights as one, in the order in which the kernels read them."""
+        """Adjacent slices' weights as one, in the kernels' order."""
         whole = np.ascontiguousarray(np.concatenate(blocks, axis=1))
         inputs = whole.shape[1] * (whole.shape[4] if whole.ndim == 6 else 1)
         return whole.reshape(whole.shape[0] * self.block, inputs, *whole.shape[2:4])
 
-    def _lane_bias(self, bias: Array, layout: Layout) -> Array:
-        lanes = np.zeros(self.lanes(len(bias), layout), dtype=np.float32)
-        lanes[: layout.pack * len(bias)] = np.tile(bias, layout.pack)
+    def _lane_bias(self, bias: Array, packing: PixelPacking) -> Array:
+        lanes = np.zeros(self.lanes(len(bias), packing), dtype=np.float32)
+        lanes[: packing.pack * len(bias)] = np.tile(bias, packing.pack)
         return lanes
 
     def add(self, values: Sequence[str], name: str) -> str:
-        return self._like(
-            values[0], self.graph.add("Add" if len(values) == 2 else "Sum", values, name)
-        )
+        total = self.ops.add("Add" if len(values) == 2 else "Sum", values, name)
+        self._formats[total] = self._formats[values[0]]
+        return total
 
     def rectify(self, value: str, name: str) -> str:
-        return self._like(value, self.graph.add("Relu", [value], name))
-
-    def _like(self, source: str, value: str) -> str:
-        self._layouts[value], self._levels[value] = self._layouts[source], self._levels[source]
-        return value
+        rectified = self.ops.add("Relu", [value], name)
+        self._formats[rectified] = self._formats[value]
+        return rectified
 
     def regroup(self, parts: Sequence[Slice], start: int, stop: int, name: str) -> str:
         first = parts[0].start
         choice = np.eye(parts[-1].stop - first, dtype=np.float32)[start - first : stop - first]
         bias = np.zeros(stop - start, dtype=np.float32)
-        layout, level = self._layouts[parts[0].name], self._levels[parts[0].name]
-        weight = choice[:, :, None, None]
-        return self._chain(parts, weight, bias, 1, level, layout, "", False, name)
+        form = self._formats[parts[0].name]
+        return self._chain(parts, choice[:, :, None, None], bias, 1, form, "", False, name)
 
     def pool(self, value: Slice, name: str) -> str:
-        pooled = self.graph.add(
+        pooled = self.ops.add(
             "MaxPool",
             [value.name],
             name,
@@ -222,28 +258,29 @@ class BlockedEmitter(Emitter):
             strides=(2, 2),
             pads=(1,) * 4,
         )
-        self._layouts[pooled] = self._layouts[value.name]
-        self._levels[pooled] = self._levels[value.name] + 1
+        form = self._formats[value.name]
+        self._formats[pooled] = form._replace(level=form.level + 1)
         return pooled
 
     def head(self, exit_: Exit, inputs: Sequence[Slice], name: str) -> str:
-        """Logits in whole blocks, ``[B, lanes, 1, 1]``: the head is a convolution of one pixel."""
+        """Logits in whole blocks, ``[B, lanes, 1, 1]``: a 1x1 convolution of one pixel."""
         weight, bias = self.network.heads[exit_.stage]
+        level = self._formats[inputs[0].name].level
+        form = BlockFormat(level=level)
         pooled: list[Slice] = []
         shares: list[Array] = []
         for part in inputs:
-            layout = self._layouts[part.name]
-            mean = self.graph.add(
+            packing = self._formats[part.name].packing
+            mean = self.ops.add(
                 "GlobalAveragePool", [part.name], f"{part.name}.mean", domain=DOMAIN
             )
-            lanes = self.lanes(part.stop - part.start, layout)
+            lanes = self.lanes(part.stop - part.start, packing)
             start = pooled[-1].stop if pooled else 0
             pooled.append(Slice(mean, start, start + lanes, part.birth))
             share = np.zeros((len(bias), lanes), dtype=np.float32)
-            columns = np.tile(weight[:, part.start : part.stop], layout.pack)
-            share[:, : columns.shape[1]] = columns / layout.pack  # a mean of the pixels' means
+            columns = np.tile(weight[:, part.start : part.stop], packing.pack)
+            share[:, : columns.shape[1]] = columns / packing.pack  # the mean over pixel groups
             shares.append(share)
-            self._layouts[mean], self._levels[mean] = Layout(), self._levels[part.name]
+            self._formats[mean] = form
         kernel = np.concatenate(shares, axis=1)[:, :, None, None]
-        level = self._levels[inputs[0].name]
-        return self._chain(pooled, kernel, bias, 1, level, Layout(), "", False, name)
+        return self._chain(pooled, kernel, bias, 1, form, "", False, name)

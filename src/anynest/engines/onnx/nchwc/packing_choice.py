@@ -1,9 +1,9 @@
-"""Where pixels stand side by side because channels are few (``packing.py``): a choice by counted work.
+"""Where to pack pixels because channels are few (``space_to_depth.py``): a choice by counted work.
 
-A *place* is a level (how often the image is halved) and a birth: all values made there have one layout.
-Places whose values are read together, or added, must agree; a convolution of stride 2 may lead to half as
-many pixels a position. Of the choices that this leaves, the one is taken that does the least work up to each
-stage, padding included, in the geometric mean of the stages: each counts alike.
+A *place* is a level (how often the image is halved) and a birth; all values of a place have one
+packing. Places whose values are read together or added must agree; a convolution of stride 2 may
+lead to half as many pixels per position. Among the valid choices a local search minimises the work
+up to each stage, padding included, as the geometric mean over stages.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from itertools import accumulate
 from ....nets.nested.plan import IMAGE, Layer, Node, Plan
 from ...folding import FoldedNetwork
 from ..graphs.builder import LAST, Slice, cover
-from .channel_alignment import realigned
+from .channel_alignment import align_channels
+from .space_to_depth import halved
 
-# How much longer a multiply-add takes with this many pixels side by side, with masks and shorter rows, and
-# where a convolution gives one block alone. Measured once, with AVX-512: a wrong choice costs time alone.
+# Relative time of a multiply-add with this many pixels per position (masks, shorter rows), and in a
+# convolution of a single block. Measured once with AVX-512; a wrong choice costs only time.
 PACKS = {1: 1.0, 2: 1.3, 4: 1.4}
 NARROW = 1.3
-WORTH = 0.02  # that packing one more place must gain of a stage, on the mean
+WORTH = 0.02  # relative gain that packing one more place must have
 
 Place = tuple[int, int]
 Packs = dict[Place, int]
 
 
-def choose_layout(network: FoldedNetwork, width: int, block: int) -> tuple[FoldedNetwork, Packs]:
-    """The network as it stands or ``realigned``, and its packs: whichever is less work.
+def choose_packing(network: FoldedNetwork, width: int, block: int) -> tuple[FoldedNetwork, Packs]:
+    """The network as it is or with aligned channels, whichever is less work, and its packs.
 
     Args:
         network: what to compute.
@@ -37,7 +38,7 @@ def choose_layout(network: FoldedNetwork, width: int, block: int) -> tuple[Folde
         block: channels that the kernels compute at once.
     """
     choices = []
-    for variant in (network, realigned(network, block)):
+    for variant in (network, align_channels(network, block)):
         packs, cost = choose_packs(variant.plan, width, block)
         choices.append((cost, variant, packs))
     _, chosen, packs = min(choices, key=lambda choice: choice[0])
@@ -45,13 +46,13 @@ def choose_layout(network: FoldedNetwork, width: int, block: int) -> tuple[Folde
 
 
 def choose_packs(plan: Plan, width: int, block: int) -> tuple[Packs, float]:
-    """Per place, the pixels that stand side by side (1 is left out), and the cost that is compared."""
-    survey = _Survey(plan)
-    stages = sorted({birth for _, birth in survey.groups})
-    roots = sorted({survey.root(place) for place in survey.groups})
+    """The pixels per position of each place (places with 1 are left out), and the cost."""
+    rules = _PackingRules(plan)
+    stages = sorted({birth for _, birth in rules.groups})
+    roots = sorted({rules.root(place) for place in rules.groups})
 
     def cost(chosen: Mapping[Place, int]) -> float:
-        logs = [math.log(work) for work in _work(survey, chosen, stages, block) if work]
+        logs = [math.log(work) for work in _work(rules, chosen, stages, block) if work]
         packed = sum(pack > 1 for pack in chosen.values())
         return sum(logs) / max(1, len(logs)) + WORTH * packed
 
@@ -61,21 +62,21 @@ def choose_packs(plan: Plan, width: int, block: int) -> tuple[Packs, float]:
         improved = False
         for root in roots:
             for pack in PACKS:
-                moved = _raised({**packs, root: pack}, survey)
-                if _allowed(moved, survey, width) and cost(moved) < cost(packs) - 1e-9:
+                moved = _raised({**packs, root: pack}, rules)
+                if _allowed(moved, rules, width) and cost(moved) < cost(packs) - 1e-9:
                     packs, improved = moved, True
-    chosen = {place: packs[survey.root(place)] for place in survey.groups}
+    chosen = {place: packs[rules.root(place)] for place in rules.groups}
     return {place: pack for place, pack in chosen.items() if pack > 1}, cost(packs)
 
 
 @dataclass
-class _Survey:
-    """What a plan's values demand of their layouts."""
+class _PackingRules:
+    """The constraints of a plan on the packing of its values."""
 
     plan: Plan
-    groups: dict[Place, Place] = field(default_factory=dict)  # union-find
-    links: set[tuple[Place, Place]] = field(default_factory=set)  # stride 2 leads from, to
-    single: set[Place] = field(default_factory=set)  # one pixel a position
+    groups: dict[Place, Place] = field(default_factory=dict)  # union-find: places that must agree
+    links: set[tuple[Place, Place]] = field(default_factory=set)  # stride 2 from, to
+    single: set[Place] = field(default_factory=set)  # one pixel per position
     convolutions: list[tuple[Place, int, tuple[int, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class _Survey:
                 self._node(layer, node)
 
     def root(self, place: Place) -> Place:
-        """The place that speaks for all that must agree with this one."""
+        """The representative of all places that must agree with this one."""
         while self.groups.setdefault(place, place) != place:
             place = self.groups[place]
         return place
@@ -130,42 +131,39 @@ class _Survey:
             self.single |= {(level, birth), (level + 1, birth)}
 
 
-def _raised(packs: Packs, survey: _Survey) -> Packs:
-    """Give the levels below what a choice demands of them."""
+def _raised(packs: Packs, rules: _PackingRules) -> Packs:
+    """Raise the packs of lower levels to what a choice requires."""
     result = dict(packs)
-    for source, place in sorted(survey.links):
-        pack, root = result[survey.root(source)], survey.root(place)
+    for source, place in sorted(rules.links):
+        pack, root = result[rules.root(source)], rules.root(place)
         while 2 * result[root] < pack:
             result[root] *= 2
     return result
 
 
-def _allowed(packs: Packs, survey: _Survey, width: int) -> bool:
-    """Whether rows are whole positions, and every convolution of stride 2 leads to whole ones."""
-    for place in survey.groups:
-        row = width
-        for _ in range(place[0]):
-            row = -(-row // 2)
-        pack = packs[survey.root(place)]
-        if row % pack or (pack > 1 and place in survey.single):
+def _allowed(packs: Packs, rules: _PackingRules, width: int) -> bool:
+    """Whether rows have whole positions, before and after each convolution of stride 2."""
+    for place in rules.groups:
+        pack = packs[rules.root(place)]
+        if halved(width, place[0]) % pack or (pack > 1 and place in rules.single):
             return False
     return all(
-        2 * packs[survey.root(place)] % packs[survey.root(source)] == 0
-        for source, place in survey.links
+        2 * packs[rules.root(place)] % packs[rules.root(source)] == 0
+        for source, place in rules.links
     )
 
 
 def _work(
-    survey: _Survey, packs: Mapping[Place, int], stages: Sequence[int], block: int
+    rules: _PackingRules, packs: Mapping[Place, int], stages: Sequence[int], block: int
 ) -> list[float]:
-    """Up to each stage: lanes times lanes times taps of all 3x3 convolutions, over all positions."""
+    """Per stage: lanes times lanes times taps times positions of all 3x3 convolutions up to it."""
 
     def lanes(channels: int, pack: int) -> int:
         return -(-channels * pack // block) * block
 
     added = dict.fromkeys(stages, 0.0)
-    for place, outputs, inputs in survey.convolutions:
-        pack = packs[survey.root(place)]
+    for place, outputs, inputs in rules.convolutions:
+        pack = packs[rules.root(place)]
         own = lanes(outputs, pack)
         rate = PACKS[pack] * (NARROW if own == block else 1.0)
         taps = 9 if pack == 1 else 6

@@ -1,0 +1,154 @@
+"""The executors of one network: graphs in block layout where possible, else standard ones."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..folding import FoldedNetwork
+from .executor import Executor
+from .graphs.models import model_of
+from .graphs.standard import build_standard, standard_models
+from .manifest import StageNames
+from .nchwc.block_size import block_size
+from .nchwc.graphs import DOMAIN, build_blocks
+
+LAYOUTS = ("auto", "standard", "blocked")
+CPU = ("CPUExecutionProvider",)
+TOLERANCE = 1e-3  # of blocked against standard graphs, relative to the largest logit of a stage
+CACHED = 4  # executors for different image widths
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SerializedGraphs:
+    """Standard graphs, serialised, and their inputs and outputs."""
+
+    models: tuple[bytes, ...]
+    stages: tuple[StageNames, ...]
+
+
+class ExecutorCache:
+    """Makes executors when they are needed: blocked ones per image width, a standard one for all.
+
+    Args:
+        network: None for graphs that must run as they are (quantised ones).
+        graphs: an export's; None builds them from the network.
+        in_channels: C.
+        num_classes: K.
+        threads: within one operation; None leaves ONNX Runtime's choice.
+        layout: one of ``LAYOUTS``.
+        providers: ONNX Runtime's execution providers.
+    """
+
+    def __init__(
+        self,
+        network: FoldedNetwork | None,
+        graphs: SerializedGraphs | None,
+        in_channels: int,
+        num_classes: int,
+        threads: int | None,
+        layout: str,
+        providers: Sequence[str],
+    ) -> None:
+        self.network, self.graphs = network, graphs
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.threads, self.providers = threads, tuple(providers)
+        self.layout = layout
+        self._lock = threading.Lock()
+        self._executors: dict[int | None, Executor] = {}
+
+    def find(self, height: int, width: int) -> Executor:
+        """The executor for images of a size."""
+        with self._lock:
+            key = width if self.layout != "standard" else None
+            if key not in self._executors:
+                self._executors[key] = self._make(height, width)
+                while len(self._executors) > CACHED:
+                    self._executors.pop(next(iter(self._executors)))
+            return self._executors[key]
+
+    def _make(self, height: int, width: int) -> Executor:
+        reason = self._obstacle()
+        if self.layout == "blocked" and reason:
+            raise ValueError(f"layout='blocked' is not possible: {reason}; use layout='auto'")
+        if reason or self.layout == "standard":
+            return self._standard(optimise=True)
+        assert self.network is not None
+        try:
+            blocked = _blocked(self.network, width, self.threads)
+            error = _difference(blocked, self._standard(optimise=False), height, width)
+            if error <= TOLERANCE:
+                return blocked
+            reason = f"their logits differ by {error:.1e} of the largest"
+        except Exception as failure:  # ONNX Runtime's errors have no common base
+            reason = " ".join(str(failure).split())
+        if self.layout == "blocked":
+            raise RuntimeError(f"layout='blocked' failed: {reason}; use layout='auto'")
+        _log.warning("using standard graphs instead of this processor's block layout: %s", reason)
+        return self._standard(optimise=True)
+
+    def _obstacle(self) -> str:
+        """The reason why blocked graphs are not possible, or an empty string."""
+        if self.network is None:
+            return "quantised graphs run as they are"
+        if self.providers != CPU:
+            return f"it needs {CPU[0]} alone"
+        if block_size() == 1:
+            return "this onnxruntime has no block-layout kernels on this processor"
+        if self.in_channels >= block_size():
+            return f"images must have fewer than {block_size()} channels"
+        return ""
+
+    def _standard(self, optimise: bool) -> Executor:
+        if self.graphs is None:
+            assert self.network is not None
+            stages = build_standard(self.network)
+            models, _ = standard_models(self.network, stages, None)
+            self.graphs = SerializedGraphs(
+                tuple(model.SerializeToString() for model in models),
+                tuple(stage.names for stage in stages),
+            )
+        return Executor(
+            self.graphs.models,
+            self.graphs.stages,
+            self.in_channels,
+            self.num_classes,
+            threads=self.threads,
+            optimise=optimise,
+            providers=self.providers,
+        )
+
+
+def _blocked(network: FoldedNetwork, width: int, threads: int | None) -> Executor:
+    graphs = build_blocks(network, width, block_size())
+    models = [
+        model_of(stage, f"stage{number}", {}, [DOMAIN]).SerializeToString()
+        for number, stage in enumerate(graphs.stages, 1)
+    ]
+    return Executor(
+        models,
+        [stage.names for stage in graphs.stages],
+        network.in_channels,
+        network.num_classes,
+        threads=threads,
+        masks=graphs.masks,
+        joins=[stage.joins for stage in graphs.stages],
+        optimise=False,
+    )
+
+
+def _difference(one: Executor, other: Executor, height: int, width: int) -> float:
+    """The largest difference of logits on random images, relative to the largest logit."""
+    shape = (2, one.in_channels, height, width)
+    images = np.random.default_rng(0).standard_normal(shape)
+    worst = [
+        np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)
+        for a, b in zip(one.run_all(images), other.run_all(images), strict=True)
+    ]
+    return float(max(worst))
