@@ -58,7 +58,7 @@ class Run:
         stages = range(self.model.num_stages)
         if "compiled" in mode:
             whole = self.combiner.takes_one_pass(stages)
-            compile_for_tasks(self.model, None if whole else self.model.blocks())
+            compile_for_tasks(self.model, None if whole else self.model.called_nodes())
         self.optimizer = torch.optim.SGD(self.parameters, lr=1e-3, momentum=0.9)
         self.x = torch.randn(args.batch, 3, 32, 32).to(args.device, memory_format=layout)
         self.y = torch.randint(0, 10, (args.batch,), device=args.device)

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anynest.nets import AnytimeNetwork, Architecture, Stage, create_model
 from anynest.nets.nested.layer import NestedLayer
-from anynest.nets.nested.node import Stripe
+from anynest.nets.nested.node import NestedNode
 
 
 def conv_norm(stripe: nn.Module, number: int, x: Tensor) -> Tensor:
-    assert isinstance(stripe, Stripe)
+    assert isinstance(stripe, NestedNode)
     conv, norm = stripe.conv(number), stripe.norm(number)
     assert isinstance(norm, nn.BatchNorm2d)
     y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
@@ -166,7 +166,7 @@ def test_width_nesting_keeps_the_lower_triangle(
     model = create_model("width_nested_resnet42", growth=growth)
     layer = model.get_submodule("group2.layer3")
     assert isinstance(layer, NestedLayer)
-    weights = sum(layer.stripe(s).conv(1).weight.numel() for s in range(1, len(growth) + 1))
+    weights = sum(layer.node(s).conv(1).weight.numel() for s in range(1, len(growth) + 1))
     assert weights == kept * (4 * 16) ** 2 * 9
 
 

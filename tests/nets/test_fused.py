@@ -79,12 +79,12 @@ def test_frozen_statistics_of_some_stages_fall_back_to_one_kernel_a_node(
 ) -> None:
     seen = calls(monkeypatch)
     model, x = create_model("width_nested_resnet10").train(), torch.randn(2, 3, 8, 8)
-    for module in model.born(1):
+    for module in model.stage_modules(1):
         module.eval()
-    before = copy.deepcopy([module.state_dict() for module in model.born(1)])
+    before = copy.deepcopy([module.state_dict() for module in model.stage_modules(1)])
     model(x)
     assert not seen
-    for module, state in zip(model.born(1), before, strict=True):
+    for module, state in zip(model.stage_modules(1), before, strict=True):
         for key, value in module.state_dict().items():
             assert torch.equal(value, state[key]), key
 
@@ -93,7 +93,7 @@ def test_frozen_statistics_of_some_stages_fall_back_to_one_kernel_a_node(
 def test_norms_of_unlike_stages_are_each_their_own(setting: str, value: float) -> None:
     torch.manual_seed(0)
     dense, x = create_model("width_nested_resnet10").train(), torch.randn(4, 3, 8, 8)
-    for module in dense.born(2):
+    for module in dense.stage_modules(2):
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 setattr(norm, setting, value)
@@ -130,11 +130,11 @@ def test_autocast_and_memory_formats(layout: torch.memory_format, dtype: torch.d
 
 def test_frozen_parameters_get_no_gradient() -> None:
     model = create_model("width_nested_resnet10")
-    for module in model.born(1):
+    for module in model.stage_modules(1):
         module.requires_grad_(False)
     sum(logits.sum() for logits in model(torch.randn(2, 3, 8, 8))).backward()  # type: ignore[union-attr]
     for stage in (1, 2, 3):
-        grads = [p.grad for module in model.born(stage) for p in module.parameters()]
+        grads = [p.grad for module in model.stage_modules(stage) for p in module.parameters()]
         assert all((grad is None) == (stage == 1) for grad in grads)
 
 
@@ -152,7 +152,7 @@ def test_the_backward_pass_of_a_loss_reads_the_leading_channels_alone() -> None:
     """A later stage's activations may hold anything: the gradients of an earlier loss don't move."""
     model = create_model("width_nested_resnet10").double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    mine = [p for s in (1, 2) for m in model.born(s) for p in m.parameters()]
+    mine = [p for s in (1, 2) for m in model.stage_modules(s) for p in m.parameters()]
 
     def rows() -> list[Tensor]:
         return [
@@ -164,7 +164,7 @@ def test_the_backward_pass_of_a_loss_reads_the_leading_channels_alone() -> None:
 
     before = rows()
     with torch.no_grad():
-        for module in model.born(3):
+        for module in model.stage_modules(3):
             for parameter in module.parameters():
                 parameter.mul_(1e3)
     assert all(torch.equal(a, b) for a, b in zip(before, rows(), strict=True))
@@ -194,7 +194,7 @@ def test_joining_adjoining_slices_copies_nothing() -> None:
 def test_other_norms_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = calls(monkeypatch)
     model = create_model("width_nested_resnet10")
-    for stripe in [m for m in model.modules() if isinstance(m, fused.Stripe)]:
+    for stripe in [m for m in model.modules() if isinstance(m, fused.NestedNode)]:
         for number in range(1, stripe.depth + 1):
             setattr(stripe, f"norm{number}", nn.GroupNorm(1, stripe.conv(number).out_channels))
     assert len(model(torch.randn(2, 3, 8, 8))) == 3

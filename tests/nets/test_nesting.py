@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anynest.nets import AnytimeNetwork
 from anynest.nets.nested import fused
-from anynest.nets.nested.node import Stripe
+from anynest.nets.nested.node import NestedNode
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
@@ -22,8 +22,8 @@ def births(model: AnytimeNetwork) -> list[int]:
     return sorted({node.birth for layer in model.plan.layers for node in layer.nodes})
 
 
-def stripes(model: AnytimeNetwork) -> list[Stripe]:
-    return [module for module in model.modules() if isinstance(module, Stripe)]
+def stripes(model: AnytimeNetwork) -> list[NestedNode]:
+    return [module for module in model.modules() if isinstance(module, NestedNode)]
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def spoil(model: AnytimeNetwork, after: int) -> None:
     """Change every parameter and buffer that is born after a stage."""
     for stage in births(model):
         if stage > after:
-            for module in model.born(stage):
+            for module in model.stage_modules(stage):
                 for tensor in [*module.parameters(), *module.buffers()]:
                     if tensor.is_floating_point():
                         tensor.mul_(1.5).add_(0.25)
@@ -74,7 +74,7 @@ def test_n1_later_nodes_move_no_earlier_output_by_one_bit(case: Case) -> None:
 @every
 def test_n2_every_node_is_computed_exactly_once_and_not_before_it_is_due(case: Case) -> None:
     model, x = case.network(), case.images()
-    counts: Counter[Stripe] = Counter()
+    counts: Counter[NestedNode] = Counter()
     for stripe in stripes(model):
         stripe.register_forward_hook(lambda module, _i, _o: counts.update([module]))
     with torch.no_grad():
@@ -121,7 +121,9 @@ def test_n4_a_stage_costs_only_the_nodes_born_at_it(case: Case) -> None:
             with FlopCounterMode(display=False) as counter:
                 next(stages)
             assert counter.get_total_flops() == 2 * BATCH * row.own_multiply_adds
-            own = sum(p.numel() for module in model.born(row.stage) for p in module.parameters())
+            own = sum(
+                p.numel() for module in model.stage_modules(row.stage) for p in module.parameters()
+            )
             assert own == row.own_parameters
         model.kernels = "stripes"
         with FlopCounterMode(display=False) as counter:

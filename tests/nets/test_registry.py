@@ -143,7 +143,7 @@ def test_wrong_images_get_one_line() -> None:
     with pytest.raises(ValueError, match="kernels must be auto, dense or stripes"):
         model(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="no module is born at stage 9"):
-        model.born(9)
+        model.stage_modules(9)
 
 
 def test_an_average_ensemble_averages_and_a_plain_one_does_not() -> None:

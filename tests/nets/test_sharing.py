@@ -17,7 +17,7 @@ from torch import Tensor
 
 import anynest
 from anynest.nets import AnytimeNetwork, Architecture, SyncBatchNorm, create_model, sync_batch_norm
-from anynest.nets.nested.node import SharedNorm, Stripe
+from anynest.nets.nested.node import NestedNode, SharedNorm
 from anynest.store import WeightsInfo, save_weights
 
 every = pytest.mark.parametrize("case", SHARED, ids=str)
@@ -43,7 +43,7 @@ def columns(state: Named, prefix: str, suffix: str, dim: int) -> Tensor:
 def place(model: AnytimeNetwork, name: str) -> slice:
     """The channels of its layer that a transition's stripe has."""
     stripe = model.get_submodule(".".join(name.split(".")[:3]))
-    assert isinstance(stripe, Stripe)
+    assert isinstance(stripe, NestedNode)
     return slice(stripe.node.start, stripe.node.start + stripe.node.units[-1].outputs)
 
 
@@ -285,7 +285,7 @@ def test_a_norm_put_in_the_place_of_a_shared_one_serves_all_its_uses() -> None:
     part = model.subnetwork(2)
     sync_batch_norm(model, None)
     for network in (model, part):
-        stripes = [m for m in network.modules() if isinstance(m, Stripe)]
+        stripes = [m for m in network.modules() if isinstance(m, NestedNode)]
         norms = [norm for s in stripes for u in range(s.depth) for norm in s.norms(u + 1)]
         assert all(isinstance(norm, SyncBatchNorm) for norm in norms)
         assert {id(p) for norm in norms for p in norm.parameters()} <= {
@@ -298,7 +298,7 @@ def test_a_copy_shares_within_itself_alone() -> None:
     copied = copy.deepcopy(model)
     mine, theirs = ({id(p) for p in m.parameters()} for m in (model, copied))
     assert not mine & theirs
-    for stripe in [m for m in copied.modules() if isinstance(m, Stripe)]:
+    for stripe in [m for m in copied.modules() if isinstance(m, NestedNode)]:
         for unit in range(1, stripe.depth + 1):
             assert {id(p) for norm in stripe.norms(unit) for p in norm.parameters()} <= theirs
 

@@ -56,7 +56,7 @@ def test_blocks_are_the_modules_that_are_called_in_training(name: str) -> None:
             stripe.register_forward_pre_hook(lambda module, _: called.append(module))
     model(torch.randn(2, 3, 16, 16))
     assert len(called) == len(set(called))
-    assert set(called) == set(model.blocks())
+    assert set(called) == set(model.called_nodes())
 
 
 @pytest.mark.parametrize("method", ["osgd", "sgd-mean"])
@@ -84,7 +84,7 @@ def test_one_pass_per_loss_keeps_to_what_the_loss_reads(tiny: Tiny) -> None:
 
 
 def test_what_is_compiled_is_told(tiny: Tiny) -> None:
-    nodes = len(create_model("depth_nested_sparse_resnet14").blocks())
+    nodes = len(create_model("depth_nested_sparse_resnet14").called_nodes())
     for sections, told in (
         ({"model": DEPTH}, f"compiled: each of {nodes} nodes by itself"),
         ({"model": DEPTH, "method": {"name": "sgd-sum"}}, "compiled: the network as a whole"),

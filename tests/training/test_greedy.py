@@ -18,7 +18,7 @@ Tiny = Callable[..., TrainConfig]
 
 def snapshot(model: Any, stage: int) -> dict[str, Tensor]:
     """Weights and batch-norm statistics of what is born at a stage."""
-    modules = model.born(stage)
+    modules = model.stage_modules(stage)
     return {
         f"{number}.{name}": tensor.clone()
         for number, module in enumerate(modules)
@@ -76,9 +76,9 @@ def test_a_phase_holds_exactly_its_stages_weights(tiny: Tiny, shared: bool) -> N
         wanted = {id(p) for p in model.parameters() if p.requires_grad}
         assert wanted == {id(p) for p in phase.parameters}
         assert len(phase.network(torch.randn(2, 1, 8, 8))) == 1
-        frozen = [m for s in range(1, index + 1) for m in model.born(s)]
+        frozen = [m for s in range(1, index + 1) for m in model.stage_modules(s)]
         assert not any(part.training for module in frozen for part in module.modules())
-        assert all(part.training for m in model.born(index + 1) for part in m.modules())
+        assert all(part.training for m in model.stage_modules(index + 1) for part in m.modules())
     held = [id(p) for phase in phases for p in phase.parameters]
     assert len(held) == len(set(held)) == len(list(model.parameters()))
 

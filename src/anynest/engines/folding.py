@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import AnytimeNetwork
-from ..nets.nested.node import Stripe
+from ..nets.nested.node import NestedNode
 from ..nets.nested.plan import Plan
 
 Array = npt.NDArray[Any]
@@ -58,7 +58,7 @@ class FoldedNetwork:
             for node in layer.nodes:
                 name = f"{layer.name}.stage{node.birth}"
                 stripe = network.get_submodule(name)
-                assert isinstance(stripe, Stripe)
+                assert isinstance(stripe, NestedNode)
                 convolutions[layer.name, node.birth] = [
                     _float32(*fold_unit(name, stripe, unit)) for unit in range(1, stripe.depth + 1)
                 ]
@@ -78,7 +78,7 @@ def _float32(weight: Tensor, bias: Tensor) -> Weights:
     return pair[0], pair[1]
 
 
-def fold_unit(name: str, stripe: Stripe, number: int) -> tuple[Tensor, Tensor]:
+def fold_unit(name: str, stripe: NestedNode, number: int) -> tuple[Tensor, Tensor]:
     """Fold a unit's norm, or the pieces of a shared one, into its convolution.
 
     Args:

@@ -1,8 +1,9 @@
-"""Files that are whole or absent: written beside their place, synced, then renamed into it."""
+"""Atomic writes (temporary file, fsync, rename), file locks, and one-line errors for both."""
 
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,12 +13,13 @@ CHUNK = 1 << 20
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that any reader at any moment sees all of it or none.
+    """Write ``data`` to ``path`` atomically: a reader sees the old file or the new one.
 
-    A process killed within leaves a hidden ``.tmp`` file at worst (see ``remove_leftovers``);
-    an error leaves nothing.
+    A process that is killed here leaves a hidden ``.tmp`` file at worst (``remove_leftovers``
+    deletes it); an error leaves no file.
 
-    Errors: RunError, one line, where the disk is full or the folder cannot be written.
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,13 +29,11 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RunError(explain(error, path)) from error
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if isinstance(error, OSError):
+            raise RunError(explain(error, path)) from error
         raise
 
 
@@ -44,7 +44,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries (a rename) last through a power cut, where the system can."""
+    """Flush a folder's entries (such as a rename) to disk, where the system supports it."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -61,8 +61,41 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
+@contextlib.contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on ``path``; the system releases it when the process ends.
+
+    Without POSIX locks there is no exclusion, and the lock always counts as held.
+
+    Args:
+        path: the lock file; created where it is missing.
+        wait: whether to wait for a process that holds the lock.
+
+    Yields:
+        Whether the lock is held; False only where another process holds it and ``wait`` is False.
+
+    Raises:
+        OSError: the lock file cannot be opened.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        held = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
+
+
 def explain(error: OSError, path: Path, started: bool = True) -> str:
-    """One line for a failed write: what, where, why, and what to do.
+    """One line for a failed write: the path, the system's reason, and the remedy.
 
     ``started``: there is a run to resume.
     """

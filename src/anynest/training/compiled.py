@@ -14,7 +14,7 @@ def compile_network(network: AnytimeNetwork, one_pass: bool) -> str:
     if one_pass:
         compile_for_tasks(network)
         return "compiled: the network as a whole"
-    blocks = network.blocks()
+    blocks = network.called_nodes()
     compile_for_tasks(network, blocks)
     nodes = sum(len(layer.nodes) for layer in network.plan.layers)
     if len(blocks) == nodes:

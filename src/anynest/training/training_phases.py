@@ -42,8 +42,8 @@ def make_phase(config: TrainConfig, model: AnytimeNetwork, index: int) -> Phase:
         return Phase(model, list(model.parameters()), stages)
     model.requires_grad_(False)
     stage = stages[index]
-    earlier = tuple(module for number in stages[:index] for module in model.born(number))
-    parameters = [p for module in model.born(stage) for p in module.parameters()]
+    earlier = tuple(module for number in stages[:index] for module in model.stage_modules(number))
+    parameters = [p for module in model.stage_modules(stage) for p in module.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
     return Phase(model.subnetwork(stage), parameters, (stage,), earlier)

@@ -4,14 +4,13 @@ A line is written whole or not at all, and a cell has one line per data set: who
 reads the file, joins, and puts a new file in the old one's place, under a lock.
 """
 
-import contextlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ...store import RunFolderError, write_whole
+from ...store.files import file_lock
 
 Line = dict[str, Any]
 # what a line must have: enough to be found, told apart and judged
@@ -62,7 +61,7 @@ def add_results(path: Path, lines: Iterable[Line]) -> int:
     Errors: RunError where the file cannot be written; it is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock")):
+    with file_lock(path.with_name(f".{path.name}.lock")):
         known = read_results(path)
         seen = {identity(line) for line in known}
         added = []
@@ -74,24 +73,3 @@ def add_results(path: Path, lines: Iterable[Line]) -> int:
             rows = [json.dumps(line, allow_nan=False) for line in [*known, *added]]
             write_whole(path, ("\n".join(rows) + "\n").encode())
     return len(added)
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file; yields False where another process has it and ``wait`` is not wanted.
-    A process that is killed lets go."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no lock
-        yield True
-        return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)

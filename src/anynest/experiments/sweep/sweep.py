@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...store import RunError, RunFolderError
+from ...store.files import file_lock
 from ...training.output.reporting import clock, counted
 from ...training.output.run_folder import RunFolder
 from ..catalog.protocols import find_protocol
 from ..results.checks import read_checked
 from ..results.filter_results import known_lines
-from ..results.records import CELL, Line, add_results, locked
+from ..results.records import CELL, Line, add_results
 from .cell import Cell
 from .job import Job, finished_line
 from .launcher import Event, Launcher
@@ -75,7 +76,7 @@ class Sweep:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            if not stack.enter_context(locked(self.out / ".sweep.lock", wait=False)):
+            if not stack.enter_context(file_lock(self.out / ".sweep.lock", wait=False)):
                 raise RunFolderError(
                     f"another sweep works in {self.out}: wait for it, stop it, or choose another "
                     "--out"

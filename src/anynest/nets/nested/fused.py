@@ -32,7 +32,7 @@ from .kernels import (
     normalise_backward,
     scatter,
 )
-from .node import Stripe
+from .node import NestedNode
 from .sync import SyncBatchNorm
 
 
@@ -44,7 +44,7 @@ class FusedRun:
         residual: ``"input"``, ``"layer"`` (another layer's result is added), or None.
     """
 
-    def __init__(self, stripes: Sequence[Stripe], residual: str | None) -> None:
+    def __init__(self, stripes: Sequence[NestedNode], residual: str | None) -> None:
         self.stripes = tuple(stripes)
         self.residual = residual
         self.units = range(1, stripes[0].depth + 1)
@@ -88,7 +88,7 @@ class FusedRun:
         reads: Sequence[int],
         added: Sequence[Tensor],
     ) -> list[Tensor]:
-        """What ``Stripe.forward`` gives for each of the nodes.
+        """What ``NestedNode.forward`` gives for each of the nodes.
 
         Args:
             norms: what ``batch_norms`` found.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fused import FusedRun
-from .node import SharedNorm, Stripe, join
+from .node import NestedNode, SharedNorm, join
 from .plan import Layer
 
 # What a layer has computed: its nodes' results in order of birth, with the births.
@@ -29,7 +29,7 @@ class NestedLayer(nn.Module):
     def __init__(
         self,
         layer: Layer,
-        stripes: Mapping[int, Stripe] | None = None,
+        stripes: Mapping[int, NestedNode] | None = None,
         norms: Mapping[str, SharedNorm] = MappingProxyType({}),
     ) -> None:
         super().__init__()
@@ -40,19 +40,19 @@ class NestedLayer(nn.Module):
             if stripes:
                 stripe = stripes[birth]
             else:
-                stripe = Stripe(node, layer.relu, [norms[piece.name] for piece in node.norms])
+                stripe = NestedNode(node, layer.relu, [norms[piece.name] for piece in node.norms])
             self.add_module(f"stage{birth}", stripe)
         self._fused: dict[tuple[int, ...], FusedRun] = {}
 
-    def stripe(self, birth: int) -> Stripe:
+    def node(self, birth: int) -> NestedNode:
         stripe = getattr(self, f"stage{birth}")
-        assert isinstance(stripe, Stripe)
+        assert isinstance(stripe, NestedNode)
         return stripe
 
-    def called(self) -> list[Stripe]:
+    def called(self) -> list[NestedNode]:
         """The nodes whose modules ``compute`` calls in training: all but those of a fused run."""
         fused = len(self.runs) == 1 and len(self.runs[0]) > 1
-        return [] if fused else [self.stripe(birth) for birth in self.nodes]
+        return [] if fused else [self.node(birth) for birth in self.nodes]
 
     def compute(
         self,
@@ -85,7 +85,7 @@ class NestedLayer(nn.Module):
         else:
             results = []
             for number, (birth, count) in enumerate(zip(births, reads, strict=True)):
-                stripe = self.stripe(birth)
+                stripe = self.node(birth)
                 x = join(tensors[:count])
                 own: Tensor | None = None
                 if kind == "input":
@@ -103,5 +103,5 @@ class NestedLayer(nn.Module):
     def _fused_run(self, births: tuple[int, ...], residual: str | None) -> FusedRun:
         """The fused evaluation of some of the nodes; made once."""
         if births not in self._fused:
-            self._fused[births] = FusedRun([self.stripe(birth) for birth in births], residual)
+            self._fused[births] = FusedRun([self.node(birth) for birth in births], residual)
         return self._fused[births]

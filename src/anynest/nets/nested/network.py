@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .architecture import Architecture, check_stage
 from .cost import StageCost, stage_costs
 from .layer import NestedLayer, Slices
-from .node import SharedNorm, Stripe, join
+from .node import NestedNode, SharedNorm, join
 from .plan import IMAGE, Exit, Piece, Plan
 from .wiring import build_plan
 
@@ -55,11 +55,11 @@ class AnytimeNetwork(nn.Module):
             norms[piece.name] = norm
             _place(self, piece.name, norm)
         for layer in plan.layers:
-            shared: dict[int, Stripe] | None = None
+            shared: dict[int, NestedNode] | None = None
             if whole is not None:
                 theirs = whole.get_submodule(layer.name)
                 assert isinstance(theirs, NestedLayer)
-                shared = {node.birth: theirs.stripe(node.birth) for node in layer.nodes}
+                shared = {node.birth: theirs.node(node.birth) for node in layer.nodes}
             nested = NestedLayer(layer, shared, norms)
             self._layers.append(nested)
             _place(self, layer.name, nested)
@@ -126,10 +126,10 @@ class AnytimeNetwork(nn.Module):
         part.training = self.training
         return part
 
-    def born(self, stage: int) -> list[nn.Module]:
+    def stage_modules(self, stage: int) -> list[nn.Module]:
         """The modules that stage ``stage`` adds: those of w_s without w_{s-1} (section 4.1)."""
         modules: list[nn.Module] = [
-            layer.stripe(stage) for layer in self._layers if stage in layer.nodes
+            layer.node(stage) for layer in self._layers if stage in layer.nodes
         ]
         pieces = [*self.plan.norms(), *self.plan.heads()]
         modules += [self.get_submodule(piece.name) for piece in pieces if piece.birth == stage]
@@ -139,7 +139,7 @@ class AnytimeNetwork(nn.Module):
             )
         return modules
 
-    def blocks(self) -> list[nn.Module]:
+    def called_nodes(self) -> list[nn.Module]:
         """The modules that ``forward`` calls one by one in training, each a node of one stage.
 
         Compiled each by itself they leave the graph's structure as it is. Layers whose nodes share a

@@ -52,7 +52,7 @@ class SharedNorm(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(channels)
 
 
-class Stripe(nn.Module):
+class NestedNode(nn.Module):
     """The slice of a layer that is born at one stage.
 
     Args:

@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...store.files import explain, remove_leftovers, write_whole
+from ...store.files import explain, file_lock, remove_leftovers, write_whole
 from ..config.config_io import differences
 from ..config.train_config import TrainConfig, read_config
 from ..errors import ConfigError, RunFolderError
@@ -115,27 +114,17 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep two processes from training in one folder; a killed process lets go by itself."""
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system: no lock
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(file_lock(self.path / "run.lock", wait=False))
+            except OSError as error:
+                raise RunFolderError(explain(error, self.path, self.started)) from error
+            if not held:
+                raise RunFolderError(
+                    f"another process is training in {self.path}: wait for it or stop it"
+                )
             yield
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunFolderError(explain(error, self.path, self.started)) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise RunFolderError(
-                f"another process is training in {self.path}: wait for it or stop it"
-            ) from error
-        try:
-            yield
-        finally:
-            os.close(handle)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Make ``metrics.jsonl`` exactly these lines, at once."""
