@@ -1,4 +1,4 @@
-"""Small files of every format, made on the spot."""
+"""Small files of every format, written for each test."""
 
 import gzip
 import hashlib
@@ -9,6 +9,7 @@ import pickle
 import struct
 import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anynest.data import names
-from anynest.data.readers import cifar_layouts
+from anynest.data.known_sets import CIFAR10
+from anynest.data.readers.cifar_versions import CifarVersion
 
 
 @pytest.fixture
@@ -33,6 +34,13 @@ def encode(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind, **options)
     return stream.getvalue()
+
+
+@cache
+def encoded_images(
+    count: int, shape: tuple[int, ...], seed: int, kind: str, *options: tuple[str, object]
+) -> tuple[bytes, ...]:
+    return tuple(encode(p, kind, **dict(options)) for p in random_pixels(count, *shape, seed=seed))
 
 
 def random_pixels(n: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -52,24 +60,24 @@ def _binary_batch(pixels: np.ndarray, labels: list[int], label_bytes: int) -> by
     )
 
 
-def cifar_files(layout: cifar_layouts.Layout, per_file: int = 20) -> SimpleNamespace:
+def cifar_files(version: CifarVersion, per_file: int = 20) -> SimpleNamespace:
     """Contents of the files of one published version, with what they must be read as."""
-    classes = layout.known.classes
+    classes = version.known.classes
     files, images, labels = {}, [], []
-    for i, name in enumerate((*layout.train, layout.test)):
+    for i, name in enumerate((*version.train, version.test)):
         pixels = random_pixels(per_file, 3, 32, 32, seed=i)
         numbers = [(i + j) % len(classes) for j in range(per_file)]
-        if isinstance(layout.label, str):
-            files[name] = _python_batch(pixels, numbers, layout.label)
+        if isinstance(version.label, str):
+            files[name] = _python_batch(pixels, numbers, version.label)
         else:
-            files[name] = _binary_batch(pixels, numbers, layout.label + 1)
+            files[name] = _binary_batch(pixels, numbers, version.label + 1)
         images.append(pixels)
         labels.append(numbers)
-    if isinstance(layout.label, str):
-        encoded = {layout.name_key.encode(): [name.encode() for name in classes]}
-        files[layout.names] = pickle.dumps(encoded, protocol=2)
+    if isinstance(version.label, str):
+        encoded = {version.names_key.encode(): [name.encode() for name in classes]}
+        files[version.names] = pickle.dumps(encoded, protocol=2)
     else:
-        files[layout.names] = ("\n".join(classes) + "\n").encode()
+        files[version.names] = ("\n".join(classes) + "\n").encode()
     return SimpleNamespace(
         files=files,
         train_images=np.concatenate(images[:-1]),
@@ -84,28 +92,27 @@ def make_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Write one version, packed or not, and publish its MD5 sums."""
 
     def make(
-        layout: cifar_layouts.Layout, packed: bool, per_file: int = 20, **replaced: bytes | None
+        version: CifarVersion, packed: bool, per_file: int = 20, **replaced: bytes | None
     ) -> SimpleNamespace:
-        made = cifar_files(layout, per_file)
+        made = cifar_files(version, per_file)
         made.files.update({k.replace("__", "."): v for k, v in replaced.items()})
         made.files = {name: content for name, content in made.files.items() if content is not None}
         if packed:
-            made.path = tmp_path / layout.archive
+            made.path = tmp_path / version.archive
             with tarfile.open(made.path, "w:gz") as archive:
                 for name, content in made.files.items():
-                    member = tarfile.TarInfo(f"{layout.folder}/{name}")
+                    member = tarfile.TarInfo(f"{version.folder}/{name}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
             md5 = hashlib.md5(made.path.read_bytes()).hexdigest()
-            monkeypatch.setitem(cifar_layouts.MD5, layout.archive, md5)
+            monkeypatch.setitem(version.md5, version.archive, md5)
         else:
-            made.path = tmp_path / layout.folder
+            made.path = tmp_path / version.folder
             made.path.mkdir()
             for name, content in made.files.items():
                 (made.path / name).write_bytes(content)
-                if isinstance(layout.label, str):
-                    key = f"{layout.folder}/{name}"
-                    monkeypatch.setitem(cifar_layouts.MD5, key, hashlib.md5(content).hexdigest())
+                if isinstance(version.label, str):
+                    monkeypatch.setitem(version.md5, name, hashlib.md5(content).hexdigest())
         return made
 
     return make
@@ -121,23 +128,22 @@ def make_parquet(tmp_path: Path) -> Callable[..., Path]:
         *,
         label: str = "label",
         image: str = "img",
-        classes: tuple[str, ...] = names.CIFAR10,
+        classes: tuple[str, ...] = CIFAR10.classes,
         shape: tuple[int, ...] = (32, 32, 3),
         kind: str = "PNG",
         metadata: bool = True,
-        n: tuple[int, int] = (60, 20),
+        n: tuple[int, ...] = (60, 20),
         edit: Callable[[list[dict[str, object]]], object] | None = None,
         folder: str = "set",
-        files: tuple[str, str] = ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+        files: tuple[str, ...] = ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
         **options: object,
     ) -> Path:
         place = tmp_path / folder
         place.mkdir(parents=True, exist_ok=True)
         for i, (count, file) in enumerate(zip(n, files, strict=True)):
-            pixels = random_pixels(count, *shape, seed=i)
+            encoded = encoded_images(count, shape, i, kind, *options.items())
             rows: list[dict[str, object]] = [
-                {"bytes": encode(p, kind, **options), "path": f"{j}.img"}
-                for j, p in enumerate(pixels)
+                {"bytes": data, "path": f"{j}.img"} for j, data in enumerate(encoded)
             ]
             if edit is not None and i == 0:
                 edit(rows)
@@ -148,6 +154,7 @@ def make_parquet(tmp_path: Path) -> Callable[..., Path]:
             if metadata:
                 info = {"info": {"features": {label: {"names": list(classes)}}}}
                 table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+            (place / file).parent.mkdir(exist_ok=True)
             pq.write_table(table, place / file)
         return place
 
@@ -196,8 +203,8 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         for s, split in enumerate(splits):
             for c, name in enumerate(classes):
                 (place / split / name).mkdir(parents=True)
-                for i, pixels in enumerate(random_pixels(n, *shape, seed=10 * s + c)):
-                    (place / split / name / f"{i}.png").write_bytes(encode(pixels))
+                for i, data in enumerate(encoded_images(n, shape, 10 * s + c, "PNG")):
+                    (place / split / name / f"{i}.png").write_bytes(data)
         return place
 
     return make

@@ -9,10 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import anynest.data
-from anynest.data import DataError, load, loader
-from anynest.data.readers import parquet
-
-load_module = sys.modules["anynest.data.load"]
+from anynest.data import DataError, load, loader, loading
+from anynest.data.readers import encoding
 
 
 def fails(source: str, *parts: str, **options: object) -> None:
@@ -31,7 +29,7 @@ def test_unknown_source() -> None:
 
 def test_bad_options() -> None:
     fails("digits", "'raise' or 'skip', found 'ignore'", on_corrupt="ignore")
-    fails("digits", "at least 1 pixel, found 0", image_size=0)
+    fails("digits", "from 2 to 4096 pixels, found 0", image_size=0)
 
 
 def test_set_that_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,12 +57,12 @@ def test_hub_without_a_network_or_the_library(monkeypatch: pytest.MonkeyPatch) -
 
     fake = SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    fails("hub:a/b", "cannot download a/b from the Hub (no route to host)", "network")
+    fails("hub:a/b", "cannot download 'a/b' from the Hub (no route to host)", "network")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     fails("hub:a/b", "pip install 'anynest[hub]'")
 
 
-@pytest.mark.parametrize("module", [anynest.data, load_module, loader, parquet])
+@pytest.mark.parametrize("module", [anynest.data, loading, loader, encoding])
 def test_examples(module: object) -> None:
     failed, tried = doctest.testmod(module)
     assert tried > 0

@@ -124,7 +124,7 @@ def test_channels_last() -> None:
     ("options", "message"),
     [
         ({"batch": 51}, "at least one full batch, found 50 images for batches of 51"),
-        ({"batch": 0}, "batch size must be at least 1, found 0"),
+        ({"batch": 0}, "batch size must be an integer of at least 1, found 0"),
         ({"augment": "mixup"}, "one of cifar, imagenet, none, found 'mixup'"),
         ({"augment": "imagenet"}, "for image folders"),
         ({"rank": 2, "world": 2}, "found rank 2 of 2"),

@@ -1,22 +1,22 @@
 """The holdout, the statistics, the digits."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from anynest.data import DataError, load
-from anynest.data.assemble import Raw, assemble, holdout_count, statistics, stratified
+from anynest.data import DataError, Split, load
+from anynest.data.assemble import RawDataset, assemble, holdout_count, statistics, stratified
 
 
-def raw(n: int = 200, **changes) -> Raw:
+def raw(n: int = 200, **changes) -> RawDataset:
     images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 1, 4, 4).contiguous()
     labels = (torch.arange(n) % 7) % 4
-    made = Raw("made", ("a", "b", "c", "d"), (images, labels), (images[:9], labels[:9].clone()))
-    for key, value in changes.items():
-        setattr(made, key, value)
-    return made
+    train = Split(images, labels, "train")
+    test = Split(images[:9], labels[:9].clone(), "test")
+    return replace(RawDataset("made", ("a", "b", "c", "d"), train, test), **changes)
 
 
 def numbers(split) -> set[int]:
@@ -77,9 +77,7 @@ def test_limit_is_fixed_stratified_nested_and_said() -> None:
     kept = numbers(data.train)
     assert len(data.train) == 80 == len(kept)
     assert data.label == "made (80 training images)"
-    all_labels, labels = (
-        torch.bincount(s[1], minlength=4) for s in (raw().train, (0, data.train.labels))
-    )
+    all_labels, labels = (torch.bincount(s.labels, minlength=4) for s in (raw().train, data.train))
     assert (labels - all_labels * 80 / 200).abs().max() <= 1
     assert len(data.test) == 9  # whole
     assert kept == numbers(assemble(raw(), 0, None, limit=80).train)
@@ -95,7 +93,8 @@ def test_limit_is_fixed_stratified_nested_and_said() -> None:
 @pytest.mark.parametrize("limit", [0, -1, 201])
 def test_bad_limit(limit: int) -> None:
     with pytest.raises(
-        DataError, match=f"limit must be from 1 to the 200 training images, found {limit}"
+        DataError,
+        match=f"limit must be an integer from 1 to 200 .the training images., found {limit}",
     ):
         assemble(raw(), 0, None, limit=limit)
 
@@ -112,7 +111,8 @@ def test_load_passes_the_limit_on(make_folder) -> None:
 
 
 def test_a_validation_split_of_its_own_is_kept() -> None:
-    own = (torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+    images = torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
+    own = Split(images, torch.zeros(5, dtype=torch.int64), "validation")
     data = assemble(raw(validation=own), None, None)
     assert (len(data.train), len(data.validation)) == (200, 5)
     with pytest.raises(DataError, match="validation split of its own"):
@@ -132,13 +132,13 @@ def test_statistics_are_exact() -> None:
 def test_statistics_come_from_the_training_split_alone() -> None:
     data = assemble(raw(), 0.5, None)
     assert data.mean == statistics(data.train.images)[0]
-    assert data.mean != statistics(raw().train[0])[0]
+    assert data.mean != statistics(raw().train.images)[0]
 
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_labels_out_of_range(label: int) -> None:
     made = raw()
-    made.test[1][3] = label
+    made.test.labels[3] = label
     with pytest.raises(DataError, match=rf"0\.\.3, found {label} in the test split of made"):
         assemble(made, None, None)
 
@@ -146,17 +146,19 @@ def test_labels_out_of_range(label: int) -> None:
 def test_empty_split_and_wrong_channels() -> None:
     made = raw()
     with pytest.raises(DataError, match="test split of made holds no images"):
-        assemble(raw(test=(made.test[0][:0], made.test[1][:0])), None, None)
+        assemble(raw(test=made.test.take(torch.arange(0), "test")), None, None)
     with pytest.raises(DataError, match=r"same channels, found \{'train': 1, 'test': 3\}"):
-        assemble(raw(test=(made.test[0].repeat(1, 3, 1, 1), made.test[1])), None, None)
+        assemble(
+            raw(test=replace(made.test, images=made.test.images.repeat(1, 3, 1, 1))), None, None
+        )
 
 
 def test_other_sizes_need_image_size() -> None:
     made = raw()
-    wide = made.test[0].repeat(1, 1, 1, 2)
+    wide = replace(made.test, images=made.test.images.repeat(1, 1, 1, 2))
     with pytest.raises(DataError, match="give image_size"):
-        assemble(raw(test=(wide, made.test[1])), None, None)
-    data = assemble(raw(test=(wide, made.test[1])), None, 6)
+        assemble(raw(test=wide), None, None)
+    data = assemble(raw(test=wide), None, 6)
     assert data.image_size == 6 == data.test.image_size
     assert data.label == "made (resized to 6)"
     assert numbers(data.test) == set(range(9))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anynest.data import make_loader
 from anynest.data.dataset import FolderSplit
-from anynest.data.readers.image_reader import PictureReader
+from anynest.data.readers.image_reader import ImageFileReader
 from anynest.predict.inputs import ImageReader, needs_decoding
 from anynest.predict.predictor import AnytimePredictor
 from anynest.store import WeightsInfo
@@ -109,7 +109,7 @@ def test_other_sizes_are_made_as_an_evaluation_makes_them(tmp_path: Path) -> Non
     for form in (path, array, torch.from_numpy(array).permute(2, 0, 1)):
         torch.testing.assert_close(reader(form)[0], expected)
     whole = ImageReader(3, info(fit="whole"))
-    torch.testing.assert_close(whole(path)[0], PictureReader(8, MEAN, STD, "whole")(str(path)))
+    torch.testing.assert_close(whole(path)[0], ImageFileReader(8, MEAN, STD, "whole")(str(path)))
     assert not torch.equal(whole(path)[0], expected)
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from ..data import DataError
-from ..data.readers.folder import EXTENSIONS, images_below
+from ..data.readers.folder import EXTENSIONS, image_files
 
 STDIN = "-"
 
@@ -30,7 +30,7 @@ def _below(path: str) -> Iterator[str | DataError]:
     if not os.path.isdir(path):
         yield path
         return
-    found = sorted(images_below(path))
+    found = image_files(path)
     if not found:
         kinds = ", ".join(sorted(EXTENSIONS))
         yield DataError(f"a folder must hold pictures ({kinds}), {path} has none")

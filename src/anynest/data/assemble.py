@@ -1,11 +1,10 @@
-"""From what a reader found to a Dataset: the holdout, the size, the statistics.
+"""Turns a reader's result into a Dataset: holdout, limit, size, statistics, label.
 
-The holdout is one fixed permutation per set, stratified by class, with no dependence on a run's
-seed: two runs with different seeds validate on the same images. A number chooses among permutations.
+The holdout is one fixed permutation per data set, stratified by class and independent of a run's
+seed: two runs with different seeds validate on the same images.
 """
 
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,35 +12,83 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import randomness
-from .dataset import Dataset, FolderSplit, Split, check_labels
-from .errors import DataError
+from .dataset import AnySplit, Dataset, Split, check_labels, check_memory
+from .errors import DataError, check_integer
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation per channel
 _HOLDOUT, _LIMIT = 1, 2
 DEFAULT_HOLDOUT = 0.1
-SplitT = TypeVar("SplitT", Split, FolderSplit)
+# ImageNet's statistics, customary for image folders: measuring would mean decoding every file.
+IMAGENET_STATISTICS: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
-class Raw:
-    """A reader's answer. images: uint8 [N, C, H, W], labels: int64 [N], per split; resized: whether
-    the reader has resized any."""
+class RawDataset:
+    """What a reader returns.
+
+    Attributes:
+        train, test, validation: the data set's own splits, all in memory or all in files.
+        notes: what the label must say, such as "partial".
+        left_out: what the reader did not read, with counts and reasons.
+        skipped: images that cannot be decoded.
+        resized: whether the reader has resized any image.
+    """
 
     name: str
     classes: tuple[str, ...]
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor] | None = None
-    mirror: bool = True
-    notes: list[str] = field(default_factory=list)
+    train: AnySplit
+    test: AnySplit
+    validation: AnySplit | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     skipped: int = 0
     resized: bool = False
 
 
-def stratified(labels: Tensor, count: int, stream: int) -> Tensor:
-    """Mask [N] of exactly `count` images, every class in proportion, by a fixed permutation.
+def assemble(
+    raw: RawDataset,
+    holdout: int | float | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Check a reader's splits and divide them; `loading.load` documents the arguments."""
+    splits = {"train": raw.train, "test": raw.test}
+    if raw.validation is not None:
+        splits["validation"] = raw.validation
+    resized = raw.resized
+    for name, split in splits.items():
+        check_labels(split.labels, len(raw.classes), f"the {name} split of {raw.name}")
+        if image_size is None or not isinstance(split, Split):
+            continue
+        if split.images.shape[-2:] != (image_size, image_size):
+            splits[name], resized = replace(split, images=_resize(split, image_size)), True
+    _check_alike(splits, raw.name)
+    train, validation, test = _divide(
+        splits["train"], splits.get("validation"), splits["test"], holdout, seed
+    )
+    notes = list(raw.notes)
+    if resized:
+        notes.append(f"resized to {train.image_size}")
+    if limit is not None:
+        limit = check_integer("limit", limit, 1, len(train), " (the training images)")
+        kept = stratified(train.labels, limit, randomness.key(0x5EED, _LIMIT, seed))
+        train = train.take(kept.nonzero()[:, 0], "train")
+        notes.append(f"{limit} training images")
+    mean, std = IMAGENET_STATISTICS
+    if isinstance(train, Split):
+        mean, std = statistics(train.images)
+    label = raw.name + (f" ({', '.join(notes)})" if notes else "")
+    return Dataset(
+        train, validation, test, raw.classes, mean, std, label, raw.skipped, raw.left_out
+    )
 
-    Each image gets its place within its own class (shuffled) as a fraction; the `count` smallest
-    fractions are taken.
+
+def stratified(labels: Tensor, count: int, stream: int) -> Tensor:
+    """Mask ``[N]`` of exactly `count` images, every class in proportion, by a fixed permutation.
+
+    Each image's place within its (shuffled) class, as a fraction; the `count` smallest fractions
+    are taken. The images of a smaller count are among those of a larger one, up to rounding.
     """
     classes = labels.numpy()
     shuffled = randomness.permutation(stream, len(classes))
@@ -58,19 +105,20 @@ def stratified(labels: Tensor, count: int, stream: int) -> Tensor:
 def holdout_count(holdout: int | float | None, n: int) -> int:
     """Number of the n training images to hold out; None is a tenth."""
     wanted = DEFAULT_HOLDOUT if holdout is None else holdout
-    count = round(n * wanted) if 0 < wanted < 1 else int(wanted)
-    if wanted < 0 or (wanted >= 1 and count != wanted) or count >= n:
+    if 0 < wanted < 1:
+        wanted = round(n * wanted)
+    if not (0 <= wanted < n and wanted == int(wanted)):
         raise DataError(
             f"holdout must be 0, a fraction below 1 or a number below the {n} training images, "
             f"found {holdout}"
         )
-    return count
+    return int(wanted)
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation of uint8 [N, C, H, W], in units of 255.
+def statistics(images: Tensor) -> Statistics:
+    """Per-channel mean and standard deviation of uint8 ``[N, C, H, W]``, in units of 255.
 
-    Exact sums of whole numbers, so the same on every machine; a constant channel has deviation 1.
+    Exact sums of integers, so equal on every machine; a constant channel has deviation 1.
     """
     means, deviations = [], []
     for channel in images.unbind(1):
@@ -84,86 +132,44 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(deviations)
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    shape = (size, size)
-    parts = [
-        functional.interpolate(part.float(), shape, mode="bilinear", antialias=True)
-        .round_()
-        .clamp_(0, 255)
-        .to(torch.uint8)
-        for part in torch.split(images, 1024)
-    ]
-    return torch.cat(parts)
+def _resize(split: Split, size: int) -> Tensor:
+    shape = (len(split), split.in_channels, size, size)
+    check_memory(shape, f"the {split.name} split")
+    resized = torch.empty(shape, dtype=torch.uint8)
+    for first in range(0, len(split), 1024):
+        part = split.images[first : first + 1024].float()
+        scaled = functional.interpolate(part, (size, size), mode="bilinear", antialias=True)
+        resized[first : first + 1024] = scaled.round_().clamp_(0, 255)
+    return resized
 
 
-def assemble(
-    raw: Raw,
-    holdout: int | float | None,
-    image_size: int | None,
-    seed: int = 0,
-    limit: int | None = None,
-) -> Dataset:
-    """Check a reader's arrays and make the Dataset."""
-    named = {"train": raw.train, "test": raw.test}
-    if raw.validation is not None:
-        named["validation"] = raw.validation
-    splits, resized = {}, raw.resized
-    for name, (images, labels) in named.items():
-        check_labels(labels, len(raw.classes), f"the {name} split of {raw.name}")
-        if image_size is not None and tuple(images.shape[-2:]) != (image_size, image_size):
-            images, resized = _resize(images, image_size), True
-        splits[name] = Split(images, labels, name, raw.mirror)
-    channels = {name: split.in_channels for name, split in splits.items()}
+def _check_alike(splits: dict[str, AnySplit], name: str) -> None:
+    channels = {split_name: split.in_channels for split_name, split in splits.items()}
     if len(set(channels.values())) > 1:
-        raise DataError(f"all splits of {raw.name} must have the same channels, found {channels}")
-    sizes = {name: tuple(split.images.shape[-2:]) for name, split in splits.items()}
-    if len(set(sizes.values())) > 1 or len(set(next(iter(sizes.values())))) > 1:
+        raise DataError(f"all splits of {name} must have the same channels, found {channels}")
+    sizes = {
+        split_name: tuple(split.images.shape[-2:])
+        for split_name, split in splits.items()
+        if isinstance(split, Split)
+    }
+    if len({side for size in sizes.values() for side in size}) > 1:
         raise DataError(
-            f"images of {raw.name} must be square and of one size, found {sizes}: give image_size"
+            f"images of {name} must be square and of one size, found {sizes}: give image_size"
         )
-    train, validation, test = divide(
-        splits["train"], splits.get("validation"), splits["test"], holdout, seed
-    )
-    train = limited(train, limit, seed)
-    mean, std = statistics(train.images)
-    notes = raw.notes + ([f"resized to {train.image_size}"] if resized else [])
-    notes += limit_notes(limit)
-    label = raw.name + (f" ({', '.join(notes)})" if notes else "")
-    return Dataset(train, validation, test, raw.classes, mean, std, label, raw.skipped)
 
 
-def limited(train: SplitT, limit: int | None, seed: int = 0) -> SplitT:
-    """`limit` of the images left to train on, every class in proportion, by one fixed permutation; the
-    images of a smaller limit are among those of a larger one, as far as rounding allows."""
-    if limit is None:
-        return train
-    if not 1 <= limit <= len(train):
-        raise DataError(f"limit must be from 1 to the {len(train)} training images, found {limit}")
-    kept = stratified(train.labels, limit, randomness.key(0x5EED, _LIMIT, seed))
-    return train.take(kept.nonzero()[:, 0], "train")
-
-
-def limit_notes(limit: int | None) -> list[str]:
-    """What the label must say about a limit.
-
-    >>> limit_notes(4000), limit_notes(None)
-    (['4000 training images'], [])
-    """
-    return [] if limit is None else [f"{limit} training images"]
-
-
-def divide(
-    train: SplitT,
-    validation: SplitT | None,
-    test: SplitT,
+def _divide(
+    train: AnySplit,
+    validation: AnySplit | None,
+    test: AnySplit,
     holdout: int | float | None,
-    seed: int = 0,
-) -> tuple[SplitT, SplitT, SplitT]:
-    """The (train, validation, test) splits; a set's own validation split is kept as it is."""
+    seed: int,
+) -> tuple[AnySplit, AnySplit, AnySplit]:
+    """The (train, validation, test) splits; a data set's own validation split is kept."""
     if validation is not None:
         if holdout:
             raise DataError(
-                f"this set has a validation split of its own, so holdout must be left out, "
+                f"this data set has a validation split of its own, so holdout must be left out, "
                 f"found {holdout}"
             )
         return train, validation, test

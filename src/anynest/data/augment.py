@@ -1,7 +1,7 @@
-"""The CIFAR augmentation on a whole batch at once: reflect-pad, crop at random, mirror at random.
+"""The CIFAR augmentation of a whole batch: reflect-pad, random crop, random mirror.
 
-The crop, the padding and the mirror are all one re-reading of pixels, so nothing is padded in
-fact: the rows of every crop are gathered as whole rows of bytes, then the columns within them.
+Crop, padding and mirror together only permute pixels, so no padded copy is made: the rows of every
+crop are gathered as whole rows of bytes, then the columns within them.
 Shapes: N images, B batch, C channels, H x W pixels.
 """
 
@@ -14,16 +14,16 @@ from . import randomness
 
 
 def crop_padding(image_size: int) -> int:
-    """Pixels of padding: the usual 4 on 32 pixels, in proportion on others (8: 1, 28: 4, 64: 8)."""
+    """Pixels of padding: 4 for 32 pixels as usual, in proportion for others (8: 1, 28: 4, 64: 8)."""
     return max(1, min(round(image_size / 8), image_size - 1))
 
 
 def draw_crops(
     stream: int, index: npt.NDArray[np.int64], padding: int, mirror: bool
 ) -> npt.NDArray[np.int64]:
-    """(row offset, column offset, mirrored) for each image number: [N, 3].
+    """(row offset, column offset, mirrored) for each image index, int64 ``[N, 3]``.
 
-    Offsets are uniform in -padding..padding; mirrored is 0 or 1, and 0 without `mirror`.
+    Offsets are uniform in -padding..padding; mirrored is 0 or 1, always 0 without `mirror`.
     """
     draws = randomness.units(stream, index, 3)
     offsets = np.floor(draws * (2 * padding + 1)).astype(np.int64) - padding
@@ -39,15 +39,20 @@ def _reflect(position: Tensor, size: int) -> Tensor:
 def crop_and_mirror(images: Tensor, index: Tensor, crops: Tensor) -> Tensor:
     """Crops of images[index] after reflect padding.
 
-    images: uint8 [N, C, H, W], contiguous; index: int64 [B]; crops: int64 [B, 3] as of `draw_crops`
-    -> uint8 [B, C, H, W]
+    Args:
+        images: uint8 ``[N, C, H, W]``, contiguous.
+        index: int64 ``[B]``.
+        crops: int64 ``[B, 3]`` from `draw_crops`.
+
+    Returns:
+        uint8 ``[B, C, H, W]``.
     """
     n, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     shift_y, shift_x, mirrored = crops.unsqueeze(-1).unbind(1)
     rows_BH = _reflect(rows + shift_y, height)
-    columns_BW = columns + mirrored * (width - 1 - 2 * columns)  # mirrors the finished crop
+    columns_BW = columns + mirrored * (width - 1 - 2 * columns)  # mirror after cropping
     columns_BW = _reflect(columns_BW + shift_x, width)
     planes_BC = index.unsqueeze(1) * channels + torch.arange(channels, device=images.device)
     lines_BCH = planes_BC.unsqueeze(2) * height + rows_BH.unsqueeze(1)
@@ -57,7 +62,7 @@ def crop_and_mirror(images: Tensor, index: Tensor, crops: Tensor) -> Tensor:
 
 
 class Normalize:
-    """uint8 [B, C, H, W] -> float32, (x / 255 - mean) / std per channel."""
+    """uint8 ``[B, C, H, W]`` -> float32, (x / 255 - mean) / std per channel, on `device`."""
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class Normalize:
         device: torch.device,
         channels_last: bool,
     ) -> None:
+        self.device = device
         shape = (1, len(mean), 1, 1)
         scale = [1 / (255 * s) for s in std]
         shift = [-m / s for m, s in zip(mean, std, strict=True)]

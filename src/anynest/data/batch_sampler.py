@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of (seed, epoch, batch number, rank)."""
+"""Which images form which batch: a pure function of (seed, epoch, batch number, rank)."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from . import randomness
-from .errors import DataError
+from .errors import DataError, check_integer
 
 Indices = npt.NDArray[np.int64]
 _ORDER, _AUGMENT = 1, 2
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSampler:
     """The batches of every epoch.
 
-    Training shuffles anew each epoch; evaluation keeps the set's order. With `world` ranks each
-    takes its own contiguous part of every batch, so that the parts in rank order are the batch
-    that one process would have had; `batch_size` is that of the whole batch.
+    Training shuffles anew each epoch; evaluation keeps the order of the split. With `world` ranks
+    each takes its own contiguous part of every batch, so that the parts in rank order are the batch
+    of one process; `batch_size` is that of the whole batch.
     """
 
     n: int
@@ -30,8 +30,8 @@ class Plan:
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise DataError(f"batch size must be at least 1, found {self.batch_size}")
+        size = check_integer("batch size", self.batch_size, 1)
+        object.__setattr__(self, "batch_size", size)
         if not 0 <= self.rank < self.world:
             raise DataError(f"rank must lie in 0..world-1, found rank {self.rank} of {self.world}")
         if self.train and self.batch_size < self.world:
@@ -56,7 +56,7 @@ class Plan:
         return min(self.n, self.num_batches * self.batch_size)
 
     def order(self, epoch: int) -> Indices:
-        """Image numbers in the order of the epoch: [N]."""
+        """Image indices ``[N]`` in the order of the epoch."""
         if not self.train:
             return np.arange(self.n)
         return randomness.permutation(randomness.key(self.seed, epoch, _ORDER), self.n)

@@ -5,10 +5,12 @@ Shapes: N images, C channels, H x W pixels, K classes.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,10 +19,13 @@ from .errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images held in memory.
+    """Images in memory.
 
-    images: uint8 [N, C, H, W]; labels: int64 [N] in 0..K-1; name: "train", "validation" or "test";
-    mirror: whether a mirrored image still shows its class (not so for digits).
+    Attributes:
+        images: uint8 ``[N, C, H, W]``.
+        labels: int64 ``[N]`` in ``0..K-1``.
+        name: "train", "validation" or "test".
+        mirror: whether a mirrored image keeps its class (not so for digits).
     """
 
     images: Tensor
@@ -44,7 +49,7 @@ class Split:
         return Split(self.images[indices], self.labels[indices], name, self.mirror)
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """The bytes that the fingerprint of a data set hashes: shape, labels and pixels."""
+        """The bytes that the fingerprint hashes: shape, labels and pixels."""
         yield repr(tuple(self.images.shape)).encode()
         yield self.labels.numpy().tobytes()
         yield self.images.contiguous().numpy().data.cast("B")
@@ -52,11 +57,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Images that stay in their files and are decoded batch by batch.
+    """Images in files, decoded batch by batch.
 
-    paths: N files; labels: int64 [N]; image_size: side in pixels of the images a loader returns;
-    on_corrupt: "raise" or "skip" for a file that cannot be decoded; root: the folder that the
-    fingerprint states the paths relative to.
+    Attributes:
+        paths: N files.
+        labels: int64 ``[N]``.
+        name: "train", "validation" or "test".
+        image_size: side in pixels of the images that a loader returns.
+        on_corrupt: "raise" or "skip" for a file that cannot be decoded.
+        mirror: whether a mirrored image keeps its class.
+        root: the folder that the fingerprint states the paths relative to.
     """
 
     paths: Sequence[str]
@@ -65,8 +75,8 @@ class FolderSplit:
     image_size: int
     on_corrupt: str = "raise"
     mirror: bool = True
-    in_channels: int = 3
     root: str = ""
+    in_channels: ClassVar[int] = 3
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -77,8 +87,7 @@ class FolderSplit:
         return replace(self, paths=paths, labels=self.labels[indices], name=name)
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """The bytes that the fingerprint of a data set hashes: relative path, size and label of
-        each file. The files are not read."""
+        """The bytes that the fingerprint hashes: labels, relative paths and sizes."""
         yield self.labels.numpy().tobytes()
         for path in self.paths:
             size = os.stat(path).st_size if os.path.exists(path) else -1
@@ -92,13 +101,17 @@ AnySplit = Split | FolderSplit
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A set with its splits.
+    """A data set with its splits.
 
-    train, validation, test: disjoint, except that `validation` *is* `test` where nothing is held
-    out (the paper's protocol); its name then says "test".
-    mean, std: per channel, pixels scaled to [0, 1], computed from `train` (an image folder has
-    ImageNet's); label: what to call a number measured on it; skipped: images left out as
-    undecodable while loading.
+    Attributes:
+        train, validation, test: disjoint, except that `validation` *is* `test` if nothing is held
+            out (the paper's protocol); its name is then "test".
+        classes: K names.
+        mean, std: per channel, pixels scaled to [0, 1], computed from `train` (ImageNet's for an
+            image folder).
+        label: the name that a number measured on the data set is reported under.
+        skipped: images left out while loading because they cannot be decoded.
+        left_out: files and rows that were not read, with counts and reasons.
     """
 
     train: AnySplit
@@ -109,6 +122,7 @@ class Dataset:
     std: tuple[float, ...]
     label: str
     skipped: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -128,12 +142,12 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the content, 32 hexadecimal digits: equal content gives an equal fingerprint, in
-        whatever place it lies and under whatever name.
+        """Hash of the content, 32 hexadecimal digits, independent of where the data set lies and
+        what it is called.
 
-        Covers the class names and, split by split and in order, labels and pixels of images in
-        memory, and relative paths, sizes in bytes and labels of images in files (whose pixels are
-        not read). Computed on first use: about 1 s per GB in memory or per 100,000 files.
+        Covers the class names and, for each split in order, labels and pixels of images in memory,
+        or relative paths, sizes in bytes and labels of images in files (whose pixels are not read).
+        Computed on first use, in about 1 s per GB in memory or per 100,000 files.
         """
         digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
         for split in (self.train, self.validation, self.test):
@@ -145,7 +159,7 @@ class Dataset:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """Plain values (JSON-able), for instance to name what differs where two fingerprints do."""
+        """JSON-able values, for instance to report what differs between two data sets."""
         return {
             "fingerprint": self.fingerprint,
             "label": self.label,
@@ -163,24 +177,50 @@ class Dataset:
         }
 
     def __str__(self) -> str:
+        """One line: what was read, and what was left out."""
         validation = (
             "validation = test" if self.validation_is_test else f"{len(self.validation)} validation"
         )
         skipped = f", {self.skipped} undecodable skipped" if self.skipped else ""
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
         return (
             f"{self.label}: {self.num_classes} classes, {len(self.train)} train, {validation}, "
-            f"{len(self.test)} test, {self.in_channels}x{self.image_size}x{self.image_size}{skipped}"
+            f"{len(self.test)} test, {self.in_channels}x{self.image_size}x{self.image_size}"
+            f"{skipped}{left_out}"
         )
 
 
 def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
-    """Raise DataError unless every label lies in 0..num_classes-1."""
+    """Check that there are labels and that all lie in 0..num_classes-1.
+
+    Raises:
+        DataError: there is none, or one lies outside.
+    """
     if len(labels) == 0:
         raise DataError(f"{where} holds no images")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
+        reason = (
+            "-1 marks images without a label, which cannot be used"
+            if wrong == -1
+            else "the file is damaged or the class names do not belong to it"
+        )
         raise DataError(
-            f"labels must lie in 0..{num_classes - 1}, found {wrong} in {where}: "
-            "the file is damaged or the class names do not belong to it"
+            f"labels must lie in 0..{num_classes - 1}, found {wrong} in {where}: {reason}"
+        )
+
+
+def check_memory(shape: tuple[int, ...], what: str) -> None:
+    """Check that uint8 images of a shape fit in this machine's memory.
+
+    Raises:
+        DataError: they need more than there is, which would end the process.
+    """
+    needed = math.prod(shape)
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > found:
+        raise DataError(
+            f"images in memory must fit in this machine's {found / 2**30:.1f} GiB, found "
+            f"{needed / 2**30:.1f} GiB for {what}: give a smaller image_size or an image folder"
         )

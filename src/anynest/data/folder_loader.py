@@ -1,7 +1,7 @@
-"""The loader of image folders: worker processes decode and augment, the device normalises.
+"""The loader of image folders: worker processes decode and augment, the device normalizes.
 
-What a worker does to an image is a function of (seed, epoch, image) alone, so the batches are the
-same for every number of workers.
+A worker's result is a function of (seed, epoch, image), so batches are the same for every number of
+workers.
 """
 
 import logging
@@ -16,11 +16,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from . import randomness
 from .augment import Normalize
-from .batch_sampler import Plan
+from .batch_sampler import BatchSampler
 from .dataset import FolderSplit
 from .errors import DataError
-from .readers import decode
-from .transforms import DRAWS, transform
+from .readers.decode_images import name_skipping
+from .readers.image_reader import fitted_pixels, open_image
+from .transforms import DRAWS
 
 _log = logging.getLogger("anynest.data")
 _TRIES = 100
@@ -28,7 +29,7 @@ _TRIES = 100
 
 @dataclass
 class _Item:
-    """An image on its way from a worker: no pixels where it was left out, or an error's line."""
+    """A worker's result: pixels (None if the image is left out), or the line of an error."""
 
     pixels: Tensor | None
     label: int
@@ -37,10 +38,11 @@ class _Item:
 
 
 class _Files(TorchDataset[_Item]):
-    """Decodes image `i` in the way of one epoch; errors travel as values, not as tracebacks."""
+    """Decodes images as one epoch needs them; errors are returned, as text, instead of raised."""
 
-    def __init__(self, split: FolderSplit, train: bool, augment: str, key: int) -> None:
-        self._split, self._train, self._augment, self._key = split, train, augment, key
+    def __init__(self, split: FolderSplit, augment: str, key: int | None) -> None:
+        """key: of the epoch's augmentation; None for evaluation."""
+        self._split, self._augment, self._key = split, augment, key
 
     def __getitem__(self, i: int) -> _Item:
         split = self._split
@@ -50,81 +52,69 @@ class _Files(TorchDataset[_Item]):
                 return _Item(self._read(i), int(split.labels[i]), tuple(bad))
             except DataError as error:
                 if split.on_corrupt != "skip":
-                    return _Item(None, 0, error=str(error))
+                    return _Item(None, 0, error=str(name_skipping(error)))
                 bad.append(i)
-                if not self._train:  # in training the next file stands in: batches keep their size
+                if self._key is None:
                     return _Item(None, 0, tuple(bad))
-                i = (i + 1) % len(split)
-        return _Item(
-            None,
-            0,
-            error=f"{_TRIES} files in a row cannot be decoded, the last is {split.paths[i - 1]}",
-        )
+                i = (i + 1) % len(split)  # the next file replaces it, so batches keep their size
+        last = split.paths[i - 1]
+        return _Item(None, 0, error=f"{_TRIES} files in a row cannot be decoded, found {last} last")
 
     def _read(self, i: int) -> Tensor:
-        path = self._split.paths[i]
-        draws = randomness.units(self._key, np.array([i]), DRAWS)[0] if self._train else None
-        with decode.opened(path) as file:
-            image = decode.rgb(decode.pixels(file, path))
-        image = transform(image, self._split.image_size, self._augment, draws, self._split.mirror)
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        split, path, draws = self._split, self._split.paths[i], None
+        if self._key is not None:
+            draws = randomness.units(self._key, np.array([i]), DRAWS)[0]
+        with open_image(path) as image:
+            return fitted_pixels(
+                image, path, split.image_size, 3, "crop", self._augment, draws, split.mirror
+            )
 
 
 def _collate(items: list[_Item]) -> tuple[Tensor | None, Tensor, list[int], str | None]:
-    good = [item for item in items if item.pixels is not None]
+    good = [(item.pixels, item.label) for item in items if item.pixels is not None]
+    images = torch.stack([pixels for pixels, _ in good]) if good else None
+    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
     error = next((item.error for item in items if item.error), None)
-    bad = [i for item in items for i in item.bad]
-    images = (
-        torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None
-    )
-    return images, torch.tensor([item.label for item in good], dtype=torch.int64), bad, error
+    return images, labels, [i for item in items for i in item.bad], error
 
 
-class StreamLoader:
-    """Batches of an image folder; built by `make_loader`, which documents the arguments."""
+class FolderLoader:
+    """Batches of a `FolderSplit`; see `loader.make_loader`."""
 
     def __init__(
         self,
         split: FolderSplit,
-        plan: Plan,
+        sampler: BatchSampler,
         augment: str,
-        device: torch.device,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        channels_last: bool,
+        normalize: Normalize,
         workers: int,
     ) -> None:
-        self._split, self._plan, self._augment, self._workers = split, plan, augment, workers
-        self._device = device
-        self._normalize = Normalize(mean, std, device, channels_last)
+        self._split, self._sampler, self._augment = split, sampler, augment
+        self._normalize, self._workers = normalize, workers
         self._bad: set[int] = set()
 
     @property
     def num_images(self) -> int:
-        return self._plan.num_images
-
-    @property
-    def skipped(self) -> int:
-        """Different files met so far that could not be decoded."""
-        return len(self._bad)
+        return self._sampler.num_images
 
     @property
     def skipped_images(self) -> frozenset[int]:
-        """Their numbers in the split."""
         return frozenset(self._bad)
 
     def __len__(self) -> int:
-        return self._plan.num_batches
+        return self._sampler.num_batches
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        plan, split, known = self._plan, self._split, len(self._bad)
-        order = plan.order(epoch)
+        sampler, split, known = self._sampler, self._split, len(self._bad)
+        device = self._normalize.device
+        order = sampler.order(epoch)
+        key = sampler.augment_key(epoch) if sampler.train else None
         source = DataLoader(
-            _Files(split, plan.train, self._augment, plan.augment_key(epoch)),
-            batch_sampler=[order[plan.part(step)].tolist() for step in plan.steps(start)],
+            _Files(split, self._augment, key),
+            batch_sampler=[order[sampler.part(step)].tolist() for step in sampler.steps(start)],
             num_workers=self._workers,
             collate_fn=_collate,
-            pin_memory=self._device.type == "cuda",
+            pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one
         )
         for images, labels, bad, error in source:
@@ -132,15 +122,13 @@ class StreamLoader:
                 raise DataError(error)
             self._bad.update(bad)
             if images is None:
-                side = split.image_size
-                images = torch.empty(0, 3, side, side, dtype=torch.uint8)
-            moved = images.to(self._device, non_blocking=True)
-            yield self._normalize(moved), labels.to(self._device, non_blocking=True)
+                images = torch.empty(0, 3, split.image_size, split.image_size, dtype=torch.uint8)
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            yield self._normalize(images), labels
         if len(self._bad) > known:
-            first = split.paths[min(self._bad)]
             _log.warning(
                 "%d undecodable images left out of the %s split, the first is %s",
                 len(self._bad),
                 split.name,
-                first,
+                split.paths[min(self._bad)],
             )

@@ -1,4 +1,4 @@
-"""Batches of images, normalised on the device, exactly reproducible from (seed, epoch, batch)."""
+"""Batches of normalized images on the device, a pure function of (seed, epoch, batch)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -6,36 +6,43 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .batch_sampler import Plan
-from .dataset import AnySplit, Split
-from .errors import DataError
-from .folder_loader import StreamLoader
-from .in_memory_loader import ResidentLoader
+from .augment import Normalize
+from .batch_sampler import BatchSampler
+from .dataset import AnySplit, FolderSplit, Split
+from .errors import DataError, check_integer
+from .folder_loader import FolderLoader
+from .in_memory_loader import InMemoryLoader
 from .transforms import SMALL
 
 AUGMENTATIONS = ("cifar", "imagenet", "none")
 
 
+MAX_WORKERS = 256
+
+
 class Loader(Protocol):
-    """What `make_loader` gives."""
+    """The batches of one split.
+
+    >>> from anynest.data import load, make_loader
+    >>> data = load("digits")
+    >>> loader = make_loader(data.train, 64, train=True, mean=data.mean, std=data.std)
+    >>> for images, labels in loader.batches(epoch=0):
+    ...     pass  # float32 [B, C, H, W] and int64 [B], on the device
+    """
 
     @property
     def num_images(self) -> int:
-        """Images an epoch, over all ranks."""
-
-    @property
-    def skipped(self) -> int:
-        """Different files met so far that could not be decoded."""
+        """Images per epoch, over all ranks."""
 
     @property
     def skipped_images(self) -> frozenset[int]:
-        """Their numbers in the split."""
+        """Indices in the split of the images found so far that cannot be decoded."""
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images float32 [B, C, H, W], labels int64 [B]) from batch number `start` on."""
+        """Images float32 ``[B, C, H, W]`` and labels int64 ``[B]``, from batch `start` on."""
 
 
 def make_loader(
@@ -57,24 +64,24 @@ def make_loader(
     """A loader of one split.
 
     Args:
-        split: of a Dataset.
-        batch_size: images in a batch over all ranks.
-        train: shuffle and augment, or keep the order and the images as they are.
-        mean, std: per channel, for pixels scaled to [0, 1]; a Dataset carries them.
-        augment: of training: "cifar" (reflect-pad, crop, mirror where the split allows it),
-            "imagenet" (random resized crop, mirror; image folders only), "none"; None is "cifar",
-            and "imagenet" for image folders above 64 pixels. Evaluation never augments; image
-            folders above 64 pixels are then resized by 256/224 and cut to the centre.
-        seed: of the order and the augmentation; every draw is a function of it, the epoch and the
-            image alone, whatever the workers and ranks.
+        split: split of a Dataset.
+        batch_size: images per batch over all ranks.
+        train: shuffle and augment, or keep order and images as they are.
+        mean, std: per channel, for pixels scaled to [0, 1]; those of the Dataset.
+        augment: in training "cifar" (reflect-pad, crop, mirror where the split allows it),
+            "imagenet" (random resized crop, mirror; image folders only) or "none"; None is "cifar",
+            and "imagenet" for image folders above 64 pixels. Evaluation never augments: image
+            folders above 64 pixels are resized by 256/224 and cropped to the centre.
+        seed: of order and augmentation; every draw is a function of it, the epoch and the image,
+            independent of workers and ranks.
         drop_last: leave out an uneven last batch; None is `train`.
-        workers: processes that decode an image folder; sets in memory need none.
+        workers: processes that decode an image folder, from 0 to 256.
         rank, world: this process's part of every batch; the parts joined in rank order are the
-            batch of one process. The last batch of an evaluation may give a rank no image.
+            batch of one process. The last batch of an evaluation may be empty on a rank.
 
     Raises:
-        DataError: fewer images than a batch in training, an unknown augmentation, a mean or std of
-            another number of channels, a rank outside the world.
+        DataError: fewer images than a batch in training, an unknown augmentation, mean or std of
+            another number of channels, a number out of range, a rank outside the world.
 
     Example:
         >>> from anynest.data import load, make_loader
@@ -96,15 +103,14 @@ def make_loader(
         )
     if len(split) == 0:
         raise DataError(f"the {split.name} split holds no images")
+    workers = check_integer("workers", workers, 0, MAX_WORKERS)
     drop = train if drop_last is None else drop_last
-    plan = Plan(len(split), batch_size, train, seed, drop, rank, world)
-    place = torch.device(device)
-    if isinstance(split, Split):
-        if augment == "imagenet":
-            raise DataError(
-                'augment="imagenet" is for image folders, found a set in memory: use "cifar"'
-            )
-        return ResidentLoader(split, plan, augment, place, tuple(mean), tuple(std), channels_last)
-    return StreamLoader(
-        split, plan, augment, place, tuple(mean), tuple(std), channels_last, workers
-    )
+    sampler = BatchSampler(len(split), batch_size, train, seed, drop, rank, world)
+    normalize = Normalize(tuple(mean), tuple(std), torch.device(device), channels_last)
+    if isinstance(split, FolderSplit):
+        return FolderLoader(split, sampler, augment, normalize, workers)
+    if augment == "imagenet":
+        raise DataError(
+            'augment="imagenet" is for image folders, found images in memory: use "cifar"'
+        )
+    return InMemoryLoader(split, sampler, augment, normalize)

@@ -1,8 +1,8 @@
-"""Randomness without state: every draw is a hash of what it is for.
+"""Stateless random numbers: every draw is a hash of a key and an index.
 
-A draw is splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014) of a key (seed, epoch, purpose)
-and an index. Nothing is remembered between draws, so a run resumed in mid-epoch, another number of
-workers or another number of ranks draws the same numbers for the same image.
+A draw is splitmix64's finalizer (Steele, Lea, Flood, OOPSLA 2014) of a key (seed, epoch, purpose)
+and an index. No state is kept between draws, so a run resumed in mid-epoch, with another number of
+workers or of ranks, draws the same numbers for the same image.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def _mix_array(values: UInts) -> UInts:
 
 
 def key(*parts: int) -> int:
-    """One 64-bit key from whole numbers such as (seed, epoch, purpose); their order matters."""
+    """One 64-bit key from integers such as (seed, epoch, purpose), in this order."""
     state = 0
     for part in parts:
         state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
@@ -42,11 +42,11 @@ def hashes(stream: int, index: npt.NDArray[np.int64]) -> UInts:
 
 
 def units(stream: int, index: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float64]:
-    """`count` numbers in [0, 1) for each index: [len(index), count]."""
+    """Uniform numbers in [0, 1), ``[len(index), count]``."""
     columns = [hashes(key(stream, column), index) for column in range(count)]
     return (np.stack(columns, 1) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(stream: int, n: int) -> npt.NDArray[np.int64]:
-    """A permutation of 0..n-1, the same for the same key everywhere."""
+    """A permutation of 0..n-1; equal keys give equal permutations on every machine."""
     return np.argsort(hashes(stream, np.arange(n)), kind="stable")

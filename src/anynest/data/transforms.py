@@ -1,9 +1,9 @@
-"""What happens to one decoded image of an image folder, in a worker process.
+"""Crops and augments one decoded image of an image folder, in a worker process.
 
-ImageNet's usual training crop (Szegedy et al., 2015): an area of 8 to 100 %, an aspect of 3/4 to
-4/3, both uniform (the aspect in its logarithm), resized bilinearly; ten tries, then the centre.
-Evaluation resizes the shorter side to 256/224 of the size and crops the centre. Small images (up
-to 64 pixels) are not enlarged so, and are trained on with the CIFAR augmentation.
+ImageNet's usual training crop (Szegedy et al., 2015): area 8 to 100 %, aspect 3/4 to 4/3, both
+uniform (the aspect in its logarithm), resized bilinearly; after ten tries the centre. Evaluation
+resizes the shorter side to 256/224 of the size and crops the centre. Small images (up to 64 pixels)
+are not enlarged this way, and have the CIFAR augmentation.
 """
 
 import math
@@ -16,7 +16,7 @@ from .augment import crop_padding
 
 SMALL = 64
 _TRIES = 10
-DRAWS = 2 * _TRIES + 3  # (area, aspect) a try, two positions, the mirror
+DRAWS = 2 * _TRIES + 3  # (area, aspect) per try, two positions, the mirror
 _BILINEAR = Image.Resampling.BILINEAR
 
 Draws = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ Draws = npt.NDArray[np.float64]
 def transform(
     image: Image.Image, size: int, augment: str, draws: Draws | None, mirror: bool
 ) -> Image.Image:
-    """An RGB image of size x size pixels; draws: DRAWS numbers in [0, 1), or None to evaluate."""
+    """The image at size x size pixels; draws: DRAWS numbers in [0, 1), or None for evaluation."""
     if draws is not None and augment == "imagenet":
         image = random_resized_crop(image, size, draws)
     else:
@@ -38,7 +38,7 @@ def transform(
 
 
 def centre(image: Image.Image, size: int, shorter: int) -> Image.Image:
-    """Resize the shorter side to `shorter` pixels, then cut size x size from the centre."""
+    """Resize the shorter side to `shorter` pixels, then crop size x size from the centre."""
     width, height = image.size
     scale = shorter / min(width, height)
     wide, high = max(shorter, round(width * scale)), max(shorter, round(height * scale))
@@ -71,7 +71,7 @@ def random_resized_crop(image: Image.Image, size: int, draws: Draws) -> Image.Im
 
 
 def shifted(image: Image.Image, draws: Draws) -> Image.Image:
-    """Reflect-pad and crop at random, as `augment.crop_and_mirror` does for sets in memory."""
+    """Reflect-pad and crop at random, as `augment.crop_and_mirror` does for images in memory."""
     padding = crop_padding(image.size[0])
     pixels = np.pad(np.asarray(image), ((padding,) * 2, (padding,) * 2, (0, 0)), mode="reflect")
     top, left = (int(draw * (2 * padding + 1)) for draw in draws[:2])

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from ..data import DataError
 from ..data.augment import Normalize
-from ..data.readers import decode
-from ..data.readers.image_reader import PictureReader
+from ..data.readers.image_reader import ImageFileReader
 from ..store import WeightsInfo
 
 FORMS = "a tensor [C, H, W] or [B, C, H, W], a uint8 array [H, W, C], a PIL image, a path or a list"
@@ -48,12 +47,12 @@ class ImageReader:
         self.in_channels = in_channels
         self.size = info.image_size if info else None
         self._normalize: Normalize | None = None
-        self._pictures: PictureReader | None = None
+        self._pictures: ImageFileReader | None = None
         if info is not None:
             self._normalize = Normalize(info.mean, info.std, torch.device("cpu"), False)
             if in_channels in (1, 3):
                 Image.preinit()  # the decoders: at a first picture a deadline would be running
-                self._pictures = PictureReader(info.image_size, info.mean, info.std, info.fit)
+                self._pictures = ImageFileReader(info.image_size, info.mean, info.std, info.fit)
 
     def __call__(self, x: Any) -> tuple[Tensor, bool]:
         """(float32 ``[B, C, H, W]`` that nobody else holds, whether ``x`` was a single image).
@@ -118,14 +117,10 @@ class ImageReader:
                 )
             x = Image.fromarray(np.ascontiguousarray(flat))
         if isinstance(x, Image.Image):
-            reader = self._reader()
-            try:
-                return reader.of_image(decode.pixels(x, "the given image"), "the given image")
-            except decode.Undecodable as error:
-                raise DataError(error.reason) from None
+            return self._reader().of_image(x, "the given image")
         raise TypeError(f"images must be {FORMS}, got {type(x).__name__}")
 
-    def _reader(self) -> PictureReader:
+    def _reader(self) -> ImageFileReader:
         if self._pictures is None:
             self._require_info()
             raise DataError(

@@ -238,7 +238,7 @@ def test_skipping_in_evaluation_leaves_out_and_counts(
         sizes = [len(y) for _, y in made.batches(0)]
         assert [len(y) for _, y in made.batches(1)] == sizes
     assert sizes == [2, 3, 3, 2]
-    assert made.skipped == 2
+    assert len(made.skipped_images) == 2
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("2 undecodable images left out of the train split")
     assert str(bad[0]) in caplog.messages[0]
@@ -252,7 +252,7 @@ def test_skipping_in_training_keeps_the_batch_size(make_folder: Make, workers: i
     made = stream(split, 4, workers=workers)
     batches = list(made.batches(0))
     assert [len(y) for _, y in batches] == [4, 4, 4]
-    assert made.skipped == 2
+    assert len(made.skipped_images) == 2
     labels = torch.cat([y for _, y in batches])
     assert torch.bincount(labels).tolist() == [6, 6]  # the next file of the class stood in
 

@@ -3,12 +3,14 @@
 import gzip
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anynest.data import DataError, identity, load, names
+from anynest.data import DataError, load
+from anynest.data.known_sets import MNIST
 from anynest.data.readers import idx
 
 Make = Callable[..., Path]
@@ -20,7 +22,7 @@ def test_plain_and_packed(make_idx: Make, packed: bool) -> None:
     data = load(make_idx(packed, train_images=images), holdout=0)
     assert np.array_equal(data.train.images[:, 0].numpy(), images)
     assert data.train.labels.tolist() == [i % 10 for i in range(50)]
-    assert (data.label, data.classes) == ("letters", names.MNIST)
+    assert (data.label, data.classes) == ("letters", MNIST.classes)
     assert not data.train.mirror
     assert load(make_idx(packed, "other"), name="mine").label == "mine"
 
@@ -39,7 +41,7 @@ def test_known_sets_are_told_by_their_labels(
     place = make_idx(train_labels=labels)
     assert load(place).label == "letters"
     known = idx._FIRST_LABELS[first]
-    small = identity.Known(known.name, known.classes, known.shape, (50, 20), mirror=known.mirror)
+    small = replace(known, sizes=(50, 20))
     monkeypatch.setitem(idx._FIRST_LABELS, first, small)
     data = load(place)
     assert (data.label, data.train.mirror) == (label, mirror)
@@ -72,9 +74,9 @@ def test_truncated(make_idx: Make) -> None:
     file.write_bytes(content[: len(content) // 2])
     fails(place, str(file), "truncated")
     file.write_bytes(gzip.compress(gzip.decompress(content)[:-3]))
-    fails(place, "must hold 39200 bytes as its header says, found 39197")
+    fails(place, "must hold 39200 bytes as its header states, found 39197")
     file.write_bytes(gzip.compress(gzip.decompress(content) + b"x"))
-    fails(place, "must hold 39200 bytes as its header says, found more")
+    fails(place, "must hold 39200 bytes as its header states, found more")
     file.write_bytes(gzip.compress(gzip.decompress(content)[:9]))
     fails(place, "ends within its header")
     damaged = bytearray(content)
@@ -98,7 +100,7 @@ def test_a_header_that_announces_too_much(make_idx: Make) -> None:
     place = make_idx(packed=False)
     header = bytes((0, 0, 8, 3)) + b"\xff" * 12
     (place / "train-images-idx3-ubyte").write_bytes(header)
-    fails(place, "announces", "more than 4294967296")
+    fails(place, "at most 4294967296 bytes, found ")
 
 
 def test_counts_differ(make_idx: Make) -> None:

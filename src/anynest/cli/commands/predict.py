@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...data import DataError
-from ...data.readers.image_reader import PictureReader
+from ...data.readers.image_reader import ImageFileReader
 from ...engines.model_source import resolve
 from ...engines.session import BACKENDS
 from ...predict.policies import Confidence
@@ -125,7 +125,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, PictureReader]]:
+def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, ImageFileReader]]:
     """The predictor, and the reader of its pictures."""
     source = resolve(arguments.source)
     if source.info is None:
@@ -134,7 +134,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Pi
             "export it from a run"
         )
     info = source.info
-    reader = PictureReader(info.image_size, info.mean, info.std, info.fit)
+    reader = ImageFileReader(info.image_size, info.mean, info.std, info.fit)
     profile = None
     if arguments.save_work is not None:
         profile = Profile.read(arguments.profile or arguments.source)

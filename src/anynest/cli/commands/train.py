@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...data.load import SOURCES
+from ...data.locate import SOURCES
 from ...training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
 from ...training.config.train_config import read_object
 from ...training.output.reporting import ConsoleReporter, NullReporter, Reporter, counted

@@ -1,9 +1,9 @@
-"""CIFAR-10 and -100 as their authors publish them (https://www.cs.toronto.edu/~kriz/cifar.html):
-the Python and the binary archive, or the folder either unpacks to.
+"""CIFAR-10 and -100 as published (https://www.cs.toronto.edu/~kriz/cifar.html): the Python and the
+binary archive, or the folder that either unpacks to.
 
-An archive is read in memory, and only when its MD5 sum is the published one; so are the files of
-an unpacked Python version. The binary version's files have no published sums: their sizes and
-labels are checked.
+An archive is read in memory, and only if its MD5 sum is the published one; so are the files of an
+unpacked Python version. The binary version's files have no published sums: their sizes and labels
+are checked.
 """
 
 import hashlib
@@ -16,56 +16,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import identity
-from ..assemble import Raw
-from ..dataset import check_labels
+from ..assemble import RawDataset
+from ..dataset import Split, check_labels
 from ..errors import DataError
-from .cifar_layouts import LAYOUTS, MD5, Layout
+from ..known_sets import partial_notes
+from .cifar_versions import CIFAR_VERSIONS, CifarVersion
 from .unpickle import read_pickle
 
 _PIXELS = 3 * 32 * 32
 _MAX_MEMBER = 1 << 28  # bytes; the largest published file has 154 million
+_ARCHIVE_ERRORS = (tarfile.TarError, EOFError, zlib.error, OSError)
+
+ReadFile = Callable[[str], tuple[bytes, str]]  # file name -> (its content, its name in messages)
 
 
-Read = Callable[[str], tuple[bytes, str]]  # file name -> (its content, how to call it)
-
-
-def folder_layout(folder: Path) -> Layout | None:
-    """The layout whose training or test files lie in the folder."""
-    for layout in LAYOUTS:
-        if any((folder / name).is_file() for name in (*layout.train, layout.test)):
-            return layout
+def folder_version(folder: Path) -> CifarVersion | None:
+    """The version whose training or test files lie in a folder."""
+    for version in CIFAR_VERSIONS:
+        if any((folder / name).is_file() for name in (*version.train, version.test)):
+            return version
     return None
 
 
-def read_folder(folder: Path, layout: Layout) -> Raw:
-    """Read an unpacked archive."""
+def read_cifar(path: Path) -> RawDataset:
+    """Read an unpacked folder or a tar.gz archive, known by its name or else by the folder in it.
 
+    Raises:
+        DataError: it is none of the published versions, a file is missing or damaged, or an MD5 sum
+            is not the published one.
+    """
+    version = folder_version(path) if path.is_dir() else None
+    if version:
+        return _read(version, _folder_reader(path, version))
+    version = next((v for v in CIFAR_VERSIONS if v.archive == path.name), None)
+    version = version or _version_inside(path)
+    _check_md5(path, version.md5[version.archive])
+    return _read(version, _archive_reader(path, version))
+
+
+def _folder_reader(folder: Path, version: CifarVersion) -> ReadFile:
     def read(name: str) -> tuple[bytes, str]:
         file = folder / name
         if not file.is_file():
-            raise DataError(f"{file} is missing: unpack {layout.archive} again")
-        expected = MD5.get(f"{layout.folder}/{name}")
-        if expected:
-            _check_md5(file, expected)
+            raise DataError(f"{file} is missing: unpack {version.archive} again")
+        if name in version.md5:
+            _check_md5(file, version.md5[name])
         return file.read_bytes(), str(file)
 
-    return _read(layout, read)
+    return read
 
 
-def read_archive(path: Path) -> Raw:
-    """Read a tar.gz archive, known by its name or else by the folder in it.
-
-    Raises:
-        DataError: it is none of the four published archives, or its MD5 sum is not the published.
-    """
-    layout = next((layout for layout in LAYOUTS if layout.archive == path.name), None)
-    if layout is None:
-        layout = _layout_inside(path)
-    _check_md5(path, MD5[layout.archive])
-    wanted = {
-        f"{layout.folder}/{name}": name for name in (*layout.train, layout.test, layout.names)
-    }
+def _archive_reader(path: Path, version: CifarVersion) -> ReadFile:
+    names = (*version.train, version.test, version.names)
+    wanted = {f"{version.folder}/{name}": name for name in names}
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -74,31 +77,30 @@ def read_archive(path: Path) -> Raw:
                 file = archive.extractfile(member) if name and member.isfile() else None
                 if name and file and member.size <= _MAX_MEMBER:
                     contents[name] = file.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise _unreadable(path, error) from None
 
     def read(name: str) -> tuple[bytes, str]:
-        where = f"{layout.folder}/{name} in {path}"
+        where = f"{version.folder}/{name} in {path}"
         if name not in contents:
-            raise DataError(f"{where} is missing: download {layout.archive} again")
+            raise DataError(f"{where} is missing: download {version.archive} again")
         return contents[name], where
 
-    return _read(layout, read)
+    return read
 
 
-def _layout_inside(path: Path) -> Layout:
-    folders = {layout.folder: layout for layout in LAYOUTS}
+def _version_inside(path: Path) -> CifarVersion:
+    folders = {version.folder: version for version in CIFAR_VERSIONS}
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 top = member.name.removeprefix("./").partition("/")[0]
                 if top in folders:
                     return folders[top]
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise _unreadable(path, error) from None
     raise DataError(
-        f"{path} is none of the archives known here: "
-        f"it holds none of the folders {', '.join(folders)}"
+        f"{path} is none of the known archives: it has none of the folders {', '.join(folders)}"
     )
 
 
@@ -117,32 +119,32 @@ def _check_md5(path: Path, expected: str) -> None:
         )
 
 
-def _read(layout: Layout, read: Read) -> Raw:
-    decode = _from_pickle if isinstance(layout.label, str) else _from_records
-    content, where = read(layout.names)
-    if isinstance(layout.label, str):
-        found = read_pickle(content, where).get(layout.name_key, [])
+def _read(version: CifarVersion, read: ReadFile) -> RawDataset:
+    decode = _from_pickle if isinstance(version.label, str) else _from_records
+    content, where = read(version.names)
+    if isinstance(version.label, str):
+        found = read_pickle(content, where).get(version.names_key, [])
     else:
         found = content.split()
     classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in found)
-    if len(classes) != len(layout.known.classes):
+    if len(classes) != len(version.known.classes):
         raise DataError(
-            f"{where} must name {len(layout.known.classes)} classes, found {len(classes)}"
+            f"{where} must name {len(version.known.classes)} classes, found {len(classes)}"
         )
 
-    def part(names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def split(name: str, files: tuple[str, ...]) -> Split:
         images, labels = [], []
-        for name in names:
-            content, where = read(name)
-            pixels, numbers = decode(content, where, layout.label)
+        for file in files:
+            content, where = read(file)
+            pixels, numbers = decode(content, where, version.label)
             check_labels(numbers, len(classes), where)
             images.append(pixels)
             labels.append(numbers)
-        return torch.cat(images), torch.cat(labels)
+        return Split(torch.cat(images), torch.cat(labels), name)
 
-    train, test = part(layout.train), part((layout.test,))
-    notes = identity.notes(layout.known, (len(train[1]), len(test[1])))
-    return Raw(layout.known.name, classes, train, test, notes=notes)
+    train, test = split("train", version.train), split("test", (version.test,))
+    notes = partial_notes(version.known, (len(train), len(test)))
+    return RawDataset(version.known.name, classes, train, test, notes=notes)
 
 
 def _from_pickle(content: bytes, where: str, label: str | int) -> tuple[Tensor, Tensor]:
@@ -155,7 +157,7 @@ def _from_pickle(content: bytes, where: str, label: str | int) -> tuple[Tensor, 
         )
     labels = batch.get(str(label))
     if not isinstance(labels, list) or any(type(value) is not int for value in labels):
-        raise DataError(f"{label!r} of {where} must be a list of whole numbers")
+        raise DataError(f"{label!r} of {where} must be a list of integers")
     if len(labels) != len(pixels):
         raise DataError(f"{where} must have a label an image, found {len(labels)}, {len(pixels)}")
     images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())

@@ -1,147 +1,181 @@
-"""Sets in the Hub's Parquet layout: an image column {bytes, path} and a column of whole numbers.
+"""Parquet sets as on the Hugging Face Hub: a column of encoded images and a column of labels.
 
-The bytes say what the images are: where they are JPEG, the set's label says so with the quality,
-so that a lossy copy never passes for the original.
+The bytes tell how the images were encoded: for JPEG the label of the data set says so with the
+quality, so that a lossy copy is never taken for the original.
 """
 
-import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from .. import identity
-from ..assemble import Raw
+from ..assemble import RawDataset
+from ..dataset import Split
 from ..errors import DataError
-from .arrow import Rows, read_rows
-from .pictures import Pictures, decode_all
+from ..known_sets import KnownDataset, identify, partial_notes
+from .decode_images import ColourFound, DecodedImages, decode_all
+from .encoding import lossy_notes
+from .parquet_rows import ParquetRows, read_rows
+from .parquet_shards import find_shards
 
-_SPLITS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test"}
-
-
-def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """Files of each split, in order; empty where there is no train*.parquet.
-
-    Looked for in the folder itself, else in the folders right below it, as the Hub lays them out.
-
-    Raises:
-        DataError: several folders below hold a set.
-    """
-    own = _shards(folder)
-    if own:
-        return own
-    below = {path: _shards(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    sets = {path: shards for path, shards in below.items() if shards}
-    if len(sets) > 1:
-        raise DataError(
-            f"{folder} holds several sets ({', '.join(path.name for path in sets)}): give one of "
-            "them"
-        )
-    return next(iter(sets.values()), {})
+_MAX_CLASSES = 1 << 16  # of a data set without class names
 
 
-def _shards(place: Path) -> dict[str, list[Path]]:
-    files = sorted(place.glob("*.parquet"))
-    shards = {
-        split: [f for f in files if re.match(rf"({stems})(?![a-z])", f.name.lower())]
-        for split, stems in _SPLITS.items()
-    }
-    return {split: found for split, found in shards.items() if found} if shards["train"] else {}
-
-
-def read_parquet(folder: Path, *, on_corrupt: str = "raise", image_size: int | None = None) -> Raw:
-    """Read a folder in which `find_shards` finds files.
-
-    Raises:
-        DataError: pyarrow is not installed; a file or shard is missing, truncated or of another
-            schema; a label out of range; an image that is undecodable or does not fit the others.
-    """
-    shards = find_shards(folder)
-    if "test" not in shards:
-        if "validation" not in shards:
-            raise DataError(
-                f"a Parquet set needs a test*.parquet beside {shards['train'][0]}, found none"
-            )
-        shards["test"] = shards.pop("validation")
-    parts = {split: _read_part(files, on_corrupt, image_size) for split, files in shards.items()}
-    train, test, validation = parts["train"], parts["test"], parts.get("validation")
-    sizes = (len(train.labels), len(test.labels))
-    known = _identify(list(parts.values()), train, sizes)
-    highest = max(int(part.labels.max()) for part in parts.values())
-    notes = lossy([part.pictures.encodings for part in parts.values()])
-    return Raw(
-        name=known.name if known else folder.resolve().name,
-        classes=known.classes
-        if known
-        else train.classes or tuple(str(i) for i in range(highest + 1)),
-        train=(train.pictures.images, train.labels),
-        test=(test.pictures.images, test.labels),
-        validation=(validation.pictures.images, validation.labels) if validation else None,
-        mirror=known.mirror if known else True,
-        notes=notes + identity.notes(known, sizes),
-        resized=any(part.pictures.resized for part in parts.values()),
-        skipped=sum(part.pictures.skipped for part in parts.values()),
-    )
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Part:
-    pictures: Pictures
-    labels: Tensor
-    classes: tuple[str, ...]
-    label_column: str
+    """The rows of one split, from one or several files."""
 
+    files: list[ParquetRows]
 
-def _identify(parts: list[_Part], train: _Part, sizes: tuple[int, int]) -> identity.Known | None:
-    """The known set, by the one size its images came in; resizing does not change what it is."""
-    came_in = frozenset[tuple[int, int]]().union(*(part.pictures.sizes for part in parts))
-    if len(came_in) != 1:
-        return None
-    shape = (train.pictures.images.shape[1], *next(iter(came_in)))
-    return identity.identify(train.classes, shape, sizes, train.label_column)
+    @property
+    def labels(self) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([rows.labels for rows in self.files]))
 
-
-def _read_part(files: list[Path], on_corrupt: str, image_size: int | None) -> _Part:
-    _check_complete(files)
-    shards: list[Rows] = [read_rows(file) for file in files]
-    encoded = [data for rows in shards for data in rows.encoded]
-    labels = torch.tensor([label for rows in shards for label in rows.labels], dtype=torch.int64)
-    if not encoded:
-        raise DataError(f"{files[0]} holds no images")
-
-    def where(row: int) -> str:
-        for rows in shards:
+    def where(self, row: int) -> str:
+        """Name of an image for messages."""
+        for rows in self.files:
             if row < len(rows.labels):
                 return rows.where(row)
             row -= len(rows.labels)
         raise IndexError(row)
 
-    pictures = decode_all(encoded, where, on_corrupt, image_size)
-    return _Part(pictures, labels[pictures.kept], shards[0].classes, shards[0].label_column)
+    def decode(self, on_corrupt: str, image_size: int | None, channels: int) -> DecodedImages:
+        encoded = [data for rows in self.files for data in rows.encoded]
+        if not encoded:
+            raise DataError(f"{self.files[0].file} holds no images")
+        return decode_all(encoded, self.where, on_corrupt, image_size, channels)
 
 
-def _check_complete(files: list[Path]) -> None:
-    """The Hub names shards NAME-00000-of-00002: all must be there."""
-    totals = {match[1] for f in files if (match := re.search(r"-of-(\d+)\.parquet$", f.name))}
-    if len(totals) > 1 or (totals and len(files) != int(next(iter(totals)))):
-        raise DataError(
-            f"the shards of {files[0]} must be complete, found {len(files)} of "
-            f"{' or '.join(sorted(totals))}: fetch the missing ones"
-        )
+def read_parquet(
+    folder: Path,
+    image_size: int | None = None,
+    on_corrupt: str = "raise",
+    label_column: str | None = None,
+) -> RawDataset:
+    """Read a folder in which `find_shards` finds files.
 
+    The images become grey if all are, else RGB.
 
-def lossy(encodings: list[Counter[str]]) -> list[str]:
-    """What the label must say about the encodings found: nothing for PNG and other exact ones.
-
-    >>> lossy([Counter({"JPEG-75": 10})]), lossy([Counter({"PNG": 9})])
-    (['JPEG-75'], [])
+    Raises:
+        DataError: pyarrow is not installed; a file or shard is missing, damaged or at odds with
+            the others; a label is out of range; an image cannot be decoded or has another size.
     """
-    found = sum(encodings, Counter[str]())
-    exact = {"PNG", "BMP", "TIFF", "PPM", "GIF"}
-    kinds = sorted(kind for kind in found if kind not in exact)
-    if not kinds:
+    shards = find_shards(folder)
+    files = shards.files()
+    if "test" not in files and "validation" not in files:
+        raise DataError(
+            f"a Parquet set needs a test or validation split beside {files['train'][0]}, found none"
+        )
+    parts = {
+        split: _Part([read_rows(file, label_column) for file in names])
+        for split, names in files.items()
+    }
+    classes, left_out = _check_agreement([rows for part in parts.values() for rows in part.files])
+    left_out += [f"{len(shards.others)} other .parquet files"] if shards.others else []
+    left_out += _drop_hidden_test(parts, folder)
+    if "test" not in parts:
+        parts["test"] = parts.pop("validation")
+    decoded = _decode(parts, on_corrupt, image_size)
+    splits = {}
+    for name, found in decoded.items():
+        splits[name] = Split(found.images, parts[name].labels[found.kept], name)
+    sizes = (len(splits["train"]), len(splits["test"]))
+    known = _identify(list(decoded.values()), classes, sizes, parts["train"].files[0].label_column)
+    if known:
+        classes = known.classes
+        splits = {name: replace(split, mirror=known.mirror) for name, split in splits.items()}
+    elif not classes:
+        highest = max(int(split.labels.max()) for split in splits.values())
+        if highest >= _MAX_CLASSES:
+            raise DataError(
+                f"labels of a Parquet set without class names must be below {_MAX_CLASSES}, found "
+                f"{highest} in {folder}: choose the label column with label_column (--label-column)"
+            )
+        classes = tuple(str(i) for i in range(highest + 1))
+    encodings = sum((found.encodings for found in decoded.values()), Counter[str]())
+    return RawDataset(
+        name=known.name if known else folder.resolve().name,
+        classes=classes,
+        train=splits["train"],
+        test=splits["test"],
+        validation=splits.get("validation"),
+        notes=lossy_notes(encodings) + partial_notes(known, sizes),
+        left_out=tuple(left_out),
+        skipped=sum(len(parts[name].labels) - len(split) for name, split in splits.items()),
+        resized=any(found.sizes != {tuple(found.images.shape[2:])} for found in decoded.values()),
+    )
+
+
+def _check_agreement(files: list[ParquetRows]) -> tuple[tuple[str, ...], list[str]]:
+    """The class names of all files, and a note on files without names.
+
+    Raises:
+        DataError: files differ in their class names or label column.
+    """
+    first = files[0]
+    for rows in files:
+        if rows.label_column != first.label_column:
+            raise DataError(
+                f"all files of a Parquet set must have one label column, found "
+                f"{first.label_column} in {first.file} and {rows.label_column} in {rows.file}: "
+                "choose one with label_column (--label-column)"
+            )
+    named = [rows for rows in files if rows.classes]
+    for rows in named:
+        if rows.classes != named[0].classes:
+            at = next(
+                (
+                    i
+                    for i, pair in enumerate(zip(rows.classes, named[0].classes, strict=False))
+                    if pair[0] != pair[1]
+                ),
+                min(len(rows.classes), len(named[0].classes)),
+            )
+            raise DataError(
+                f"all files of a Parquet set must have the same class names, found "
+                f"{rows.classes[at : at + 1]} for label {at} in {rows.file} and "
+                f"{named[0].classes[at : at + 1]} in {named[0].file}"
+            )
+    unnamed = len(files) - len(named)
+    note = [f"class names (absent) of {unnamed} .parquet files"] if named and unnamed else []
+    return (named[0].classes if named else ()), note
+
+
+def _drop_hidden_test(parts: dict[str, _Part], folder: Path) -> list[str]:
+    """Removes a test split whose labels are all -1, as benchmarks hide them; returns the note."""
+    test = parts.get("test")
+    if test is None or not len(test.labels) or bool((test.labels != -1).any()):
         return []
-    said = "/".join(kinds) if len(kinds) <= 3 else f"{kinds[0].partition('-')[0]}, mixed"
-    return [said if len(kinds) == len(found) else f"partly {said}"]
+    if "validation" not in parts:
+        raise DataError(
+            f"the test split must have labels, found {len(test.labels)} images with hidden labels "
+            f"(all -1) in {folder}: add a validation split"
+        )
+    del parts["test"]
+    return [f"test split of {len(test.labels)} images with hidden labels (all -1)"]
+
+
+def _decode(
+    parts: dict[str, _Part], on_corrupt: str, image_size: int | None
+) -> dict[str, DecodedImages]:
+    """The images of every split: grey if all are, else RGB."""
+    try:
+        return {name: part.decode(on_corrupt, image_size, 1) for name, part in parts.items()}
+    except ColourFound:
+        return {name: part.decode(on_corrupt, image_size, 3) for name, part in parts.items()}
+
+
+def _identify(
+    decoded: list[DecodedImages],
+    classes: tuple[str, ...],
+    sizes: tuple[int, int],
+    label_column: str,
+) -> KnownDataset | None:
+    """The known data set, by the one size its images came in: resizing does not change what it is."""
+    came_in = frozenset[tuple[int, int]]().union(*(found.sizes for found in decoded))
+    if len(came_in) != 1:
+        return None
+    shape = (decoded[0].images.shape[1], *next(iter(came_in)))
+    return identify(classes, shape, sizes, label_column)

@@ -1,9 +1,8 @@
-"""Reading a pickle from outside without trusting it.
+"""Reads an untrusted pickle of plain values and uint8 arrays.
 
-A pickle may name any function and have it called. A CIFAR batch needs plain containers and uint8
-arrays; so the few names that numpy's own pickles use are met by stand-ins of this module, whichever
-numpy wrote them (`numpy.core` or `numpy._core`), and any other name is refused. Nothing that the
-file names is ever imported or called.
+A pickle may name any function and have it called. A CIFAR batch needs only containers and uint8
+arrays, so the few names in numpy's own pickles (`numpy.core` or `numpy._core`) resolve to stand-ins
+in this module, and any other name is refused. Nothing that the file names is imported or called.
 """
 
 import io
@@ -23,11 +22,11 @@ class _DType:
         self.kind = kind.decode("latin1") if isinstance(kind, bytes) else kind
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like: of no matter to single bytes."""
+        """Byte order and alignment, which do not matter for single bytes."""
 
 
 class _Array:
-    """Stands in for numpy.ndarray; `value` is built from the bytes alone."""
+    """Stands in for numpy.ndarray; `value` is built from the bytes only."""
 
     value: np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -61,7 +60,7 @@ def _encode(text: str, _: str = "latin1") -> bytes:
 _ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes in protocol 2
+    ("_codecs", "encode"): _encode,  # bytes of Python 3 in protocol 2
 }
 for _package in ("numpy.core", "numpy._core"):
     _ALLOWED[(f"{_package}.multiarray", "_reconstruct")] = _reconstruct
@@ -82,7 +81,7 @@ def read_pickle(content: bytes, where: str) -> dict[str, Any]:
     """The dictionary in a pickle of plain values and uint8 arrays, its keys as text.
 
     Raises:
-        DataError: truncated, damaged, not a dictionary, or naming anything else than uint8 arrays.
+        DataError: it is truncated, damaged, not a dictionary, or names anything but uint8 arrays.
     """
     try:
         value = _Restricted(io.BytesIO(content), encoding="bytes").load()
@@ -94,7 +93,7 @@ def read_pickle(content: bytes, where: str) -> dict[str, Any]:
             )
             for key, item in value.items()
         }
-    except Exception as error:  # the machine behind pickle raises what it likes on hostile bytes
+    except Exception as error:  # pickle raises anything on hostile bytes
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(
             f"cannot read the pickle {where} ({reason}): it is truncated or altered, fetch it again"

@@ -75,7 +75,7 @@ def finish(
             split, data, device, rank=world.rank, ranks=world.size
         )
         result = evaluate(model, loader, split=split.name, check=check, world=world)
-        skipped += sum(map(int, world.gather(str(loader.skipped).encode())))
+        skipped += sum(map(int, world.gather(str(len(loader.skipped_images)).encode())))
         return result
 
     test = measure(data.test)

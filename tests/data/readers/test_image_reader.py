@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from anynest.data import DataError, load, make_loader
-from anynest.data.readers import decode
-from anynest.data.readers.image_reader import PictureReader
-from anynest.data.readers.pictures import decode_all
+from anynest.data.readers.decode_images import decode_all
+from anynest.data.readers.image_reader import ImageFileReader, open_image
 
 RGB = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -40,7 +39,7 @@ def test_as_the_evaluation_of_an_image_folder(size: int, tmp_path: Path) -> None
     data = load(tmp_path, image_size=size)
     loader = make_loader(data.test, 4, train=False, mean=data.mean, std=data.std)
     expected = torch.cat([images for images, _ in loader.batches(0)])
-    reader = PictureReader(size, data.mean, data.std, "crop")
+    reader = ImageFileReader(size, data.mean, data.std, "crop")
     assert torch.equal(torch.cat([reader(path) for path in data.test.paths]), expected)  # type: ignore[union-attr]
 
 
@@ -48,7 +47,7 @@ def test_as_the_evaluation_of_a_set_in_memory(tmp_path: Path) -> None:
     data = load("digits")
     loader = make_loader(data.test, 360, train=False, mean=data.mean, std=data.std)
     ((expected, _),) = loader.batches(0)
-    reader = PictureReader(8, data.mean, data.std, "whole")
+    reader = ImageFileReader(8, data.mean, data.std, "whole")
     for number in (0, 17, 359):
         file = tmp_path / f"{number}.png"
         Image.fromarray(data.test.images[number, 0].numpy()).save(file)  # type: ignore[union-attr]
@@ -63,11 +62,11 @@ def test_as_a_set_that_was_resized(tmp_path: Path) -> None:
         encoded.append(buffer.getvalue())
         paths.append(tmp_path / f"{number}.png")
         paths[-1].write_bytes(encoded[-1])
-    expected = decode_all(encoded, str, "raise", 16).images
-    reader = PictureReader(16, *RGB, "whole")
+    expected = decode_all(encoded, str, "raise", 16, 3).images
+    reader = ImageFileReader(16, *RGB, "whole")
     for path, image in zip(paths, expected, strict=True):
         assert torch.equal(reader.pixels(str(path)), image)
-    crop = PictureReader(16, *RGB, "crop")
+    crop = ImageFileReader(16, *RGB, "crop")
     assert not torch.equal(crop.pixels(str(paths[0])), expected[0])
     assert torch.equal(crop.pixels(str(paths[1])), expected[1])
 
@@ -82,7 +81,7 @@ def test_pictures_that_become_rgb(mode: str, tmp_path: Path) -> None:
         image.convert(mode).save(file)
     with Image.open(file) as opened:
         assert opened.mode == mode
-    pixels = PictureReader(8, *RGB).pixels(str(file))
+    pixels = ImageFileReader(8, *RGB).pixels(str(file))
     assert pixels.shape == (3, 8, 8)
     if mode in ("L", "I;16"):
         assert torch.equal(pixels[1], torch.from_numpy(np.array(image)))
@@ -96,13 +95,13 @@ def test_grey_pictures_for_a_grey_network(mode: str, tmp_path: Path) -> None:
     else:
         made = image.convert(mode)
     made.save(tmp_path / "a.png")
-    pixels = PictureReader(8, (0.5,), (0.5,)).pixels(str(tmp_path / "a.png"))
+    pixels = ImageFileReader(8, (0.5,), (0.5,)).pixels(str(tmp_path / "a.png"))
     expected = image if mode != "1" else image.convert("1").convert("L")
     assert torch.equal(pixels[0], torch.from_numpy(np.array(expected)))
 
 
 def refused(path: Path | str, grey: bool = False, fit: str = "crop") -> str:
-    reader = PictureReader(8, *(((0.5,), (0.5,)) if grey else RGB), fit)
+    reader = ImageFileReader(8, *(((0.5,), (0.5,)) if grey else RGB), fit)
     with pytest.raises(DataError) as caught:
         reader(str(path))
     assert "\n" not in str(caught.value)
@@ -114,7 +113,7 @@ def refused(path: Path | str, grey: bool = False, fit: str = "crop") -> str:
 def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     assert "No such file" in refused(file)
-    assert "no file" in refused(tmp_path)
+    assert "not a regular file" in refused(tmp_path)
     file.write_bytes(b"")
     assert "the file is empty" in refused(file)
     file.write_bytes(b"no picture")
@@ -126,11 +125,11 @@ def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
     assert "images must have at most 89478485 pixels" in refused(file)
     Image.new("1", (1_000_000, 1)).save(file)
     assert "elongated" in refused(file)
-    PictureReader(8, *RGB, "whole").pixels(str(file))  # resized as a whole it does no harm
+    ImageFileReader(8, *RGB, "whole").pixels(str(file))  # resized as a whole it does no harm
     for wrong in (str(file) + "/b.png", "a" * 5000):
         assert "cannot read" in refused(wrong)
     with pytest.raises(DataError, match="cannot read"):
-        PictureReader(8, *RGB)("a\0b")
+        ImageFileReader(8, *RGB)("a\0b")
 
 
 def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     noise(8, 8).save(file)
     before = list(warnings.filters)
-    first, second = decode.opened(str(file)), decode.opened(str(file))
+    first, second = open_image(str(file)), open_image(str(file))
     with first:
         second.__enter__()
         assert warnings.filters == before
@@ -155,7 +154,7 @@ def test_every_format_opens_as_pillow_has_it(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "gif", "bmp", "webp", "tiff", "ico", "tga", "pcx", "sgi", "ppm"):
         file = tmp_path / f"a.{suffix}"
         noise(16, 16).save(file)
-        with Image.open(file) as theirs, decode.opened(str(file)) as ours:
+        with Image.open(file) as theirs, open_image(str(file)) as ours:
             assert type(ours) is type(theirs)
             assert ours.tobytes() == theirs.tobytes()
 
@@ -168,25 +167,25 @@ def test_colours_that_the_network_has_no_channels_for(tmp_path: Path) -> None:
     assert "must be convertible to RGB, found F" in refused(file)
     assert "found F" in refused(file, grey=True)
     with pytest.raises(DataError, match="found a network of 2"):
-        PictureReader(8, (0.5, 0.5), (0.5, 0.5))
+        ImageFileReader(8, (0.5, 0.5), (0.5, 0.5))
 
 
 @pytest.mark.parametrize("fit", ["crop", "whole"])
 def test_a_picture_without_pixels(fit: str) -> None:
-    with pytest.raises(DataError, match="pictures must have pixels, found 0x3: the given image"):
-        PictureReader(8, *RGB, fit).of_image(Image.new("RGB", (0, 3)), "the given image")
+    with pytest.raises(DataError, match="images must have pixels, found 0x3: the given image"):
+        ImageFileReader(8, *RGB, fit).of_image(Image.new("RGB", (0, 3)), "the given image")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    assert "no file" in refused(tmp_path / "pipe.png")
+    assert "not a regular file" in refused(tmp_path / "pipe.png")
 
 
 def test_hostile_bytes_end_in_one_line(tmp_path: Path) -> None:
     """Every format's file with bytes changed at random: an image, or DataError."""
     draw = random.Random(0)
-    reader = PictureReader(8, *RGB)
+    reader = ImageFileReader(8, *RGB)
     for suffix in ("png", "jpg", "gif", "bmp", "webp", "tiff"):
         file = tmp_path / f"a.{suffix}"
         noise(12, 12).save(file)
