@@ -77,9 +77,9 @@ def data_config(arguments: argparse.Namespace, info: WeightsInfo) -> DataConfig:
     own = (path if path.is_dir() else path.parent) / "config.json"
     if own.is_file() and weights_file(own.parent) == weights_file(path):
         config = read_config(own).data
-        if arguments.data and arguments.data != config.source:
+        if arguments.data is not None and arguments.data != config.source:
             config = replace(config, source=arguments.data)
-    elif arguments.data:
+    elif arguments.data is not None:
         config = DataConfig(source=arguments.data)
     else:
         raise ConfigError(f"{path} does not say where its data lie ({info.data}): give --data")

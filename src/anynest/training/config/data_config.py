@@ -41,6 +41,9 @@ class DataConfig(Section):
     on_corrupt: Literal["raise", "skip"] = option(
         "raise", "--on-corrupt", "an undecodable image stops (raise) or is left out"
     )
+    label_column: str | None = option(
+        None, "--label-column", "label column of a Parquet set (default: label or fine_label)"
+    )
     augment: Literal["cifar", "imagenet", "none"] | None = option(
         None, "--augment", "cifar, imagenet or none (default: by the data)"
     )
@@ -59,6 +62,7 @@ class DataConfig(Section):
             holdout=self.holdout,
             image_size=self.image_size,
             on_corrupt=self.on_corrupt,
+            label_column=self.label_column,
             limit=self.limit,
         )
 
