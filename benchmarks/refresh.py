@@ -2,8 +2,8 @@
 
     python benchmarks/refresh.py --data FOLDER --out FOLDER --processes 2 --report
 
-Trains a small width-depth nested network by OSGD (exact), by OSGD(refresh=4, 16, 64, "auto") and by
-SGD on the mean and on the sum of the losses, from the same weights and on the same batches for each
+Trains a small width-depth nested network by OSGD (exact), by OSGD(refresh=4, 16, 64) and by SGD on
+the mean and on the sum of the losses, from the same weights and on the same batches for each
 seed. Every finished run is one JSON file in --out: what is there is not run again, so that an
 interrupted study goes on where it stood. --report reads them all and writes tables and pictures.
 """
@@ -37,7 +37,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "k=4": ("osgd", {"refresh": 4}),
     "k=16": ("osgd", {"refresh": 16}),
     "k=64": ("osgd", {"refresh": 64}),
-    "auto": ("osgd", {"refresh": "auto"}),
     "sgd-sum": ("sgd-sum", {}),
     "sgd-mean": ("sgd-mean", {}),
 }

@@ -82,9 +82,9 @@ class Run:
         self.optimizer.step()
 
     def replayed(self, single: bool) -> None:
-        refresh = getattr(self.combiner, "refresh", None)
-        if refresh is not None:
-            refresh.age = refresh.age + 1 if single else 0
+        kept = getattr(self.combiner, "kept", None)
+        if kept is not None:
+            kept.count(refreshed=not single)
 
     def rate(self, steps: int) -> float:
         """Images per second over ``steps`` steps."""

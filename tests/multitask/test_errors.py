@@ -38,6 +38,7 @@ BAD_LOSSES: dict[str, tuple[Bad, str]] = {
     ),
     "not a list": (lambda w: w.sum(), r"losses must be a list.*found one tensor.*\[loss\]"),
     "nothing": (lambda w: None, r"losses must be a list.*found NoneType"),
+    "complex": (lambda w: [w.sum() * 1j], r"loss 0 must be real, found torch.complex64: take .abs"),
 }
 
 
@@ -197,13 +198,16 @@ def test_weights_of_the_wrong_length_are_refused(reduction: Any) -> None:
         (lambda: NormSGD(C=0.0), "C must be a positive number or 'calibrated', found 0.0"),
         (lambda: NormSGD(C="auto"), "C must be a positive number or 'calibrated', found 'auto'"),  # type: ignore[arg-type]
         (lambda: OSGD(normalize="no"), "normalize must be True or False, found 'no'"),  # type: ignore[arg-type]
-        (lambda: OSGD(calibration_steps=0), "calibration_steps must be at least 1, found 0"),
+        (
+            lambda: OSGD(calibration_steps=0),
+            "calibration_steps must be a whole number from 1, found 0",
+        ),
         (lambda: make_combiner("osdg"), "found 'osdg': did you mean 'osgd'"),
         (lambda: make_combiner("xyzzy"), r"one of normsgd, osgd, .*found 'xyzzy': see list_meth"),
         (lambda: make_combiner("sgd", priority=[0]), "takes no option 'priority': it takes wei"),
         (lambda: make_combiner("osgd-norm", normalize=False), "takes no option 'normalize'"),
-        (lambda: TaskGradients.stack([]), "rows must hold at least one"),
-        (lambda: TaskGradients.stack([[None], []]), "row 0 has 1, row 1 has 0; put None"),
+        (lambda: TaskGradients.stack([]), "gradients must be of at least one"),
+        (lambda: TaskGradients.stack([[None], []]), "task 0 has 1, task 1 has 0; put None"),
         (
             lambda: orthogonalize(TaskGradients.stack([[torch.ones(2)]] * 2), [1, 1]),
             r"priority must be a permutation of 0 to 1 for 2 losses, found \[1, 1\]",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .compiling import compile_for_tasks
     from .gradient_statistics import gradient_stats
     from .gradients.backward import accumulate, task_gradients
-    from .gradients.combination import Combination
+    from .gradients.step import Combination
     from .gradients.task_gradients import TaskGradients
     from .methods.normsgd import NormSGD
     from .methods.osgd import OSGD
@@ -57,7 +57,7 @@ _LAZY = {
     "gradient_stats": ".gradient_statistics",
     "accumulate": ".gradients.backward",
     "task_gradients": ".gradients.backward",
-    "Combination": ".gradients.combination",
+    "Combination": ".gradients.step",
     "TaskGradients": ".gradients.task_gradients",
     "NormSGD": ".methods.normsgd",
     "OSGD": ".methods.osgd",

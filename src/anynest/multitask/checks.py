@@ -1,7 +1,8 @@
-"""What a user may get wrong, each said in one line, before anything has been touched."""
+"""Argument validation, before any state changes: one line with the rule, the value, the remedy."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -43,6 +44,10 @@ def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
                 f"loss {i} must be a scalar, found shape {tuple(loss.shape)}: reduce it, e.g. by"
                 " .mean()"
             )
+        if loss.is_complex():
+            raise ValueError(
+                f"loss {i} must be real, found {loss.dtype}: take .abs() or .real of it"
+            )
         if not loss.requires_grad:
             raise ValueError(
                 f"loss {i} needs no gradient: compute it from parameters that require one, outside"
@@ -54,7 +59,7 @@ def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
 def check_micro_batch(
     losses: Sequence[Tensor], leaves: Sequence[Tensor], count: int, before: Sequence[Tensor]
 ) -> None:
-    """Losses and parameters as in the step's earlier micro-batches."""
+    """ValueError unless losses and parameters are those of the step's earlier micro-batches."""
     if len(losses) != count:
         raise ValueError(
             f"a step's micro-batches must have the same losses, found {len(losses)} after {count}:"
@@ -67,37 +72,50 @@ def check_micro_batch(
         )
 
 
+def number(name: str, value: object, remedy: str) -> float:
+    """A real number, a NumPy scalar too, as a float; TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, found {type(value).__name__}: {remedy}")
+    return float(value)
+
+
+def whole_number(name: str, value: object, smallest: int, remedy: str) -> int:
+    """An integer, a NumPy scalar too, of at least ``smallest``, as an int; else ValueError."""
+    try:
+        found = smallest - 1 if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = smallest - 1
+    if found < smallest:
+        raise ValueError(
+            f"{name} must be a whole number from {smallest}, found {value!r}: {remedy}"
+        )
+    return found
+
+
 def check_samples(samples: float | None) -> None:
-    if samples is None:
-        return
-    if isinstance(samples, bool) or not isinstance(samples, int | float):
-        raise TypeError(f"samples must be a number, found {type(samples).__name__}: len(x)")
-    if not 0 <= samples < math.inf:
+    """A finite number of at least 0, or None."""
+    if samples is not None and not 0 <= number("samples", samples, "pass len(x)") < math.inf:
         raise ValueError(f"samples must be at least 0 and finite, found {samples}: pass len(x)")
 
 
-def check_loss_scale(scale: float | Tensor) -> None:
-    """A factor above 0. One on a device other than the CPU is not looked at, as that would wait."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float | Tensor):
-        raise TypeError(
-            f"loss_scale must be a number, found {type(scale).__name__}: pass scaler.get_scale()"
-        )
-    if isinstance(scale, Tensor):
-        if scale.numel() != 1:
-            raise ValueError(
-                f"loss_scale must be one number, found shape {tuple(scale.shape)}: pass"
-                " scaler.get_scale()"
-            )
-        if scale.device.type != "cpu":
-            return
-    if not 0 < float(scale) < math.inf:
+def check_loss_scale(scale: float | Tensor) -> float | Tensor:
+    """A factor above 0; tensors stay tensors, and those on a GPU are not read."""
+    remedy = "pass scaler.get_scale()"
+    if not isinstance(scale, Tensor):
+        scale = number("loss_scale", scale, remedy)
+    elif scale.numel() != 1:
         raise ValueError(
-            f"loss_scale must be above 0 and finite, found {float(scale)}: pass scaler.get_scale()"
+            f"loss_scale must be one number, found shape {tuple(scale.shape)}: {remedy}"
         )
+    elif scale.device.type != "cpu":
+        return scale
+    if not 0 < float(scale) < math.inf:
+        raise ValueError(f"loss_scale must be above 0 and finite, found {float(scale)}: {remedy}")
+    return scale
 
 
 def check_group(group: Any) -> Any:
-    """A process group that this process belongs to, or None for one process."""
+    """A process group, or None for one process."""
     if group is None:
         return None
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
@@ -111,48 +129,18 @@ def check_group(group: Any) -> Any:
 Parameters = Iterable[Tensor] | Iterable[Mapping[str, Any]] | Tensor
 
 
-def split_groups(parameters: Parameters) -> tuple[list[Tensor], dict[int, int] | None]:
-    """Tensors alone, and where groups (dicts with "params") were given, each one's group number.
-
-    A tensor counts for the first group that has it, and what is no tensor is left for
-    ``check_parameters`` to name.
-    """
-    if isinstance(parameters, Tensor):
-        return [parameters], None
+def check_parameters(parameters: Parameters) -> list[Tensor]:
+    """The parameters that require a gradient, each once, in order."""
+    remedy = "pass model.parameters()"
     if isinstance(parameters, torch.nn.Module):
-        raise TypeError("parameters must be tensors, found a module: pass model.parameters()")
+        raise TypeError(f"parameters must be tensors, found a module: {remedy}")
     if isinstance(parameters, torch.optim.Optimizer):
         raise TypeError(
             "parameters must be tensors or groups, found an optimizer: pass optimizer.param_groups"
         )
     if not isinstance(parameters, Iterable):
-        raise TypeError(
-            f"parameters must be tensors, found {type(parameters).__name__}: pass model.parameters()"
-        )
-    given: list[Any] = list(parameters)
-    if not any(isinstance(item, Mapping) for item in given):
-        return given, None
-    tensors: list[Tensor] = []
-    groups: dict[int, int] = {}
-    for number, group in enumerate(given):
-        if not isinstance(group, Mapping) or "params" not in group:
-            raise TypeError(
-                f"parameter groups must be dicts with 'params', found {type(group).__name__} at"
-                f" position {number}: pass optimizer.param_groups"
-            )
-        inside = group["params"]
-        for tensor in [inside] if isinstance(inside, Tensor) else inside:
-            tensors.append(tensor)
-            groups.setdefault(id(tensor), number)
-    return tensors, groups
-
-
-def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
-    """The parameters that require a gradient, each once, in order."""
-    remedy = "pass model.parameters()"
-    if isinstance(parameters, torch.nn.Module):
-        raise TypeError(f"parameters must be tensors, found a module: {remedy}")
-    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        raise TypeError(f"parameters must be tensors, found {type(parameters).__name__}: {remedy}")
+    given = [parameters] if isinstance(parameters, Tensor) else _flattened(list(parameters))
     if not given:
         raise ValueError(
             "parameters must hold at least one tensor, found none: pass model.parameters() anew,"
@@ -169,16 +157,32 @@ def check_parameters(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
             continue
         if not parameter.is_leaf:
             raise ValueError(
-                f"parameter {p} of shape {tuple(parameter.shape)} is computed from others, so it has"
-                f" no .grad: {remedy}"
+                f"parameter {p} of shape {tuple(parameter.shape)} is computed from others, so it"
+                f" has no .grad: {remedy}"
             )
         kept[id(parameter)] = parameter
     if not kept:
         raise ValueError(
-            f"parameters must hold one that requires a gradient, found {len(given)} frozen: unfreeze"
-            " one by requires_grad_(True)"
+            f"parameters must hold one that requires a gradient, found {len(given)} frozen:"
+            " unfreeze one by requires_grad_(True)"
         )
     return list(kept.values())
+
+
+def _flattened(given: list[Any]) -> list[Any]:
+    """The tensors of parameter groups, if these are such."""
+    if not any(isinstance(item, Mapping) for item in given):
+        return given
+    tensors: list[Any] = []
+    for position, group in enumerate(given):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(
+                f"parameter groups must be dicts with 'params', found {type(group).__name__} at"
+                f" position {position}: pass optimizer.param_groups"
+            )
+        inside = group["params"]
+        tensors.extend([inside] if isinstance(inside, Tensor) else inside)
+    return tensors
 
 
 def loss_values(losses: Sequence[Tensor]) -> Tensor:
@@ -189,12 +193,17 @@ def loss_values(losses: Sequence[Tensor]) -> Tensor:
 
 
 def finite_losses(values_S: Tensor, on_nonfinite: str) -> list[int]:
-    """Indices of the finite losses. The one place where a step waits for a GPU.
+    """Indices of the losses that count: the only place where a step synchronizes with a GPU.
 
-    ``on_nonfinite="ignore"`` takes them all, unseen.
+    Under ``on_nonfinite="ignore"`` all losses count, and their values are not read.
     """
     if on_nonfinite == "ignore":
         return list(range(len(values_S)))
+    if values_S.is_meta:
+        raise ValueError(
+            "losses must have values, found meta tensors: move network and data to a real device,"
+            ' or pass on_nonfinite="ignore"'
+        )
     finite = torch.isfinite(values_S).tolist()
     if on_nonfinite == "raise" and not all(finite):
         i = finite.index(False)
@@ -206,6 +215,7 @@ def finite_losses(values_S: Tensor, on_nonfinite: str) -> list[int]:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """One of the choices."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, found {value!r}")
@@ -213,7 +223,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 
 def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
-    """Dense real gradients only: a projection mixes all entries of all tasks."""
+    """ValueError for sparse or complex gradients, whose rows cannot be combined."""
     for grad in grads:
         if grad is None:
             continue
@@ -230,7 +240,7 @@ def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
 
 
 def priority_of(priority: Sequence[int]) -> tuple[int, ...]:
-    """A priority as whole numbers, each loss once; TypeError or ValueError says what it must be."""
+    """A priority as a tuple of integers, each loss once."""
     try:
         found = tuple(map(index, priority))
     except TypeError:
@@ -243,7 +253,7 @@ def priority_of(priority: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_priority(priority: Sequence[int] | None, count: int) -> None:
-    """A priority names each of ``count`` losses once."""
+    """ValueError unless a priority lists each of ``count`` losses once."""
     if priority is not None and sorted(priority) != list(range(count)):
         raise ValueError(
             f"priority must be a permutation of 0 to {count - 1} for {count} losses, found"
@@ -252,6 +262,7 @@ def check_priority(priority: Sequence[int] | None, count: int) -> None:
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> None:
+    """ValueError unless there are ``count`` weights, or None."""
     if weights is not None and len(weights) != count:
         raise ValueError(
             f"weights must hold one number per loss, found {len(weights)} for {count} losses: pass"
@@ -260,8 +271,9 @@ def check_weights(weights: Sequence[float] | None, count: int) -> None:
 
 
 def check_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Finite numbers as floats."""
     for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be numbers, found {type(value).__name__} at position {i}")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, found {value} at position {i}")

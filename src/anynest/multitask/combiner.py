@@ -1,8 +1,10 @@
-"""The thin shell round the rules: losses in, ``.grad`` out."""
+"""Combiners: several losses in, one gradient into ``.grad``."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,24 +15,14 @@ from .checks import (
     check_gradients,
     check_group,
     check_loss_scale,
-    check_losses,
     check_micro_batch,
-    check_parameters,
-    check_samples,
-    finite_losses,
-    loss_values,
-    split_groups,
 )
-from .distributed.context import Ranks
-from .distributed.dtensor import require_plain
-from .distributed.exchange import SharedFilling
-from .distributed.wrappers import check_wrappers
-from .gradients.backward import accumulate, fill, gradient
-from .gradients.buffer import Filling, Pattern
-from .gradients.combination import Combination, OnePass, Pending, stats_of
-from .gradients.graph import check_checkpointing, check_touched
-from .gradients.micro_batch import Given
+from .distributed.context import DistributedContext
+from .gradients.backward import accumulate, differentiate_each
+from .gradients.local import LocalContext
+from .gradients.step import Combination, MicroBatch, OnePass, Step
 from .gradients.task_gradients import TaskGradients
+from .methods.rules import weighted_sum
 from .stats import Stats
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
@@ -38,29 +30,38 @@ NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
 
 
 class Combiner(ABC):
-    """Turns several losses into one gradient; no optimizer, so any optimizer may follow.
+    r"""Combines the gradients of S losses into one, which any optimizer may then use.
 
-    ``accumulate`` finds the rows (one gradient per task), ``combine`` makes one of them by the
-    ``rule``; ``backward`` is both at once.
+    TorchJD calls this an aggregator with its backward pass, LibMTL a weighting. In the paper's
+    terms, from :math:`g_i = \nabla L_i` a method computes
+
+    .. math:: g = \sum_i w_i \, g_i
+
+    with weights w that depend on the gradients (``Stats.loss_weights``). A subclass defines
+    ``rule``, and ``one_pass`` if w is sometimes known before the gradients are.
 
     Args:
-        on_nonfinite: what a loss that is NaN or infinite does. "raise" a NonFiniteLossError;
-            "skip" leaves it out of this step; "ignore" does not look: nothing waits for the device,
-            as the capture of a CUDA graph demands, and what is not finite goes on into ``.grad``,
-            where a GradScaler finds it.
-        group: the torch.distributed process group over which rows are reduced, as
-            ``torch.distributed.group.WORLD`` is; None for one process. Its ranks must all take each
-            step. The result is that of one process on the joined batch, and the same everywhere;
-            errors and skips are of all ranks together (see ``distributed``).
+        on_nonfinite: what to do about a loss that is NaN or infinite. "raise": raise a
+            NonFiniteLossError. "skip": leave the loss out of this step. "ignore": skip the check.
+            No device synchronization, as CUDA graph capture requires; non-finite gradients reach
+            ``.grad``, where a GradScaler detects them.
+        group: a torch.distributed process group, such as ``torch.distributed.group.WORLD``, over
+            which gradients are averaged; None for one process. All its ranks must take each step.
+            The result is that of one process on the joined batch, equal on all ranks, and so are
+            errors and skipped losses (see ``distributed.context``). Do not wrap the network in
+            DistributedDataParallel.
     """
+
+    # Whether each tensor is a block of its own in the gradients that ``rule`` receives.
+    tensorwise: ClassVar[bool] = False
 
     def __init__(self, on_nonfinite: OnNonfinite = "raise", group: Any = None) -> None:
         self.on_nonfinite = check_choice("on_nonfinite", on_nonfinite, NONFINITE)
         self.group = check_group(group)
-        self.ranks = None if self.group is None else Ranks(self.group)
-        self._pattern: Pattern | None = None
-        self._is_walked = False  # whether a graph has been looked at as a whole
-        self._pending: Pending | None = None
+        self.context: LocalContext | DistributedContext = (
+            LocalContext() if group is None else DistributedContext(group)
+        )
+        self._step: Step | None = None
 
     def backward(
         self,
@@ -74,43 +75,46 @@ class Combiner(ABC):
         """Accumulate the combined gradient into ``.grad``, as ``loss.backward()`` does.
 
         Args:
-            losses: scalar tensors, one per task, sharing a graph or not.
-            parameters: the leaf tensors to give gradients to, or parameter groups as an optimizer
-                takes them (dicts with "params"); a generator will do, duplicates count once, frozen
-                ones are passed over, and those that no loss touches keep ``.grad`` as it was; at
+            losses: scalar tensors, one per task, with or without a common graph.
+            parameters: the leaf tensors to compute gradients for, or parameter groups as an
+                optimizer takes them (dicts with "params"). Generators and duplicates are allowed;
+                frozen tensors are ignored; tensors that no loss touches keep their ``.grad``. At
                 least one must be touched.
-            retain_graph: keep the graph for a further pass; by default the last loss frees it.
+            retain_graph: keep the graph for a further pass. By default each pass frees the part of
+                it that no later loss reads.
             loss_scale: the factor that the losses carry, ``scaler.get_scale()`` under a GradScaler.
-                Only methods that normalize need it: they would divide it out, and the scaler would
-                divide once more.
-            samples: how many samples these losses average over, where ranks of a ``group`` differ
-                in it (None: all alike). Without a group it changes nothing.
+                Used by normalizing methods alone, which would otherwise divide it out.
+            samples: how many samples these losses average over, if the ranks of a ``group`` differ
+                in it (None: equal on all ranks). Unused without a group.
 
         Returns:
-            What was measured on the way (see ``Stats``).
+            The measurements of the step (see ``Stats``).
 
         Raises:
-            ValueError, TypeError: on bad losses or parameters, in one line, ``.grad`` untouched;
-                between ``accumulate`` and ``combine``.
-            NonFiniteLossError: a ValueError, on a loss that is NaN or infinite, if ``on_nonfinite``
-                is "raise". A non-finite *gradient* of a finite loss is passed on into ``.grad``,
-                where a GradScaler finds it.
+            ValueError, TypeError: for invalid losses or parameters, in one line, with ``.grad``
+                unchanged; between ``accumulate`` and ``combine``.
+            NonFiniteLossError: a ValueError, for a loss that is NaN or infinite, if
+                ``on_nonfinite`` is "raise". A non-finite *gradient* of a finite loss reaches
+                ``.grad``, where a GradScaler detects it.
 
-        Tensor hooks inside the graph run once per loss; hooks upon the accumulation into a
-        parameter (``register_post_accumulate_grad_hook``) do not run, since nothing is accumulated
-        by autograd itself. For the same reason a DistributedDataParallel wrapper would average
-        nothing, and is refused: give the combiner the ``group`` instead. ``WeightedSGD`` with
-        reduction "mean" or "sum" and no group is an ordinary backward pass, in which all work.
-        Activation checkpointing works with ``use_reentrant=False``; the first step looks for the
-        other kind and refuses it.
+        Note:
+            Tensor hooks inside the graph run once per loss. Hooks on the accumulation into a
+            parameter (``register_post_accumulate_grad_hook``, those of DistributedDataParallel) do
+            not run, since autograd itself accumulates nothing. ``WeightedSGD`` with reduction
+            "mean" or "sum" and no group is an ordinary backward pass, in which all hooks run.
+
+            Activation checkpointing must be non-reentrant (``use_reentrant=False``). Its segments
+            are recomputed in each of the S passes, so that a step runs them S + 1 times, and a
+            BatchNorm inside updates its running statistics as often.
         """
-        if self._pending is not None:
-            raise ValueError(
-                "backward must not come between accumulate and combine: call combine() first, or"
-                " discard() what was accumulated"
-            )
-        self._take(losses, parameters, retain_graph, loss_scale, samples, into_grad=True)
-        return self.combine()
+        self._require_no_step("backward")
+        scale = check_loss_scale(loss_scale)
+        batch = self._check(losses, parameters, samples)
+        step = Step.of(batch, scale)
+        self._differentiate(step, batch, retain_graph, is_whole=True)
+        combination, stats = self._combine(step)
+        accumulate(step.parameters, combination.update)
+        return stats
 
     def accumulate(
         self,
@@ -120,221 +124,169 @@ class Combiner(ABC):
         loss_scale: float | Tensor = 1.0,
         samples: float | None = None,
     ) -> None:
-        """Add one micro-batch's rows to those kept for ``combine``; ``.grad`` stays as it is.
+        """Add one micro-batch's gradients to those kept for ``combine``; ``.grad`` is unchanged.
 
-        TaskGradients add up as ``.grad`` does under ``loss.backward()``: divide each loss by the number of
-        micro-batches for the mean. So the projection, which is not linear, sees the gradients of
-        the whole batch::
+        The tasks' gradients add up as ``.grad`` does under ``loss.backward()``: divide each loss by
+        the number of micro-batches for the mean. The projection, which is not linear, is then of
+        the whole batch's gradients::
 
             for x, y in micro_batches:
                 losses = [criterion(out, y) / len(micro_batches) for out in model(x)]
                 combiner.accumulate(losses, model.parameters())
             stats = combiner.combine()
 
-        Arguments and errors are those of ``backward``; losses and parameters must be the same in
-        number and order in all micro-batches of a step. The graph is freed. Under
-        ``on_nonfinite="skip"`` a loss is left out of the micro-batch in which it is not finite.
-        Bad input leaves the rows kept so far; an error in the midst of a pass drops them.
+        Arguments and errors are those of ``backward``; all micro-batches of a step must have the
+        same losses and parameters in the same order. Each pass frees the part of the graph that no
+        later loss reads, so that none of it is left. Under ``on_nonfinite="skip"`` a loss is left
+        out of the micro-batches in which it is not finite. Invalid arguments leave what was
+        accumulated unchanged; an error during a backward pass discards it.
         """
-        self._take(losses, parameters, False, loss_scale, samples, into_grad=False)
+        scale = check_loss_scale(loss_scale)
+        batch = self._check(losses, parameters, samples)
+        step, self._step = self._step or Step.of(batch, scale), None
+        self._differentiate(step, batch, retain_graph=False, is_whole=False)
+        self._step = step
 
     def combine(self) -> Stats:
-        """One projection of the accumulated rows, into ``.grad``; the rows are dropped.
+        """Combine what was accumulated into ``.grad``, and discard it.
 
-        Returns ``Stats``, in which the losses are summed over the micro-batches.
-        Raises ValueError if nothing was accumulated.
+        Returns:
+            ``Stats`` of the step, whose losses are summed over the micro-batches.
+
+        Raises:
+            ValueError: if nothing was accumulated.
         """
-        step, self._pending = self._pending, None
+        step, self._step = self._step, None
         if step is None:
-            raise ValueError("combine needs accumulated rows, found none: call accumulate() first")
-        if not step.tasks:
-            values = step.values if self.ranks is None else self.ranks.total([step.values])[0]
-            nothing = torch.zeros_like(values)
-            return Stats(values, nothing, skipped=tuple(range(len(values))))
-        tasks = sorted(step.tasks)
-        result, values = self._result(step, tasks)
-        result = self.finish(tasks, result, step.single)
-        update = result.update
-        if update and self.ranks is not None:
-            update = self.ranks.gather(update)
-        if update:
-            accumulate(step.leaves, update)
-        sent = 0 if self.ranks is None else self.ranks.link.take_sent()
-        return stats_of(values, tasks, result, sent)
-
-    def _result(self, step: Pending, tasks: list[int]) -> tuple[Combination, Tensor]:
-        """What the rule makes of a step's rows; [S] the losses."""
-        filling, values = step.filling, step.values
-        if self.ranks is not None:
-            filling = self.ranks.share(filling, step.single)
-        if not step.single:
-            rows = filling.settle()
-            if self.ranks is not None:
-                rows, values = self.ranks.whole(rows, values)
-            return self.rule(rows, tasks, step.loss_scale), values
-        if self.ranks is not None:
-            values = self.ranks.total([values])[0]
-        # without rows, the pass went into .grad itself
-        update = filling.settle().tensors()[0] if filling.tasks else []
-        kept = step.weights
-        if len(tasks) < len(kept):
-            kept = kept[torch.tensor(tasks, device=kept.device)]
-        return Combination(update, kept), values
+            raise ValueError("combine needs gradients, found none: call accumulate() first")
+        combination, stats = self._combine(step)
+        accumulate(step.parameters, combination.update)
+        return stats
 
     def discard(self) -> None:
-        """Drop what was accumulated."""
-        self._pending = None
+        """Discard what was accumulated."""
+        self._step = None
 
-    def _take(
-        self,
-        losses: Sequence[Tensor],
-        parameters: Parameters,
-        retain_graph: bool,
-        loss_scale: float | Tensor,
-        samples: float | None,
-        into_grad: bool,
+    def measure(
+        self, losses: Sequence[Tensor], parameters: Parameters, samples: float | None = None
+    ) -> Stats:
+        """As ``backward``, with ``.grad`` unchanged and the graph kept."""
+        self._require_no_step("measure")
+        batch = self._check(losses, parameters, samples)
+        step = Step.of(batch, 1.0)
+        self._differentiate(step, batch, retain_graph=True, is_whole=True)
+        return self._combine(step)[1]
+
+    def _check(
+        self, losses: Sequence[Tensor], parameters: Parameters, samples: float | None
+    ) -> MicroBatch:
+        """Validate the arguments, on all ranks alike."""
+
+        def accepts(losses: list[Tensor], parameters: list[Tensor]) -> None:
+            self.check_count(len(losses))
+            if self._step is not None:
+                check_micro_batch(losses, parameters, len(self._step.values), self._step.parameters)
+
+        return self.context.check(losses, parameters, samples, self.on_nonfinite, accepts)
+
+    def _differentiate(
+        self, step: Step, batch: MicroBatch, retain_graph: bool, *, is_whole: bool
     ) -> None:
-        """One micro-batch: check, differentiate, add. ``into_grad``: it is the only one."""
-        check_loss_scale(loss_scale)
-        tensors, groups = split_groups(parameters)
-        given = self._given(losses, tensors, samples)
-        leaves, values, tasks = given.leaves, given.values, given.tasks
-        step = self._pending
-        if step is None:
-            zeros = torch.zeros_like(values)
-            like = leaves if self.ranks is None else self.ranks.like(leaves)
-            filling = Filling(like, tasks, self._pattern, self.scopes_of(leaves, groups))
-            step = Pending(leaves, filling, loss_scale, zeros, zeros)
-        kept = [given.losses[i] for i in tasks]
-        if tasks and not step.tasks:
-            self.meet(leaves)
-            step.single = self.takes_one_pass(tasks)
-            if self.ranks is not None and self.ranks.shards is None and into_grad:
-                step.filling = SharedFilling(self.ranks, tasks, step.single, step.filling.scopes)
-        self._pending = None  # an error in a pass leaves nothing half done
-        if tasks and step.single:
-            self._pass(step, given, self.single(kept, tasks), retain_graph, into_grad)
-        elif tasks:
-            if self.ranks is None and self._pattern is None:
-                check_wrappers(leaves)
-            fill(step.filling, kept, leaves, tasks, given.differentiate, retain_graph=retain_graph)
-            if isinstance(step.filling, Filling):
-                step.filling.settle()
-                self._pattern = step.filling.pattern()
-        step.values = values if step.micro_batches == 0 else step.values + values
-        step.micro_batches += 1
-        step.tasks.update(tasks)
-        self._pending = step
-
-    def _given(
-        self,
-        losses: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        samples: float | None,
-    ) -> Given:
-        """One micro-batch, checked."""
-        if self.ranks is not None:
-            return self.ranks.take(losses, parameters, samples, self.on_nonfinite, self._suits)
-        found = check_losses(losses)
-        leaves = check_parameters(parameters)
-        require_plain(leaves)
-        check_samples(samples)
-        self._suits(found, leaves)
-        check_touched(found, leaves)
-        values = loss_values(found)
-        return Given(found, leaves, values, finite_losses(values, self.on_nonfinite), gradient)
-
-    def _suits(self, losses: list[Tensor], leaves: list[Tensor]) -> None:
-        """ValueError where this combiner, or the step under way, cannot take these."""
-        self.check_count(len(losses))
-        step = self._pending
-        if step is not None:
-            check_micro_batch(losses, leaves, len(step.values), step.leaves)
-        if not self._is_walked:
-            check_checkpointing(losses)
-            self._is_walked = True
-
-    def _pass(
-        self, step: Pending, given: Given, one: OnePass, retain_graph: bool, into_grad: bool
-    ) -> None:
-        """One ordinary backward pass, into ``.grad`` at once where nothing is to be added."""
-        tasks = given.tasks
-        if into_grad and self.ranks is None:
-            torch.autograd.backward(
-                one.outputs, one.seeds, inputs=step.leaves, retain_graph=retain_graph
+        """Add a micro-batch's gradients to the step; ``is_whole``: it is the only micro-batch."""
+        losses = [batch.losses[i] for i in batch.tasks]
+        if losses and step.buffer is None:
+            step.one_pass = self.begin(batch.parameters, batch.tasks)
+            step.buffer = self.context.buffer(
+                batch.parameters, step.one_pass, is_whole, self.tensorwise
             )
+        if losses and step.buffer is not None and step.one_pass:
+            one = self.one_pass(losses, batch.tasks)
+            if is_whole and self.group is None:
+                torch.autograd.backward(losses, one.seeds, retain_graph, inputs=batch.parameters)
+            else:
+                grads = batch.differentiate(losses, one.seeds, batch.parameters, retain_graph)
+                check_gradients(0, grads)
+                step.buffer.add(0, grads)
+            step.average(one, batch.tasks)
+        elif losses and step.buffer is not None:
+            differentiate_each(
+                step.buffer,
+                list(zip(batch.tasks, losses, strict=True)),
+                batch.graphs,
+                batch.parameters,
+                batch.differentiate,
+                retain_graph=retain_graph,
+            )
+        step.count(batch)
+
+    def _combine(self, step: Step) -> tuple[Combination, Stats]:
+        """The rule's result for the step's gradients; without any finite loss, no update."""
+        tasks = sorted(step.tasks)
+        if step.buffer is None:
+            values = self.context.total(step.values)
+            combination = Combination([None] * len(step.parameters), values.new_zeros(0))
+            return combination, Stats.of(combination, values, tasks)
+        gradients, values = self.context.collect(step.buffer, step.values, step.one_pass)
+        if step.one_pass:
+            update = weighted_sum(gradients, gradients.new(gradients.num_tasks) + 1)
+            weights = step.weights
+            if len(tasks) < len(weights):
+                weights = weights[torch.tensor(tasks, device=weights.device)]
+            combination = Combination(update, weights, refreshed=step.refreshed)
         else:
-            grads = given.differentiate(one.outputs, one.seeds, step.leaves, retain_graph)
-            check_gradients(0, grads)
-            step.filling.add(0, grads)
-        weights = one.weights
-        if len(tasks) < len(step.weights):
-            weights = weights.new_zeros(len(step.weights))
-            weights[torch.tensor(tasks, device=weights.device)] = one.weights
-        if step.micro_batches == 0:
-            step.weights = weights
-        else:
-            step.weights = step.weights + (weights - step.weights) / (step.micro_batches + 1)
+            combination = self.rule(gradients, tasks, step.loss_scale)
+        combination = replace(combination, update=self.context.gather(combination.update))
+        return combination, Stats.of(combination, values, tasks, self.context.take_sent())
 
     @abstractmethod
     def rule(
         self,
-        rows: TaskGradients,
+        gradients: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
-        """One gradient from rows. ``tasks`` are the loss indices of the rows (None: all)."""
-
-    def scopes_of(
-        self, leaves: Sequence[Tensor], groups: dict[int, int] | None
-    ) -> tuple[int, ...] | None:
-        """The scope of each leaf for ``TaskGradients``; ``groups`` are the parameter groups by tensor id."""
-        return None
-
-    def meet(self, leaves: Sequence[Tensor]) -> None:  # noqa: B027 (most need not know)
-        """The parameters of the step that begins."""
+        """One gradient from several; ``tasks`` are their loss indices (None: all losses)."""
 
     def takes_one_pass(self, tasks: Sequence[int]) -> bool:
-        """Whether the step that begins with these losses is one ordinary backward pass."""
+        """Whether the next step, with these losses, is one ordinary backward pass."""
         return False
 
-    def single(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
-        """That pass; asked for only where ``is_single`` says so."""
-        raise TypeError(f"{type(self).__name__} has no step of one pass")
+    def begin(self, parameters: Sequence[Tensor], tasks: Sequence[int]) -> bool:
+        """Called once per step, before its first pass; returns ``takes_one_pass(tasks)``."""
+        return self.takes_one_pass(tasks)
 
-    def finish(self, tasks: Sequence[int], result: Combination, single: bool) -> Combination:
-        """The step is done: remember, or add to the result, what the combiner wishes."""
-        return result
+    def one_pass(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
+        """The weights of that pass; called only in steps for which ``begin`` returned True."""
+        raise NotImplementedError(f"{type(self).__name__} has no one-pass step")
 
-    def check_count(self, count: int) -> None:  # noqa: B027 (nothing to check is a fair default)
-        """Raise ValueError where this combiner was set up for another number of losses."""
+    def check_count(self, count: int) -> None:  # noqa: B027 (most methods accept any number)
+        """Raise ValueError if this combiner was set up for another number of losses."""
 
-    def settings(self) -> dict[str, Any]:
-        """The options that ``repr`` shows."""
-        return {}
-
-    def __repr__(self) -> str:
-        shown = self.settings()
-        if self.on_nonfinite != "raise":
-            shown = {**shown, "on_nonfinite": self.on_nonfinite}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
-
-    def require_whole_step(self) -> None:
-        """ValueError between ``accumulate`` and ``combine``, whose rows no state holds."""
-        if self._pending is not None:
+    def _require_no_step(self, name: str) -> None:
+        if self._step is not None:
             raise ValueError(
-                "state_dict must not come between accumulate and combine: call combine() first"
+                f"{name} must not come between accumulate and combine: call combine() first, or"
+                " discard() what was accumulated"
             )
 
+    def __repr__(self) -> str:
+        """The arguments that differ from their defaults, as a constructor call."""
+        shown = [
+            f"{name}={getattr(self, name)!r}"
+            for name, argument in inspect.signature(type(self)).parameters.items()
+            if name != "group" and getattr(self, name) != argument.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers that a resumed run needs; empty for a combiner without memory."""
-        self.require_whole_step()
+        """Plain numbers that a resumed run needs; empty for a combiner without state."""
+        self._require_no_step("state_dict")
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         if state:
             raise ValueError(
-                f"{type(self).__name__} keeps no state, found {sorted(state)}: load the state of the"
-                " same method with the same options"
+                f"{type(self).__name__} keeps no state, found {sorted(state)}: load the state of"
+                " the same method with the same options"
             )

@@ -1,45 +1,38 @@
-"""Looking at the tasks' gradients without a step."""
+"""The tasks' gradients, measured without a step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from .gradients.combination import stats_of
+from .checks import Parameters
 from .methods.osgd import OSGD
 from .stats import Stats
 
 
-class _Looking(OSGD):
-    """A step that ends before anything is written."""
-
-    def look(
-        self, losses: Sequence[Tensor], parameters: Iterable[Tensor] | Tensor, samples: float | None
-    ) -> Stats:
-        self._take(losses, parameters, True, 1.0, samples, into_grad=True)
-        step, self._pending = self._pending, None
-        assert step is not None
-        tasks = sorted(step.tasks)
-        result, values = self._result(step, tasks)
-        return stats_of(values, tasks, result)
-
-
 def gradient_stats(
     losses: Sequence[Tensor],
-    parameters: Iterable[Tensor] | Tensor,
+    parameters: Parameters,
     *,
     group: Any = None,
     samples: float | None = None,
 ) -> Stats:
-    """Norms, cosines and what OSGD would make of them, with ``.grad`` untouched.
+    """Norms, cosines and OSGD's loss weights, with ``.grad`` unchanged and the graph kept.
 
-    The graph is kept, so that a ``backward`` may follow. Costs one backward pass per loss. ``group``
-    and ``samples`` are as in ``Combiner``: with them the gradients are those of the joined batch.
-    Errors are those of ``Combiner.backward``; a non-finite loss raises NonFiniteLossError.
+    Costs one backward pass per loss. A ``backward`` of the same losses may follow.
+
+    Args:
+        losses: as in ``Combiner.backward``.
+        parameters: as in ``Combiner.backward``.
+        group: as in ``Combiner``; the gradients are then those of the joined batch.
+        samples: as in ``Combiner.backward``.
+
+    Raises:
+        ValueError, TypeError: as ``Combiner.backward``; NonFiniteLossError for a non-finite loss.
 
     >>> import torch
     >>> w = torch.nn.Parameter(torch.ones(2))
     >>> round(gradient_stats([w[0], w.sum()], [w]).cosines[0, 1].item(), 6)
     0.707107
     """
-    return _Looking(group=group).look(losses, parameters, samples)
+    return OSGD(group=group).measure(losses, parameters, samples)

@@ -107,11 +107,8 @@ class TrainStep:
 
     def replayed(self, single: bool) -> None:
         """Count a replayed step for OSGD's refresh, whose Python has not run."""
-        if isinstance(self.combiner, OSGD) and self.combiner.refresh is not None:
-            if single:
-                self.combiner.refresh.passed()
-            else:
-                self.combiner.refresh.age = 0
+        if isinstance(self.combiner, OSGD) and self.combiner.kept is not None:
+            self.combiner.kept.count(refreshed=not single)
 
     def cosines(self, losses: list[Tensor], samples: int | None) -> Tensor | None:
         """[S, S] of the joined batch's gradients; None where a loss is not finite."""

@@ -16,6 +16,8 @@ from typing import Any
 from ...training import TrainConfig
 
 Settings = dict[str, dict[str, Any]]
+# Settings that cells have in their keys, and the suffix of the method's name in a config.
+PROJECTIONS = {"projection": "-raw", "scope": "-tensor"}
 
 
 def overlay(*layers: Settings) -> Settings:
@@ -72,7 +74,14 @@ class Cell:
     def config(self, source: str, machine: dict[str, Any]) -> TrainConfig:
         """The run's config: ``machine`` are settings of the section ``run`` (device, threads)."""
         place: Settings = {"data": {"source": source}, "run": machine}
-        return TrainConfig.from_json(overlay(self.settings, place))
+        settings = overlay(self.settings, place)
+        method = settings.get("method", {})
+        for setting, suffix in PROJECTIONS.items():
+            if method.pop(setting, None) is not None:
+                from ..catalog import projections  # noqa: F401  (registers them; imports torch)
+
+                method["name"] += suffix
+        return TrainConfig.from_json(settings)
 
 
 def network_name(design: str, independent: int | None) -> str:

@@ -1,7 +1,7 @@
-"""What the ranks of a group settle before a step: whether all may take it, and who counts how much.
+"""What the ranks of a group agree on before a step: whether all can take it, and with what weight.
 
-Every rank says in a few numbers what it was given. All ranks see all numbers, so that all come to
-the same end: they go on alike, leave the same losses out, or raise alike.
+Every rank sends a few numbers about its arguments and sees those of all ranks, so that all reach
+the same decision: to take the step, to skip the same losses, or to raise the same error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,72 +13,79 @@ from torch import Tensor
 from ..._collectives import Collectives
 from ..checks import NonFiniteLossError
 
-MASK_BITS, MASK_WORDS = 48, 8  # whole numbers up to 2^53 are exact in float64
-MOST_LOSSES = MASK_BITS * MASK_WORDS
+MASK_BITS, MASK_WORDS = 48, 8  # integers up to 2^53 are exact in float64
+MAX_LOSSES = MASK_BITS * MASK_WORDS
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What was settled.
+class StepAgreement:
+    """The decision.
 
-    tasks: the losses that count in this step, by number.
-    count: the number of losses, S.
-    share: what this rank's losses count, in units of the mean rank: W * samples / all samples.
-    fresh: whether some rank sees these parameters for the first time.
+    Attributes:
+        tasks: the losses that count in this step, by number.
+        count: the number of losses, S.
+        share: the weight of this rank's losses, W * samples / all ranks' samples.
+        is_new: whether some rank uses these parameters for the first time.
     """
 
     tasks: list[int]
     count: int
     share: float
-    fresh: bool
+    is_new: bool
 
 
-def refuse(link: Collectives) -> None:
-    """Tell the other ranks, which are in ``meet``, that this one cannot take the step."""
-    link.compare([1.0, *[0.0] * (4 + MASK_WORDS)])
+def refuse(collectives: Collectives) -> None:
+    """Tell the other ranks, which wait in ``agree``, that this one cannot take the step."""
+    collectives.compare([1.0, *[0.0] * (4 + MASK_WORDS)])
 
 
-def meet(
-    link: Collectives,
+def agree(
+    collectives: Collectives,
     values: Tensor | None,
     samples: float | None,
     fingerprint: int,
-    fresh: bool,
+    is_new: bool,
     on_nonfinite: str,
-) -> Meeting:
-    """Settle a step.
+) -> StepAgreement:
+    """Agree on a step.
 
     Args:
-        values: [S] this rank's losses; None where it has no samples and brings none.
-        samples: how many samples they average over; None on every rank for all alike.
-        fingerprint: of the parameters; must be the same everywhere.
+        collectives: those of the group.
+        values: [S] this rank's losses; None if it has no samples and passes no losses.
+        samples: the number of samples that they average over; None on every rank for equal ones.
+        fingerprint: of the parameters; must be equal on all ranks.
+        is_new: whether this rank uses these parameters for the first time.
+        on_nonfinite: as in ``Combiner``.
 
-    Raises, on every rank alike and in one line:
-        ValueError: a rank refused, or the ranks differ in losses, parameters or the use of samples.
-        NonFiniteLossError: a loss of some rank is not finite, under ``on_nonfinite="raise"``.
+    Raises:
+        ValueError: on every rank, if a rank refused, or if the ranks differ in the number of
+            losses, the parameters or the use of ``samples``.
+        NonFiniteLossError: on every rank, for a non-finite loss under ``on_nonfinite="raise"``.
     """
     count = 0 if values is None else len(values)
-    if count > MOST_LOSSES:
-        refuse(link)
-        raise ValueError(f"a group takes at most {MOST_LOSSES} losses, found {count}: sum some up")
+    if count > MAX_LOSSES:
+        refuse(collectives)
+        raise ValueError(f"a group takes at most {MAX_LOSSES} losses, found {count}: add some up")
     masks = [0] * MASK_WORDS
     if values is not None and samples != 0 and on_nonfinite != "ignore":
         for i, finite in enumerate(torch.isfinite(values).tolist()):
             masks[i // MASK_BITS] |= (not finite) << (i % MASK_BITS)
-    said = -1.0 if samples is None else float(samples)
-    ranks = link.compare([0.0, count, fingerprint, fresh, said, *masks])
-    _agree(ranks)
+    counted = -1.0 if samples is None else float(samples)
+    ranks = collectives.compare([0.0, count, fingerprint, is_new, counted, *masks])
+    _require_alike(ranks)
     count = int(max(row[1] for row in ranks))
-    weights = _weights([row[4] for row in ranks])
-    bad = [[_has(row[5:], i) for row in ranks] for i in range(count)]
+    weights = [1.0 if row[4] < 0 else row[4] for row in ranks]
+    if not sum(weights):
+        raise ValueError("samples must not be 0 on every rank: leave out a step without samples")
+    bad = [[_is_set(row[5:], i) for row in ranks] for i in range(count)]
     if on_nonfinite == "raise":
         _raise_for(bad)
     tasks = [i for i in range(count) if not any(bad[i])]
-    share = weights[link.rank] * (len(ranks) / sum(weights))
-    return Meeting(tasks, count, share, any(row[3] for row in ranks))
+    share = weights[collectives.rank] * (len(ranks) / sum(weights))
+    return StepAgreement(tasks, count, share, any(row[3] for row in ranks))
 
 
-def _agree(ranks: Sequence[Sequence[float]]) -> None:
+def _require_alike(ranks: Sequence[Sequence[float]]) -> None:
     refused = [r for r, row in enumerate(ranks) if row[0]]
     if refused:
         raise ValueError(
@@ -86,42 +93,34 @@ def _agree(ranks: Sequence[Sequence[float]]) -> None:
             " taken it"
         )
     counts = {r: int(row[1]) for r, row in enumerate(ranks) if row[1]}
-    if pair := _odd(counts):
+    if pair := _different(counts):
         r, q = pair
         raise ValueError(
             f"all ranks must have the same losses, found {counts[r]} on rank {r} and {counts[q]} on"
             f" rank {q}: pass one for every task on every rank"
         )
-    if pair := _odd({r: row[2] for r, row in enumerate(ranks)}):
+    if pair := _different({r: row[2] for r, row in enumerate(ranks)}):
         raise ValueError(
             f"all ranks must pass the same parameters in the same order, found ranks {pair[0]} and"
-            f" {pair[1]} to differ in their number, shapes, dtypes or memory formats: build the same"
-            " network on all ranks"
+            f" {pair[1]} to differ in their number, shapes, dtypes or memory formats: build the"
+            " same network on all ranks"
         )
-    silent = [r for r, row in enumerate(ranks) if row[4] < 0]
-    if silent and len(silent) < len(ranks):
+    without = [r for r, row in enumerate(ranks) if row[4] < 0]
+    if without and len(without) < len(ranks):
         raise ValueError(
-            f"all ranks must say samples= or none, found none on rank {silent[0]}: pass len(x) on"
+            f"all ranks must pass samples= or none, found none on rank {without[0]}: pass len(x) on"
             " every rank"
         )
 
 
-def _odd(values: Mapping[int, float]) -> tuple[int, int] | None:
+def _different(values: Mapping[int, float]) -> tuple[int, int] | None:
     """The first rank and the first that differs from it."""
     first = next(iter(values), 0)
     other = next((r for r, value in values.items() if value != values[first]), None)
     return None if other is None else (first, other)
 
 
-def _weights(samples: list[float]) -> list[float]:
-    """What each rank counts; a rank that did not say counts 1, as all do."""
-    weights = [1.0 if n < 0 else n for n in samples]
-    if not sum(weights):
-        raise ValueError("samples must not be 0 on every rank: leave out a step without samples")
-    return weights
-
-
-def _has(words: Sequence[float], i: int) -> bool:
+def _is_set(words: Sequence[float], i: int) -> bool:
     return bool(int(words[i // MASK_BITS]) >> (i % MASK_BITS) & 1)
 
 

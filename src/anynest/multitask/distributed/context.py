@@ -1,20 +1,20 @@
-"""TaskGradients over ranks: reduced before they are projected, since projecting is not linear.
+"""Gradients distributed over ranks: reduced before they are projected.
 
-Each of W ranks has its own samples, and so its own part of every task's gradient. The projection
-needs the whole gradients, and the averages of projected parts are something else. So
+Each of W ranks has its own samples and so its own part of every task's gradient. Projections are
+not linear and need the whole gradients. Therefore
 
-1. task i's gradient is reduce-scattered as soon as its backward pass has ended, while that of task
-   i + 1 runs: rank r then holds piece r of every tensor's whole gradient (``pieces``);
-2. the pieces' S x S Gram matrices are summed, in one small all-reduce;
-3. the rule, which sees rows and their Gram matrices alone, finds the piece's update;
-4. one all-gather puts the updates together.
+1. task i's gradient is reduce-scattered while the backward pass of task i + 1 runs: rank r then
+   stores piece r of every tensor's whole gradient (``partition``);
+2. the pieces' S x S Gram matrices are summed in one small all-reduce;
+3. the rule, which uses Gram matrices and linear maps alone, computes the piece of the update;
+4. one all-gather assembles the update.
 
-With P entries that is (S + 1) P (W-1)/W on the wire where reducing S gradients whole takes 2 S P
-(W-1)/W, and rows take S P / W of memory. A step of one ordinary pass goes the same way as one row:
-2 P (W-1)/W, as an all-reduce. The result is that of one process on the joined batch.
+With P entries this sends (S + 1) P (W-1)/W, where an all-reduce of S gradients sends 2 S P (W-1)/W,
+and stores S P / W. A one-pass step is sent like one task's gradient, 2 P (W-1)/W in all. The result
+is that of one process on the joined batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,182 +23,164 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from ..._collectives import Collectives, Receive
-from ..checks import check_losses, check_parameters, check_samples, loss_values
-from ..gradients.backward import gradient
-from ..gradients.buffer import Filling, Pattern
-from ..gradients.graph import check_touched
-from ..gradients.micro_batch import Given
-from ..gradients.task_gradients import Grads, TaskGradients, wide_dtype
-from .agreement import meet, refuse
+from ..._collectives import Collectives
+from ..checks import Parameters, check_losses, check_parameters, check_samples, loss_values
+from ..gradients.backward import Buffer, GradientBuffer, gradient
+from ..gradients.graph import KEPT, inspect_graphs
+from ..gradients.local import Accepts
+from ..gradients.step import MicroBatch
+from ..gradients.task_gradients import TaskGradients, wide_dtype
+from .agreement import agree, refuse
 from .dtensor import Shards, is_sharded
-from .exchange import SharedFilling, union, untouched
-from .partition import Pieces
-from .wrappers import check_wrappers
+from .exchange import Exchange, ExchangeBuffer, untouched
 
 
-class Ranks:
-    """What a combiner keeps of its group, from step to step."""
+class DistributedContext:
+    """The ranks of a group; has the methods of ``LocalContext``, which all ranks must call alike.
+
+    Keeps from step to step what is known of the parameters: their partition and exchange, or how
+    ``fully_shard`` distributed them.
+    """
 
     def __init__(self, group: Any) -> None:
-        self.link = Collectives(group)
-        self.leaves: list[Tensor] = []
-        self.fingerprint = 0
-        self.pieces = Pieces([], self.link.size)
-        # which tensors a task is expected to touch on some rank: known alike to all ranks
-        self.plans: dict[int, bytes] = {}
-        self.patterns: dict[bool, Pattern] = {}
-        self.shards: Shards | None = None  # of parameters that lie spread over the ranks
+        self.collectives = Collectives(group)
+        self.parameters: list[Tensor] = []
+        self.exchange = Exchange(self.collectives, [])
+        self.shards: Shards | None = None
 
-    def take(
+    def check(
         self,
         losses: Sequence[Tensor],
-        parameters: Iterable[Tensor] | Tensor,
+        parameters: Parameters,
         samples: float | None,
         on_nonfinite: str,
-        suits: Callable[[list[Tensor], list[Tensor]], None],
-    ) -> Given:
-        """Check one micro-batch, here and among the ranks; errors are raised on all of them."""
+        accepts: Accepts,
+    ) -> MicroBatch:
+        """As ``LocalContext.check``; errors are raised on all ranks."""
         try:
             leaves = check_parameters(parameters)
-            fresh = self._is_fresh(leaves)
+            is_new = self._is_new(leaves)
             shards = self.shards
-            if fresh:
-                check_wrappers(leaves)
-                self.fingerprint = fingerprint(leaves)
-                shards = Shards(leaves, self.link.size) if any(map(is_sharded, leaves)) else None
+            if is_new:
+                sharded = any(map(is_sharded, leaves))
+                shards = Shards(leaves, self.collectives.size) if sharded else None
             check_samples(samples)
-            empty = samples == 0 and shards is None
-            found = list(losses) if empty else check_losses(losses)
+            is_empty = samples == 0 and shards is None
+            found = list(losses) if is_empty else check_losses(losses)
             if found:
-                suits(found, leaves)
-            if shards is None and not empty:
-                check_touched(found, leaves)
+                accepts(found, leaves)
+            graphs = [KEPT] * len(found)
+            if shards is None and not is_empty:
+                graphs = inspect_graphs(found, leaves)
             values = loss_values(found) if found else None
         except (TypeError, ValueError):
-            refuse(self.link)
+            refuse(self.collectives)
             raise
-        meeting = meet(self.link, values, samples, self.fingerprint, fresh, on_nonfinite)
-        if meeting.fresh:
-            self.leaves = leaves
-            self.pieces = Pieces(leaves, self.link.size)
-            self.plans, self.patterns, self.shards = {}, {}, shards
-        if values is None or meeting.share == 0:
+        agreed = agree(
+            self.collectives, values, samples, _fingerprint(leaves), is_new, on_nonfinite
+        )
+        if agreed.is_new:
+            self.parameters, self.shards = leaves, shards
+            self.exchange = Exchange(self.collectives, leaves)
+        if values is None or agreed.share == 0:
             device = leaves[0].device
-            values = torch.zeros(meeting.count, dtype=wide_dtype(device), device=device)
+            values = torch.zeros(agreed.count, dtype=wide_dtype(device), device=device)
             found = found or list(values.unbind())
-        values = values * (meeting.share / self.link.size)
-        one_pass = partial(differentiate if shards is None else shards.differentiate, meeting.share)
-        return Given(found, leaves, values, meeting.tasks, one_pass)
+            graphs = [KEPT] * agreed.count
+        values = values * (agreed.share / self.collectives.size)
+        take = partial(_differentiate if shards is None else shards.differentiate, agreed.share)
+        return MicroBatch(found, leaves, values, agreed.tasks, graphs, take)
 
-    def _is_fresh(self, leaves: Sequence[Tensor]) -> bool:
-        known = self.leaves
+    def _is_new(self, leaves: Sequence[Tensor]) -> bool:
+        known = self.parameters
         return len(known) != len(leaves) or any(
             a is not b for a, b in zip(known, leaves, strict=True)
         )
 
-    def plan(self, key: int, touched: bytes) -> bytes:
-        """Which tensors to send for a task; the first time the ranks say what each has."""
-        if key not in self.plans:
-            self.plans[key] = union(self.link.compare_bytes(touched))
-        return self.plans[key]
+    def buffer(
+        self, parameters: Sequence[Tensor], one_pass: bool, is_whole: bool, tensorwise: bool
+    ) -> Buffer:
+        """Gradients are sent at once, except sharded ones and those of further micro-batches."""
+        if self.shards is not None:
+            return GradientBuffer(self.shards.like, tensorwise)
+        if is_whole:
+            return ExchangeBuffer(self.exchange, one_pass, tensorwise)
+        return GradientBuffer(parameters, tensorwise)
 
-    def send(self, members: Sequence[int], grads: Grads) -> list[tuple[list[int], Receive]]:
-        """Begin to average over ranks: one buffer for each device and dtype."""
-        sent = []
-        for bucket in self.pieces.buckets(members):
-            rows_WN = self.pieces.pack(bucket, grads)
-            if rows_WN.dtype == torch.float16:  # whose sum may overflow
-                rows_WN.div_(self.link.size)
-            sent.append((bucket, self.link.reduce_scatter(rows_WN)))
-        return sent
+    def collect(
+        self, buffer: Buffer, values_S: Tensor, one_pass: bool
+    ) -> tuple[TaskGradients, Tensor]:
+        """Gradients with the Gram matrices and sizes of the whole ones, of which a piece is here."""
+        if isinstance(buffer, GradientBuffer) and self.shards is None:
+            tasks, sums = buffer.tasks, buffer.finalize().tensors()
+            buffer = ExchangeBuffer(self.exchange, one_pass, buffer.tensorwise)
+            for task, grads in zip(tasks, sums, strict=True):
+                buffer.add(task, grads)
+        gradients = buffer.finalize()
+        if one_pass:
+            return gradients, self.total(values_S)
+        if not gradients.blocks:
+            raise untouched(self.parameters)
+        values_S, *grams = self._sum([values_S, *gradients.block_grams])
+        blocks = [
+            replace(block, whole_gram=gram, whole_size=sum(map(self._numel, block.members)))
+            for block, gram in zip(gradients.blocks, self._once(grams), strict=True)
+        ]
+        return replace(gradients, blocks=tuple(blocks), across=self._across), values_S
 
-    def receive(self, sent: list[tuple[list[int], Receive]]) -> list[Tensor | None]:
-        """This rank's pieces of what was sent."""
-        out: list[Tensor | None] = [None] * len(self.leaves)
-        for bucket, wait in sent:
-            piece_N = wait()
-            if piece_N.dtype != torch.float16:
-                piece_N.div_(self.link.size)
-            for p, piece in self.pieces.split(bucket, piece_N):
-                out[p] = piece
-        return out
+    def total(self, values_S: Tensor) -> Tensor:
+        """[S] sums over ranks."""
+        return self._sum([values_S])[0]
 
-    def total(self, parts: list[Tensor]) -> list[Tensor]:
-        """Few numbers, summed over ranks in one all-reduce: the same bits everywhere."""
+    def _sum(self, parts: list[Tensor]) -> list[Tensor]:
+        """A few numbers summed over ranks in one all-reduce, bitwise equal on all of them."""
         device = parts[0].device
-        flat = self.link.all_reduce(torch.cat([part.reshape(-1).to(device) for part in parts]))
-        sums = torch.split_with_sizes(flat, [part.numel() for part in parts])
+        flat = torch.cat([part.reshape(-1).to(device) for part in parts])
+        sums = torch.split_with_sizes(
+            self.collectives.all_reduce(flat), [part.numel() for part in parts]
+        )
         pairs = zip(sums, parts, strict=True)
         return [total.view(part.shape).to(part.device) for total, part in pairs]
 
-    def whole(self, rows: TaskGradients, values_S: Tensor) -> tuple[TaskGradients, Tensor]:
-        """TaskGradients that know the whole rows' Gram matrices and sizes; the joined batch's losses."""
-        if not rows.blocks:
-            raise untouched(self.leaves)
-        values_S, *grams = self.total([values_S, *rows.block_grams])
-        grams = self._once(grams)
-        blocks = [
-            replace(block, whole_gram=gram, whole_size=sum(map(self._numel, block.members)))
-            for block, gram in zip(rows.blocks, grams, strict=True)
-        ]
-        return replace(rows, blocks=tuple(blocks), across=self._across), values_S
-
     def _across(self, grams: list[Tensor]) -> list[Tensor]:
-        return self._once(self.total(grams))
+        return self._once(self._sum(grams))
 
     def _once(self, sums: list[Tensor]) -> list[Tensor]:
-        """Dot products over ranks of which several may have held the same shard."""
+        """Sums over ranks several of which may have held the same shard."""
         copies = 1 if self.shards is None else self.shards.copies
         return sums if copies == 1 else [total / copies for total in sums]
 
     def _numel(self, p: int) -> int:
-        return self.leaves[p].numel()
+        return self.parameters[p].numel()
 
-    def like(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What a rank's own rows look like: its shards of sharded parameters."""
-        return leaves if self.shards is None else self.shards.like
-
-    def share(self, filling: Filling | SharedFilling, single: bool) -> Filling | SharedFilling:
-        """The rows as pieces: those that were kept whole over micro-batches are sent now."""
-        if isinstance(filling, SharedFilling) or self.shards is not None:
-            return filling
-        rows, tasks = filling.settle().tensors(), filling.tasks
-        shared = SharedFilling(self, tasks, single, filling.scopes)
-        for task, grads in zip(tasks, rows, strict=True):
-            shared.add(task, grads)
-        return shared
-
-    def gather(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def gather(self, update: list[Tensor | None]) -> list[Tensor | None]:
         """The whole update from every rank's pieces; of sharded parameters the shards."""
         if self.shards is not None:
-            return self.shards.wrap(update, self.leaves)
-        whole: list[Tensor | None] = [None] * len(update)
-        members = [p for p, piece in enumerate(update) if piece is not None]
-        for bucket in self.pieces.buckets(members):
-            piece_N = torch.cat([piece for p in bucket if (piece := update[p]) is not None])
-            for p, tensor in self.pieces.unpack(bucket, self.link.all_gather(piece_N)):
-                whole[p] = tensor
-        return whole
+            return self.shards.wrap(update, self.parameters)
+        return self.exchange.gather(update)
+
+    def take_sent(self) -> int:
+        """Bytes sent by this rank since the last call."""
+        return self.collectives.take_sent()
 
 
-def differentiate(
+def _differentiate(
     share: float,
     outputs: Sequence[Tensor],
     seeds: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
     retain_graph: bool,
 ) -> tuple[Tensor | None, ...]:
-    """One backward pass, each output counting ``share`` times; nothing where that is 0.
+    """One backward pass with each output weighted by ``share``; no gradients if that is 0.
 
-    The share goes in at the start of the pass, not upon its end: a synchronised batch norm mixes the
-    ranks' passes within it. For the same reason a rank without samples takes the pass if it can,
+    The weight applies at the start of the pass, not to its result: a synchronized batch norm
+    combines the ranks' passes. For the same reason a rank without samples takes the pass if it can:
     that of a forward pass over an empty batch.
     """
-    nothing = (None,) * len(parameters)
     if share == 1:
         return gradient(outputs, seeds, parameters, retain_graph)
     pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
+    nothing = (None,) * len(parameters)
     if not pairs:
         return nothing
     scaled = [torch.full_like(out, share) if seed is None else seed * share for out, seed in pairs]
@@ -206,8 +188,8 @@ def differentiate(
     return found if share else nothing
 
 
-def fingerprint(leaves: Sequence[Tensor]) -> int:
-    """A number that tells lists of parameters apart by shape, dtype, device and memory format."""
+def _fingerprint(leaves: Sequence[Tensor]) -> int:
+    """A checksum of the parameters' shapes, dtypes, devices and memory formats."""
     words = [
         f"{tuple(leaf.shape)} {leaf.dtype} {leaf.device.type} {leaf.stride()}" for leaf in leaves
     ]

@@ -1,10 +1,10 @@
-"""Parameters that ``fully_shard`` (FSDP2) spreads over ranks: their rows stay spread.
+"""Parameters sharded by ``fully_shard`` (FSDP2): their gradients stay sharded.
 
-Such a parameter is a DTensor of which each rank holds a shard, and it is no leaf of the graph:
-its gradient comes out of hooks that follow a backward pass, reduced over ranks and cut like the
-parameter. So each loss takes an ordinary backward pass, and what has arrived in ``.grad`` is put aside
-as the task's row. The rule then works on the shards as it does on pieces (``distributed``), and
-nothing needs to be gathered: the optimizer's parameters are shards too.
+Such a parameter is a DTensor of which each rank stores a shard. It is not a leaf of the graph: its
+gradient is produced by hooks after a backward pass, reduced over ranks and sharded like the
+parameter. Each loss therefore takes an ordinary backward pass, after which ``.grad`` is set aside
+as the task's gradient. The rule processes shards as it does pieces (``context``). Nothing needs to
+be gathered, since the optimizer's parameters are shards too.
 """
 
 import sys
@@ -16,30 +16,31 @@ import torch
 from torch import Tensor
 
 REMEDY = (
-    "call fully_shard on the whole network, then keep list(network.parameters()) for the combiner, as"
-    " a forward pass lends plain tensors in their place"
+    "call fully_shard on the whole network, then pass list(network.parameters()) taken before the"
+    " first forward pass, which replaces them by plain tensors"
 )
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; torch's module of them is heavy and not imported for it."""
+    """Whether a tensor is a DTensor; does not import torch's module of them, which is heavy."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def require_plain(leaves: Sequence[Tensor]) -> None:
-    """ValueError for sharded parameters in a combiner that was given no group."""
+def require_no_shards(leaves: Sequence[Tensor]) -> None:
+    """ValueError for sharded parameters in a combiner without a group."""
     if any(map(is_sharded, leaves)):
         raise ValueError(
-            "parameters are sharded over ranks, of which the combiner knows nothing: give it"
+            "sharded parameters need a combiner with a group, found one without: give it"
             " group=torch.distributed.group.WORLD"
         )
 
 
 class Shards:
-    """How the parameters lie on their mesh.
+    """The placement of sharded parameters on their mesh.
 
-    Raises ValueError, in one line, where they are not all sharded in one way over all ``world`` ranks.
+    Raises:
+        ValueError: if they are not all sharded alike over all ``world`` ranks.
     """
 
     def __init__(self, leaves: Sequence[Any], world: int) -> None:
@@ -64,7 +65,7 @@ class Shards:
                 " all ranks that share the batch"
             )
         copies = [d for d, place in enumerate(self.placements) if place.is_replicate()]
-        # in how many ranks each entry is found
+        # the number of ranks that store each entry
         self.copies = prod(self.mesh.size(d) for d in copies)
         with torch.no_grad():
             locals_ = [leaf.to_local() for leaf in leaves]
@@ -78,9 +79,10 @@ class Shards:
         parameters: Sequence[Any],
         retain_graph: bool,
     ) -> tuple[Tensor | None, ...]:
-        """One backward pass, each output counting ``share`` times; this rank's shards of the mean.
+        """One backward pass with each output weighted by ``share``.
 
-        ``.grad`` is as it was afterwards.
+        Returns:
+            This rank's shards of the gradient averaged over ranks; ``.grad`` is restored.
         """
         if share != 1:
             seeds = [

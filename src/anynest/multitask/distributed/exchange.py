@@ -1,122 +1,156 @@
-"""TaskGradients of pieces in the making: what every rank has found, sent as soon as it is there.
+"""Averages the tasks' gradients over ranks: each rank receives its piece of every tensor.
 
-Which tensors a task touches on some rank is known before only from the steps before. What was touched
-then is sent at once; at the end the ranks compare what they had, and what was missing is sent late.
+Which tensors a task touches on some rank is known in advance only from earlier steps. What was
+touched then is sent at once; after the last pass the ranks compare what they touched, and send what
+was missing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from typing import Any
 from zlib import crc32
 
+import torch
 from torch import Tensor
 
-from ..._collectives import Receive
-from ..gradients.buffer import Filling
+from ..._collectives import Collectives, Receive
 from ..gradients.task_gradients import Grads, TaskGradients
+from .partition import Partition
 
-SINGLE = -1  # the plan of a step of one pass, beside those of the tasks
+Sent = list[tuple[list[int], Receive]]
+
+ONE_PASS = -1  # the key of the plan of a one-pass step, beside the tasks' numbers
 
 
-class SharedFilling:
-    """TaskGradients of pieces in the making, in the place of ``Filling``: what is added is sent at once.
+class Exchange:
+    """The partition of ``parameters``, and what each task is expected to touch on some rank."""
 
-    One task's gradient is on its way while the next one's is computed, and no more than one.
+    def __init__(self, collectives: Collectives, parameters: Sequence[Tensor]) -> None:
+        self.collectives, self.parameters = collectives, parameters
+        self.partition = Partition(parameters, collectives.size)
+        self.plans: dict[int, bytes] = {}  # equal on all ranks
+
+    def plan(self, key: int, touched: bytes) -> bytes:
+        """Which tensors to send for a task; the first time, the union over ranks of touched."""
+        if key not in self.plans:
+            self.plans[key] = union(self.collectives.compare_bytes(touched))
+        return self.plans[key]
+
+    def send(self, members: Sequence[int], grads: Grads) -> Sent:
+        """Start to average over ranks: one buffer per device and dtype."""
+        sent = []
+        for bucket in self.partition.buckets(members):
+            rows_WN = self.partition.pack(bucket, grads)
+            if rows_WN.dtype == torch.float16:  # the sum could overflow
+                rows_WN.div_(self.collectives.size)
+            sent.append((bucket, self.collectives.reduce_scatter(rows_WN)))
+        return sent
+
+    def receive(self, sent: Sent) -> list[Tensor | None]:
+        """This rank's pieces of what was sent."""
+        out: list[Tensor | None] = [None] * len(self.parameters)
+        for bucket, wait in sent:
+            piece_N = wait()
+            if piece_N.dtype != torch.float16:
+                piece_N.div_(self.collectives.size)
+            for p, piece in self.partition.split(bucket, piece_N):
+                out[p] = piece
+        return out
+
+    def gather(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The whole tensors from every rank's pieces."""
+        whole: list[Tensor | None] = [None] * len(update)
+        members = [p for p, piece in enumerate(update) if piece is not None]
+        for bucket in self.partition.buckets(members):
+            piece_N = torch.cat([piece for p in bucket if (piece := update[p]) is not None])
+            gathered_WN = self.collectives.all_gather(piece_N)
+            for p, tensor in self.partition.unpack(bucket, gathered_WN):
+                whole[p] = tensor
+        return whole
+
+
+class ExchangeBuffer:
+    """A ``GradientBuffer`` for pieces: each gradient is sent as soon as it is added.
+
+    One task's gradient is in transit during the next task's backward pass, and never more than one.
     """
 
-    def __init__(
-        self,
-        ranks: Any,  # context.Ranks, which imports this module
-        tasks: Sequence[int],
-        single: bool,
-        scopes: tuple[int, ...] | None = None,
-    ) -> None:
-        self.ranks, self.single, self.scopes = ranks, single, scopes
-        self._inner = Filling(ranks.pieces.like, tasks, ranks.patterns.get(single), scopes)
+    def __init__(self, exchange: Exchange, one_pass: bool, tensorwise: bool) -> None:
+        self.exchange, self.one_pass, self.tensorwise = exchange, one_pass, tensorwise
+        self._pieces: dict[int, list[Tensor | None]] = {}
         self._touched: dict[int, bytes] = {}
-        self._beyond: dict[int, dict[int, Tensor]] = {}
-        self._flying: tuple[int, list[tuple[list[int], Receive]]] | None = None
+        self._unplanned: dict[int, dict[int, Tensor]] = {}
+        self._in_transit: tuple[int, Sent] | None = None
 
     def add(self, task: int, grads: Grads) -> None:
-        """Send one task's gradients, None where it touches nothing."""
-        self._land()
+        """Send one task's gradients (None: not touched)."""
+        self._receive()
         touched = bytes(grad is not None for grad in grads)
-        plan = self.ranks.plan(self._key(task), touched)
+        plan = self.exchange.plan(self._key(task), touched)
         self._touched[task] = touched
-        self._beyond[task] = {
+        self._unplanned[task] = {
             p: grad for p, grad in enumerate(grads) if grad is not None and not plan[p]
         }
         members = [p for p, wanted in enumerate(plan) if wanted]
-        self._flying = task, self.ranks.send(members, grads)
-
-    @property
-    def tasks(self) -> tuple[int, ...]:
-        """The tasks that have a row, in order."""
-        return tuple(sorted(self._touched))
+        self._in_transit = task, self.exchange.send(members, grads)
 
     def _key(self, task: int) -> int:
-        return SINGLE if self.single else task
+        return ONE_PASS if self.one_pass else task
 
-    def _land(self) -> None:
-        if self._flying is not None:
-            task, sent = self._flying
-            self._flying = None
-            self._inner.add(task, self.ranks.receive(sent))
+    def _receive(self) -> None:
+        if self._in_transit is not None:
+            task, sent = self._in_transit
+            self._in_transit = None
+            self._pieces[task] = self.exchange.receive(sent)
 
-    def settle(self) -> TaskGradients:
-        """The rows of pieces, each with what the joined batch touches and nothing else.
+    def finalize(self) -> TaskGradients:
+        """The pieces of each task's gradient in the tensors that some rank touches.
 
-        Raises ValueError, on every rank, where no rank's losses touch a parameter.
+        Raises:
+            ValueError: on every rank, if no rank's losses touch a parameter.
         """
-        ranks, tasks = self.ranks, self.tasks
-        planned = b"".join(ranks.plans[self._key(task)] for task in tasks)
+        exchange, tasks = self.exchange, sorted(self._touched)
+        planned = b"".join(exchange.plans[self._key(task)] for task in tasks)
         touched = b"".join(self._touched[task] for task in tasks)
-        found = {mark for (mark,) in ranks.link.compare([_mark(touched)])}
-        as_planned = found - {_mark(b"")} == {_mark(planned)}
-        if not as_planned:
-            touched = union(ranks.link.compare_bytes(touched))
-        self._land()
-        if not any(touched) and not as_planned:
-            raise untouched(ranks.leaves)
-        rows = self._inner.settle()
-        if as_planned:
-            ranks.patterns[self.single] = self._inner.pattern()
-            return rows
-        return self._corrected(rows, tasks, touched)
+        found = {mark for (mark,) in exchange.collectives.compare([_mark(touched)])}
+        is_as_planned = found - {_mark(b"")} == {_mark(planned)}
+        if not is_as_planned:
+            touched = union(exchange.collectives.compare_bytes(touched))
+        self._receive()
+        if not is_as_planned:
+            if not any(touched):
+                raise untouched(exchange.parameters)
+            self._correct(tasks, touched)
+        pieces = [self._pieces[task] for task in tasks]
+        return TaskGradients.stack(pieces, exchange.partition.like, self.tensorwise)
 
-    def _corrected(
-        self, rows: TaskGradients, tasks: Sequence[int], touched: bytes
-    ) -> TaskGradients:
-        """The rows where the plan was wrong: without what none touched, with what it left out."""
-        ranks = self.ranks
-        width = len(ranks.leaves)
-        stacked = rows.tensors()
+    def _correct(self, tasks: Sequence[int], touched: bytes) -> None:
+        """Drop what no rank touched although planned, and send what was touched but not planned."""
+        exchange, width = self.exchange, len(self.exchange.parameters)
         for i, task in enumerate(tasks):
             true = touched[i * width : (i + 1) * width]
-            plan = ranks.plans[self._key(task)]
-            grads = [self._beyond[task].get(p) for p in range(width)]
+            plan = exchange.plans[self._key(task)]
+            grads = [self._unplanned[task].get(p) for p in range(width)]
             missed = [p for p in range(width) if true[p] and not plan[p]]
-            late = ranks.receive(ranks.send(missed, grads))
-            stacked[i] = [
-                None if not true[p] else stacked[i][p] if plan[p] else late[p] for p in range(width)
+            late = exchange.receive(exchange.send(missed, grads))
+            self._pieces[task] = [
+                None if not true[p] else piece if plan[p] else late[p]
+                for p, piece in enumerate(self._pieces[task])
             ]
-            ranks.plans[self._key(task)] = union([plan, true])
-        return TaskGradients.stack(stacked, like=ranks.pieces.like, scopes=self.scopes)
+            exchange.plans[self._key(task)] = union([plan, true])
 
 
-def untouched(leaves: Sequence[Tensor]) -> ValueError:
-    """The error of all ranks where none has a gradient."""
+def untouched(parameters: Sequence[Tensor]) -> ValueError:
+    """The error on all ranks if no rank has a gradient."""
     return ValueError(
-        f"no loss of any rank touches any of the {len(leaves)} parameters: pass the parameters of"
-        " the network that made the losses"
+        f"no loss of any rank touches any of the {len(parameters)} parameters: pass the parameters"
+        " of the network that made the losses"
     )
 
 
 def _mark(touched: bytes) -> int:
-    """A number that tells patterns apart; that of nothing at all is 0."""
+    """A checksum of a pattern; 0 for a pattern that touches nothing."""
     return crc32(touched) | 1 << 32 if any(touched) else 0
 
 
 def union(patterns: Iterable[bytes]) -> bytes:
+    """Bytewise or."""
     return bytes(any(column) for column in zip(*patterns, strict=True))

@@ -1,7 +1,7 @@
-"""Tensors cut among ranks: rank r holds piece r of every tensor, a stretch of its entries.
+"""Tensors partitioned among ranks: rank r stores piece r of every tensor.
 
-A tensor is padded to a multiple of the number of ranks, W, and cut in W pieces of one length, so
-that a task's whole gradient is one [W, N] buffer whose row r is all that rank r will hold of it.
+A tensor is padded to a multiple of the number of ranks, W, and cut into W pieces of equal length.
+A task's whole gradient is then one [W, N] buffer, row r of which is the part that rank r stores.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..gradients.task_gradients import Grads, Layout
 
 
-class Pieces:
-    """How ``tensors`` are cut into ``world`` pieces each."""
+class Partition:
+    """The pieces of ``tensors`` on ``world`` ranks."""
 
     def __init__(self, tensors: Sequence[Tensor], world: int) -> None:
         self.world = world
@@ -23,7 +23,7 @@ class Pieces:
         self.like = [torch.empty(length, device="meta") for length in self.lengths]
 
     def buckets(self, members: Sequence[int]) -> list[list[int]]:
-        """The members in groups of one device and dtype: each travels as one buffer."""
+        """The members grouped by device and dtype: each group is sent as one buffer."""
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for p in members:
             groups.setdefault(self.kinds[p], []).append(p)
@@ -44,13 +44,15 @@ class Pieces:
         return flat.view(self.world, self.lengths[p])
 
     def split(self, members: Sequence[int], piece_N: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Views of one rank's share of a buffer, as ``(member, piece)``."""
+        """Views of one rank's row of a buffer, as ``(member, piece)``."""
         parts = torch.split_with_sizes(piece_N, [self.lengths[p] for p in members])
         return zip(members, parts, strict=True)
 
     def unpack(self, members: Sequence[int], rows_WN: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The members whole again, as ``(member, tensor)``, in their own shapes and strides."""
+        """The whole members as ``(member, tensor)``: new tensors in their own layouts."""
         parts = torch.split_with_sizes(rows_WN, [self.lengths[p] for p in members], dim=1)
         for p, part in zip(members, parts, strict=True):
             layout = self.layouts[p]
-            yield p, layout.unflat(part.reshape(-1)[: layout.numel])
+            whole = layout.empty(part)
+            layout.flat(whole).copy_(part.reshape(-1)[: layout.numel])
+            yield p, whole

@@ -1,4 +1,4 @@
-"""From losses to rows, and from one gradient back into ``.grad``."""
+"""Backward passes: from losses to the tasks' gradients, and from one update into ``.grad``."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -7,56 +7,101 @@ import torch
 from torch import Tensor
 
 from ..checks import check_gradients
-from .buffer import Filling
+from .graph import LossGraph, inspect_graphs
 from .task_gradients import Grads, TaskGradients
 
+# (outputs, seeds, parameters, retain_graph) -> gradients
 Differentiate = Callable[
     [Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor], bool],
     tuple[Tensor | None, ...],
 ]
 
 
-class Taker(Protocol):
-    """What rows are added to, task by task."""
+class Buffer(Protocol):
+    """Collects the tasks' gradients as the backward passes produce them."""
 
-    def add(self, task: int, grads: Grads) -> None: ...
+    def add(self, task: int, grads: Grads) -> None:
+        """Add one task's gradients to those that it has so far (None: not touched)."""
+
+    def finalize(self) -> TaskGradients:
+        """The gradients of all tasks that were added, in the order of their numbers."""
+
+
+class GradientBuffer:
+    """The tasks' gradients in the memory of this process.
+
+    Args:
+        like: the tensors that the gradients belong to.
+        tensorwise: as in ``TaskGradients.stack``.
+    """
+
+    def __init__(self, like: Sequence[Tensor], tensorwise: bool = False) -> None:
+        self.like, self.tensorwise = like, tensorwise
+        self._grads: dict[int, list[Tensor | None]] = {}
+
+    @property
+    def tasks(self) -> list[int]:
+        """The tasks that have a gradient, in order."""
+        return sorted(self._grads)
+
+    def add(self, task: int, grads: Grads) -> None:
+        """Add to a task's gradients; new sums are made, as autograd's tensors may share memory."""
+        sums = self._grads.setdefault(task, [None] * len(grads))
+        for p, grad in enumerate(grads):
+            if grad is not None:
+                before = sums[p]
+                sums[p] = grad if before is None else before + grad
+
+    def finalize(self) -> TaskGradients:
+        """The gradients in the order of ``tasks``; of no task and no tensor if none were added."""
+        if not self._grads:
+            return TaskGradients(0, (), (None,) * len(self.like), ())
+        grads = [self._grads[task] for task in self.tasks]
+        self._grads = {}
+        return TaskGradients.stack(grads, self.like, self.tensorwise)
 
 
 def task_gradients(
-    losses: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    *,
-    retain_graph: bool = False,
-    names: Sequence[int] | None = None,
+    losses: Sequence[Tensor], parameters: Sequence[Tensor], *, retain_graph: bool = False
 ) -> TaskGradients:
-    """One ``torch.autograd.grad`` per loss; the last frees the graph unless ``retain_graph``.
+    """One ``torch.autograd.grad`` per loss; each pass walks only what its loss reads.
 
-    Each pass walks only what its loss reads. A parameter that a loss does not touch has no entry in
-    its row. ``names`` are the loss numbers for messages (default: their positions).
+    Args:
+        losses: scalar tensors.
+        parameters: leaf tensors; a loss has no gradient in those that it does not touch.
+        retain_graph: keep the graph for further passes.
 
-    Raises ValueError for a sparse or complex gradient.
+    Raises:
+        ValueError: for a sparse or complex gradient, or if no loss touches a parameter.
     """
-    filling = Filling(parameters)
-    tasks = range(len(losses)) if names is None else names
-    fill(filling, losses, parameters, tasks, gradient, retain_graph=retain_graph)
-    return filling.settle()
+    buffer = GradientBuffer(parameters)
+    graphs = inspect_graphs(losses, parameters)
+    differentiate_each(
+        buffer, list(enumerate(losses)), graphs, parameters, gradient, retain_graph=retain_graph
+    )
+    return buffer.finalize()
 
 
-def fill(
-    filling: Taker,
-    losses: Sequence[Tensor],
+def differentiate_each(
+    buffer: Buffer,
+    losses: Sequence[tuple[int, Tensor]],
+    graphs: Sequence[LossGraph],
     parameters: Sequence[Tensor],
-    tasks: Sequence[int],
     differentiate: Differentiate,
     *,
-    retain_graph: bool = False,
+    retain_graph: bool,
 ) -> None:
-    """Add to ``filling`` the gradient of each loss, by the number of its task."""
-    last = len(losses) - 1
-    for i, (task, loss) in enumerate(zip(tasks, losses, strict=True)):
-        keep = retain_graph or i < last
-        # no name is bound to the gradients: they are gone before the next pass begins
-        filling.add(task, _checked(task, differentiate([loss], [None], parameters, keep)))
+    """Add the gradient of each ``(task, loss)`` to ``buffer``, one backward pass per loss.
+
+    Unless ``retain_graph``, each pass frees the part of the graph that no later loss reads.
+    """
+    for number, (task, loss) in enumerate(losses, 1):
+        graph = graphs[task]
+        keep = retain_graph or (graph.shared and number < len(losses))
+        # Unreferenced here, so freed before the next backward pass.
+        buffer.add(task, _checked(task, differentiate([loss], [None], parameters, keep)))
+        if keep and not retain_graph:
+            graph.free()
 
 
 def gradient(
@@ -65,7 +110,7 @@ def gradient(
     parameters: Sequence[Tensor],
     retain_graph: bool,
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of ``sum_i seeds[i] * outputs[i]`` (None: 1), None where it touches nothing."""
+    """The gradient of ``sum_i seeds[i] * outputs[i]`` (None: 1); None where nothing is touched."""
     try:
         return torch.autograd.grad(
             outputs, parameters, grad_outputs=seeds, retain_graph=retain_graph, allow_unused=True
@@ -74,8 +119,8 @@ def gradient(
         if "donated buffer" not in str(error):
             raise
         raise ValueError(
-            "a compiled network must keep its graph for one backward pass per loss, found one whose"
-            " first pass gives its memory away: compile it by anynest.multitask.compile_for_tasks(network)"
+            "a compiled network must keep its graph for one backward pass per loss, found one that"
+            " frees it in the first: compile it by anynest.multitask.compile_for_tasks(network)"
         ) from error
 
 
@@ -86,7 +131,7 @@ def _checked(task: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None
 
 @torch.no_grad()
 def accumulate(parameters: Sequence[Tensor], update: Sequence[Tensor | None]) -> None:
-    """Add ``update`` to ``.grad`` as ``loss.backward()`` does; None leaves ``.grad`` as it was."""
+    """Add ``update`` to ``.grad`` as ``loss.backward()`` does; None leaves ``.grad`` unchanged."""
     sums: list[Tensor] = []
     terms: list[Tensor] = []
     for parameter, term in zip(parameters, update, strict=True):

@@ -1,53 +1,107 @@
-"""What losses are computed from, as autograd has it: walks that compute nothing."""
+"""Autograd's graph of the losses, inspected before the backward passes; computes nothing."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
 
-def check_touched(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """ValueError unless some loss is computed from some parameter.
+class LossGraph(NamedTuple):
+    """The part of autograd's graph that a loss is computed from.
 
-    Stops at the first parameter, which is near as a rule: a head's. ``.grad`` is not looked at.
+    Attributes:
+        shared: whether a later loss reads some of it.
+        own: the nodes that the loss's pass executes and no later loss reads.
+    """
+
+    shared: bool
+    own: Sequence[Any]
+
+    def free(self) -> None:
+        """Free the tensors saved in ``own``, as a pass without ``retain_graph`` does."""
+        for node in self.own:
+            kind: Any = type(node)
+            for name in _saved_fields(kind):
+                saved = getattr(node, name)
+                for tensor in saved if isinstance(saved, tuple) else (saved,):
+                    # The first hook's result replaces the saved tensor. An error means that it is
+                    # None, or has hooks already (checkpointing, offloading).
+                    with suppress(RuntimeError):
+                        tensor.register_hooks(_nothing, _is_freed)
+
+
+KEPT = LossGraph(shared=True, own=())  # a graph of which nothing is known
+
+
+def inspect_graphs(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[LossGraph]:
+    """One ``LossGraph`` per loss, from a walk that visits every node once.
+
+    Raises:
+        ValueError: if no loss is computed from a parameter, or if reentrant activation
+            checkpointing is found: parameters inside are no part of the graph, so that
+            ``torch.autograd.grad`` does not see them.
     """
     wanted = {id(parameter) for parameter in parameters}
-    if any(id(loss) in wanted for loss in losses):
-        return
-    for node in nodes(losses):
-        if id(getattr(node, "variable", None)) in wanted:  # where autograd accumulates
-            return
-    raise ValueError(
-        f"no loss touches any of the {len(parameters)} parameters: pass the parameters of the"
-        " network that made the losses"
-    )
-
-
-def check_checkpointing(losses: Sequence[Tensor]) -> None:
-    """ValueError where activation checkpointing hides parameters from ``torch.autograd.grad``.
-
-    In its reentrant form the parameters inside are no part of the graph: they get gradients from a
-    plain ``loss.backward()`` alone. Walks the whole graph.
-    """
-    if any("CheckpointFunction" in node.name() for node in nodes(losses)):
+    executed: dict[Any, bool] = {}  # whether a pass must execute a node; complete for later losses
+    graphs: list[LossGraph] = []
+    for loss in reversed(losses):
+        graph = _walk(loss.grad_fn, wanted, executed)
+        graphs.append(graph)
+    touched = any(executed.get(loss.grad_fn) or id(loss) in wanted for loss in losses)
+    if not touched:
         raise ValueError(
-            "activation checkpointing must not be reentrant, found a reentrant one, whose"
-            " parameters a pass for each loss would miss: pass use_reentrant=False to it"
+            f"no loss touches any of the {len(parameters)} parameters: pass the parameters of the"
+            " network that made the losses"
         )
+    return graphs[::-1]
 
 
-def nodes(losses: Sequence[Tensor]) -> Iterator[Any]:
-    """The graph's nodes, breadth first, each as soon as it is found."""
-    seen: set[Any] = set()
-    queue: deque[Any] = deque()
-    following = [loss.grad_fn for loss in losses]
-    while True:
-        for node in following:
-            if node is not None and node not in seen:
-                seen.add(node)
-                queue.append(node)
-                yield node
-        if not queue:
-            return
-        following = [node for node, _ in queue.popleft().next_functions]
+def _walk(root: Any, wanted: set[int], executed: dict[Any, bool]) -> LossGraph:
+    """Depth first from ``root``, not beyond the nodes in ``executed``, to which it adds."""
+    if root is None:
+        return LossGraph(False, ())
+    found: dict[Any, bool] = {}
+    shared = False
+    stack = [(root, False)]
+    while stack:
+        node, is_expanded = stack.pop()
+        if is_expanded:  # all its successors are in `found` or `executed`
+            found[node] = any(
+                found.get(child, False) or executed.get(child, False)
+                for child, _ in node.next_functions
+            )
+        elif node in executed:
+            shared = shared or bool(node.next_functions)
+        elif node not in found:
+            if type(node).__name__ == "CheckpointFunctionBackward":
+                raise ValueError(
+                    "activation checkpointing must not be reentrant, found a reentrant one, whose"
+                    " parameters a pass for each loss would miss: pass use_reentrant=False to it"
+                )
+            found[node] = id(getattr(node, "variable", None)) in wanted  # where .grad accumulates
+            successors = [child for child, _ in node.next_functions if child is not None]
+            if successors:
+                stack.append((node, True))
+                stack.extend((child, False) for child in successors)
+    executed.update(found)
+    own = [node for node, is_executed in found.items() if is_executed and node.next_functions]
+    return LossGraph(shared, own)
+
+
+@cache
+def _saved_fields(kind: Any) -> tuple[str, ...]:
+    """The attributes of a kind of node that hold its saved tensors."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def _nothing(_: Tensor) -> None:
+    return None
+
+
+def _is_freed(_: None) -> NoReturn:
+    raise RuntimeError(
+        "Trying to backward through the graph a second time, after its saved tensors were freed:"
+        " pass retain_graph=True to the first backward"
+    )

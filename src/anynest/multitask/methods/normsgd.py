@@ -1,6 +1,6 @@
 """NormSGD: equation 2 of Wan et al., ICML 2020 (after Larsson, 2017).
 
-The averaging over participants is the text below equation 2. A zero gradient stays zero.
+The average over participants is described below equation 2. A zero gradient stays zero.
 """
 
 from collections.abc import Sequence
@@ -10,29 +10,30 @@ import torch
 from torch import Tensor
 
 from ..combiner import Combiner, OnNonfinite
-from ..gradients.combination import Combination
+from ..gradients.step import Combination
 from ..gradients.task_gradients import TaskGradients
 from .calibration import Constant, ConstantC
 from .rules import gram_matrix, normalize, update_norm, weighted_sum
 
 
 class NormSGD(Combiner):
-    r"""Every task's gradient brought to one scale, then averaged by those who take part.
+    r"""Normalizes every task's gradient, then averages over the tasks that touch a parameter.
 
     .. math:: g_i \leftarrow \frac{g_i}{\|g_i\|} \sqrt{d_i} \, C
 
-    where d_i is the number of entries that task i touches; each parameter then gets the average
-    over the tasks that touch it.
+    with d_i the number of entries that task i touches.
 
     Args:
-        C: a positive number, or "calibrated": over the first ``calibration_steps`` steps C makes
-            the sum of the update's norms equal to that of SGD's (reduction "mean"), then it stands.
+        C: a positive number, or "calibrated": during the first ``calibration_steps`` steps C makes
+            the sum of the updates' norms equal to that of SGD's updates (reduction "mean"), then it
+            is constant.
         calibration_steps: see C.
-        on_nonfinite: "raise", or "skip" to leave a non-finite loss out of this step.
+        on_nonfinite: see ``Combiner``.
         group: see ``Combiner``.
 
-    Under ``torch.compile`` a task that does not touch a parameter may yield zeros in place of
-    nothing, and then counts as a participant.
+    Note:
+        Under ``torch.compile`` a task that does not touch a parameter may produce zeros instead of
+        no gradient, and then counts as a participant.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> stats = NormSGD(C=1.0).backward([w @ torch.tensor([30.0, 40.0])], [w])
@@ -50,27 +51,25 @@ class NormSGD(Combiner):
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.constant = Constant(C, calibration_steps)
+        self.C, self.calibration_steps = C, calibration_steps
 
     def rule(
         self,
-        rows: TaskGradients,
+        gradients: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
-        count = rows.num_tasks
-        ones = torch.ones_like(rows.new(count))
+        count = gradients.num_tasks
+        ones = torch.ones_like(gradients.new(count))
         each = [1.0] * count
-        unit = normalize(rows, C=1.0)
+        unit = normalize(gradients, C=1.0)
         if self.constant.wants_norms:
-            sgd = update_norm(rows, ones / count) / loss_scale
+            sgd = update_norm(gradients, ones / count) / loss_scale
             self.constant.observe(sgd, update_norm(unit, ones, importances=each))
         scaled = ones * self.constant.value() * loss_scale
         update = weighted_sum(unit, scaled, importances=each)
         weights = unit.in_terms_of_stored(scaled) / count
-        return Combination(update, weights, gram=gram_matrix(rows))
-
-    def settings(self) -> dict[str, Any]:
-        return {"C": self.constant.C}
+        return Combination(update, weights, gram=gram_matrix(gradients))
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.constant.state_dict()}

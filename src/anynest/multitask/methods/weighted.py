@@ -1,4 +1,4 @@
-"""SGD on a weighted loss: equation 1 of Wan et al., ICML 2020, and its two neighbours."""
+"""SGD on a weighted loss: equation 1 of Wan et al., ICML 2020, and two variants."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_numbers, check_weights
 from ..combiner import Combiner, OnNonfinite
-from ..gradients.combination import Combination, OnePass
+from ..gradients.step import Combination, OnePass
 from ..gradients.task_gradients import TaskGradients, numbers_on
 from .rules import gram_matrix, weighted_sum
 
@@ -19,20 +19,19 @@ class WeightedSGD(Combiner):
     r"""The gradient of a fixed combination of the losses.
 
     - "mean", equation 1: :math:`\sum_i k_i L_i / \sum_i k_i`
-    - "sum": :math:`\sum_i k_i L_i`, the control beside OSGD, which sums too
-    - "participants": as "mean", but each parameter divides by the k of the losses that touch it, so
-      that what only the last stage uses is not scaled down by the number of stages
+    - "sum": :math:`\sum_i k_i L_i`, the control for OSGD, which sums too
+    - "participants": as "mean", but in each parameter over the losses that touch it, so that a
+      parameter of the last stage alone is not scaled down by the number of stages
 
-    "mean" and "sum" are one ordinary backward pass of that loss, bit for bit, and cost no more;
+    "mean" and "sum" are bitwise equal to one ordinary backward pass of that loss, at its cost;
     "participants" takes one pass per loss.
 
     Args:
-        weights: k, one finite number per loss; None for ones. An average needs none below zero and
-            one above; "participants" needs all above zero.
+        weights: k, one finite number per loss; None for ones. "mean" requires numbers of at least
+            0, not all 0; "participants" requires numbers above 0.
         reduction: see above.
-        on_nonfinite: "raise", or "skip" to leave a non-finite loss out of this step (and its k out
-            of the average).
-        group: see ``Combiner``; the pass's gradient is then reduced over ranks.
+        on_nonfinite: see ``Combiner``; the k of a skipped loss is left out of the average.
+        group: see ``Combiner``.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> stats = WeightedSGD([3.0, 1.0]).backward([w[0] ** 2, w.sum()], [w])
@@ -67,25 +66,20 @@ class WeightedSGD(Combiner):
     def check_count(self, count: int) -> None:
         check_weights(self.weights, count)
 
-    def settings(self) -> dict[str, Any]:
-        return {"weights": self.weights, "reduction": self.reduction}
-
     def _importances(self, tasks: Sequence[int]) -> list[float]:
         return [1.0 if self.weights is None else self.weights[i] for i in tasks]
 
     def takes_one_pass(self, tasks: Sequence[int]) -> bool:
         return self.reduction != "participants"
 
-    def single(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
+    def one_pass(self, losses: list[Tensor], tasks: Sequence[int]) -> OnePass:
         k = self._importances(tasks)
-        first = losses[0].device
-        total = sum(
-            (k_i * loss.to(first) for k_i, loss in zip(k[1:], losses[1:], strict=True)),
-            start=k[0] * losses[0],
-        )
+        # in the order of the weighted loss's own backward pass, so that the bits are the same
+        ones = [torch.ones_like(loss) for loss in losses]
         if self.reduction == "mean" and sum(k) > 0:
-            total = total / sum(k)
-        return OnePass([total], [None], self._weights_of(k, first))
+            ones = [one / sum(k) for one in ones]
+        seeds = [one * k_i for one, k_i in zip(ones, k, strict=True)]
+        return OnePass(seeds, self._weights_of(k, losses[0].device))
 
     def _weights_of(self, k: list[float], device: torch.device) -> Tensor:
         share = 1.0 if self.reduction == "sum" or sum(k) == 0 else sum(k)
@@ -93,14 +87,14 @@ class WeightedSGD(Combiner):
 
     def rule(
         self,
-        rows: TaskGradients,
+        gradients: TaskGradients,
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
-        k = self._importances(range(rows.num_tasks) if tasks is None else tasks)
-        weights = self._weights_of(k, rows.device)
+        k = self._importances(range(gradients.num_tasks) if tasks is None else tasks)
+        weights = self._weights_of(k, gradients.device)
         if self.reduction == "participants":
-            update = weighted_sum(rows, numbers_on(tuple(k), rows.device), importances=k)
+            update = weighted_sum(gradients, numbers_on(tuple(k), gradients.device), importances=k)
         else:
-            update = weighted_sum(rows, weights)
-        return Combination(update, weights, gram=gram_matrix(rows))
+            update = weighted_sum(gradients, weights)
+        return Combination(update, weights, gram=gram_matrix(gradients))

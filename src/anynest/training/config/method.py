@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GREEDY = "greedy"
 # fields that are arguments of `make_combiner`
-ARGUMENTS = ("priority", "weights", "C", "refresh", "projection", "scope")
+ARGUMENTS = ("priority", "weights", "C", "refresh")
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,11 @@ class MethodConfig(Section):
         "normalising methods: C of equation 2, a number or calibrated (default: 0.5, as the paper "
         "prints it; anynest reproduce takes calibrated)",
     )
-    refresh: int | str | None = option(
+    refresh: int | None = option(
         None,
         "--refresh",
-        "osgd: find the losses' weights at every k-th step and take one backward pass between, or "
-        "auto (default: at every step)",
-    )
-    projection: Literal["orthogonal", "raw"] | None = option(
-        None,
-        "--projection",
-        "osgd: onto what is left of earlier gradients (orthogonal, the default), or onto these as "
-        "they came (raw)",
-    )
-    scope: Literal["all", "tensor"] | None = option(
-        None,
-        "--scope",
-        "osgd: project over all weights at once (all, the default) or tensor by tensor",
+        "osgd: compute the losses' weights at every k-th step and take one backward pass in the "
+        "others (default: 1)",
     )
     on_nonfinite: Literal["raise", "skip", "ignore"] = option(
         "raise",

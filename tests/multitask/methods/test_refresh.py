@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anynest.multitask import OSGD, Stats, make_combiner
+from anynest.multitask.methods.refresh import drift
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]
 NAN = float("nan")
+A = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+B = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "mean": {"reduction": "mean"},
-    "priority": {"priority": [2, 0, 1]},
-    "norm": {"normalize": True, "C": 0.01},
     "norm, mean, priority": {
         "normalize": True,
         "reduction": "mean",
@@ -50,36 +50,33 @@ def train(
     return seen
 
 
+def quadratic(w: Tensor, directions: Tensor) -> list[Tensor]:
+    return [w @ direction for direction in directions]
+
+
+POINT = nn.Parameter(torch.zeros(2))  # the same parameter in all calls
+
+
+def steps_of(combiner: OSGD, all_directions: list[Tensor]) -> list[Stats]:
+    POINT.grad = None
+    return [combiner.backward(quadratic(POINT, each), [POINT]) for each in all_directions]
+
+
 @ALL_OPTIONS
-def test_refresh_1_is_exact_osgd_bit_for_bit(
+def test_a_refresh_is_exact_and_the_steps_between_take_its_weights(
     options: dict[str, Any], three_exits: Make, digit_losses: Losses
 ) -> None:
-    plain, ours = three_exits(), three_exits()
-    train(plain, digit_losses, OSGD(**options), range(5))
-    combiner = OSGD(**options, refresh=1)
-    seen = train(ours, digit_losses, combiner, range(5))
-    for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert combiner.state_dict() == {}
-    assert all(stats.refreshed and stats.drift is None for stats in seen)
-
-
-@ALL_OPTIONS
-@pytest.mark.parametrize("every", [2, 3])
-def test_a_refresh_is_exact_and_the_steps_between_take_its_weights(
-    options: dict[str, Any], every: int, three_exits: Make, digit_losses: Losses
-) -> None:
     network, twin = three_exits(), three_exits()
-    combiner = OSGD(**options, refresh=every)
+    combiner = OSGD(**options, refresh=3)
     stepper = torch.optim.SGD(network.parameters(), lr=0.05)
     kept = torch.empty(0)
-    for step in range(8):
+    for step in range(7):
         twin.load_state_dict(network.state_dict())
         network.zero_grad()
         twin.zero_grad()
         stats = combiner.backward(digit_losses(network, step), network.parameters())
         losses = digit_losses(twin, step)
-        if step % every == 0:
+        if step % 3 == 0:
             exact = OSGD(**options).backward(losses, twin.parameters())
             assert torch.equal(flat(network), flat(twin))
             assert torch.equal(stats.loss_weights, exact.loss_weights)
@@ -94,12 +91,12 @@ def test_a_refresh_is_exact_and_the_steps_between_take_its_weights(
             assert torch.equal(stats.loss_weights, kept)
             assert not stats.refreshed
             assert stats.gram is stats.cosines is stats.coefficients is stats.drift is None
-        assert json.loads(json.dumps(stats.to_dict()))["refreshed"] == (step % every == 0)
+        assert json.loads(json.dumps(stats.to_dict()))["refreshed"] == (step % 3 == 0)
         stepper.step()
 
 
 def test_a_step_between_walks_the_graph_once(three_exits: Make, digit_losses: Losses) -> None:
-    """As one backward pass of the weighted loss does: no pass a loss, no Gram matrix, no rows."""
+    """As one backward pass of the weighted loss: no pass per loss, no Gram matrix, no copies."""
 
     class Count(TorchDispatchMode):
         def __init__(self) -> None:
@@ -131,7 +128,7 @@ def test_a_step_between_walks_the_graph_once(three_exits: Make, digit_losses: Lo
 
 
 def test_drift_is_the_relative_error_of_the_update(three_exits: Make, digit_losses: Losses) -> None:
-    """Against the two updates themselves, in float64."""
+    """Against the two updates themselves, in float64; a common scale of the gradients cancels."""
     network = three_exits().double()
     combiner = OSGD(refresh=4)
     train(network, digit_losses, combiner, range(4))
@@ -146,70 +143,26 @@ def test_drift_is_the_relative_error_of_the_update(three_exits: Make, digit_loss
     stats = combiner.backward(losses, network.parameters())
     exact = flat(network)
     assert stats.drift is not None
+    assert stats.gram is not None
     want = (stale - exact).norm() / exact.norm()
     assert want > 1e-3
     torch.testing.assert_close(stats.drift, want, rtol=1e-5, atol=0)
-
-
-def quadratic(w: Tensor, directions: Tensor) -> list[Tensor]:
-    return [w @ direction for direction in directions]
-
-
-POINT = nn.Parameter(torch.zeros(2))  # the same parameter in all calls
-
-
-def steps_of(combiner: OSGD, all_directions: list[Tensor]) -> list[Stats]:
-    POINT.grad = None
-    return [combiner.backward(quadratic(POINT, each), [POINT]) for each in all_directions]
-
-
-def refreshes(seen: list[Stats]) -> list[int]:
-    return [step for step, stats in enumerate(seen) if stats.refreshed]
-
-
-def test_auto_doubles_its_interval_while_the_weights_stand_still() -> None:
-    still = [torch.tensor([[1.0, 0.0], [-0.5, 1.0]])] * 60
-    at = refreshes(steps_of(OSGD(refresh="auto", longest=16), still))
-    assert at == [0, 1, 3, 7, 15, 31, 47]
-    assert refreshes(steps_of(OSGD(refresh="auto", longest=3), still))[:5] == [0, 1, 3, 6, 9]
-
-
-def test_auto_halves_its_interval_after_a_drift_above_the_tolerance() -> None:
-    """And stays where the drift is between half the tolerance and the tolerance."""
-    a = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-
-    def turned(relative: float) -> Tensor:
-        # w_1 = 1 - c, the update (1, 1): kept w (1, 1) errs by |c|, and back again
-        c = relative * 2**0.5
-        return torch.tensor([[1.0, 0.0], [c, 1.0]])
-
-    combiner = OSGD(refresh="auto", tolerance=0.2, longest=16)
-    steps_of(combiner, [a] * 16)
-    refresh = combiner.refresh
-    assert refresh is not None
-    assert (refresh.interval, refresh.age) == (16, 0)
-    for relative, interval in [(0.3, 8), (0.15, 8), (0.45, 4), (0.5, 8), (0.65, 8)]:
-        steps_of(combiner, [turned(relative)] * (refresh.interval - 1))
-        before = refresh.interval
-        stats = steps_of(combiner, [turned(relative)])[0]
-        assert stats.refreshed
-        assert refresh.interval == interval, (relative, before, stats.drift)
-    for relative in (3.0, -3.0, 3.0, -3.0, 3.0, -3.0):
-        steps_of(combiner, [turned(relative)] * refresh.interval)
-    assert refresh.interval == 1
+    scaled = drift(stats.gram * 2.0**32, stats.loss_weights, kept.double())
+    torch.testing.assert_close(scaled, want, rtol=1e-5, atol=0)
+    zero, ones = torch.zeros(3, 3), torch.ones(3)
+    assert drift(zero, ones, 2 * ones) == 0
 
 
 @ALL_OPTIONS
-@pytest.mark.parametrize("refresh", [3, "auto"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    options: dict[str, Any], refresh: Any, three_exits: Make, digit_losses: Losses
+    options: dict[str, Any], three_exits: Make, digit_losses: Losses
 ) -> None:
     """Bit for bit, from wherever it is interrupted, through torch.save and weights_only."""
     whole = three_exits()
-    combiner = OSGD(**options, refresh=refresh)
+    combiner = OSGD(**options, refresh=3)
     stepper = torch.optim.SGD(whole.parameters(), lr=0.01, momentum=0.9)
     saved = []
-    for step in range(9):
+    for step in range(7):
         buffer = io.BytesIO()
         parts = (whole.state_dict(), stepper.state_dict(), combiner.state_dict())
         torch.save(parts, buffer)
@@ -217,13 +170,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         train(whole, digit_losses, combiner, range(step, step + 1), stepper)
     for step, state in enumerate(saved):
         network = three_exits(seed=1)
-        again = OSGD(**options, refresh=refresh)
+        again = OSGD(**options, refresh=3)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         model, moments, memory = torch.load(io.BytesIO(state), weights_only=True)
         network.load_state_dict(model)
         optimizer.load_state_dict(moments)
         again.load_state_dict(json.loads(json.dumps(memory)))
-        train(network, digit_losses, again, range(step, 9), optimizer)
+        train(network, digit_losses, again, range(step, 7), optimizer)
         for p, q in zip(whole.parameters(), network.parameters(), strict=True):
             assert torch.equal(p, q)
 
@@ -238,7 +191,7 @@ def test_states_of_other_options_are_refused() -> None:
         lazy.load_state_dict({"refresh": {"k": 4}})
     with pytest.raises(ValueError, match=r"state of refresh must hold \['age'.*found None"):
         lazy.load_state_dict({"refresh": None})
-    good = {"age": 0, "interval": 4, "tasks": [0, 1, 2]}
+    good = {"age": 0, "tasks": [0, 1, 2]}
     for weights in ([1.0, 2.0], [1.0, NAN, 1.0]):
         with pytest.raises(ValueError, match=r"a finite weight for each of its tasks \[0, 1, 2\]"):
             lazy.load_state_dict({"refresh": {**good, "weights": weights}})
@@ -264,39 +217,26 @@ def test_weights_found_on_other_parameters_are_not_used() -> None:
     state = json.loads(json.dumps(combiner.state_dict()))
     resumed = OSGD(refresh=9)
     resumed.load_state_dict(state)
-    assert not resumed.backward(
-        losses(), [b, c]
-    ).refreshed  # which parameters these are, none can say
+    # a state does not identify its parameters
+    assert not resumed.backward(losses(), [b, c]).refreshed
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"refresh": 0}, "refresh must be a whole number from 1 or 'auto', found 0: try 16"),
-        ({"refresh": 2.0}, "found 2.0"),
-        ({"refresh": True}, "found True"),
-        ({"refresh": "often"}, "found 'often'"),
-        ({"refresh": "auto", "tolerance": 0}, "tolerance must be a number above 0, found 0"),
-        ({"refresh": "auto", "tolerance": NAN}, "tolerance must be .* found nan"),
-        ({"refresh": "auto", "longest": 0}, "longest must be a whole number from 1, found 0"),
-        ({"refresh": "auto", "on_nonfinite": "ignore"}, "reads the drift from the device"),
-    ],
-)
-def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        OSGD(**options)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("refresh", [0, 2.0, True, "often", "auto"])
+def test_bad_options_are_named(refresh: Any) -> None:
+    with pytest.raises(ValueError, match="refresh must be a whole number from 1") as caught:
+        OSGD(refresh=refresh)
+    assert str(caught.value).endswith(f"found {refresh!r}: try 16")
 
 
 def test_the_options_show() -> None:
-    assert repr(OSGD(refresh=4)).endswith("reduction='sum', refresh=4)")
-    shown = repr(make_combiner("osgd-mean", refresh="auto", tolerance=0.2, longest=8))
-    assert shown.endswith("reduction='mean', refresh='auto', tolerance=0.2, longest=8)")
+    assert repr(OSGD(refresh=4)) == "OSGD(refresh=4)"
+    shown = repr(make_combiner("osgd-mean", refresh=8))
+    assert shown == "OSGD(reduction='mean', refresh=8)"
     assert repr(eval(shown)) == shown
 
 
 def test_another_set_of_losses_refreshes() -> None:
-    """A skipped loss, or another number of them: w is of other losses, so it is found anew."""
+    """A skipped loss, or another number of them: w is computed anew for other losses."""
     a, b, c = torch.randn(3, 5)
     combiner = OSGD(refresh=4, on_nonfinite="skip")
     w, v = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
@@ -328,18 +268,16 @@ def test_another_set_of_losses_refreshes() -> None:
 
 
 def test_a_step_without_a_finite_loss_does_not_count() -> None:
-    a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
     combiner = OSGD(refresh=3, on_nonfinite="skip")
-    seen = steps_of(combiner, [a, a, a * NAN, a * NAN, a, a])
-    assert refreshes(seen)[0] == 0
-    assert [stats.refreshed for stats in (seen[1], seen[4], seen[5])] == [False, False, True]
+    seen = steps_of(combiner, [A, A, A * NAN, A * NAN, A, A])
+    assert [stats.refreshed for stats in (seen[0], seen[1], seen[4], seen[5])] == [1, 0, 0, 1]
 
 
 def test_micro_batches_of_one_step_are_one_step(three_exits: Make, digit_losses: Losses) -> None:
-    """The interval counts combine(); a step in between accumulates one row of sum_i w_i L_i."""
+    """The interval counts combine(); a step in between accumulates one gradient per tensor."""
     plain, ours = three_exits().double().eval(), three_exits().double().eval()
-    one, two = OSGD(refresh=3), OSGD(refresh=3)
-    for step in range(7):
+    one, two = OSGD(refresh=2), OSGD(refresh=2)
+    for step in range(4):
         parts = [[loss / 2 for loss in digit_losses(plain, 2 * step + n)] for n in (0, 1)]
         plain.zero_grad()
         whole = [a + b for a, b in zip(*parts, strict=True)]
@@ -349,7 +287,7 @@ def test_micro_batches_of_one_step_are_one_step(three_exits: Make, digit_losses:
             two.accumulate([x / 2 for x in digit_losses(ours, 2 * step + n)], ours.parameters())
             assert all(p.grad is None for p in ours.parameters())
         found = two.combine()
-        assert found.refreshed == want.refreshed == (step % 3 == 0)
+        assert found.refreshed == want.refreshed == (step % 2 == 0)
         torch.testing.assert_close(flat(ours), flat(plain), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.loss_weights, want.loss_weights, rtol=1e-8, atol=0)
         for network in (plain, ours):
@@ -360,61 +298,58 @@ def test_micro_batches_of_one_step_are_one_step(three_exits: Make, digit_losses:
 
 
 def test_losses_skipped_in_one_micro_batch_of_a_step_in_between() -> None:
-    a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
     w = nn.Parameter(torch.zeros(2))
     combiner = OSGD(refresh=9, on_nonfinite="skip")
-    kept = combiner.backward(quadratic(w, a), [w]).loss_weights
+    kept = combiner.backward(quadratic(w, B), [w]).loss_weights
     w.grad = None
-    combiner.accumulate(quadratic(w, a), [w])
-    combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
+    combiner.accumulate(quadratic(w, B), [w])
+    combiner.accumulate([w @ B[0] * NAN, w @ B[1]], [w])
     stats = combiner.combine()
     assert not stats.refreshed
     assert stats.skipped == ()
-    torch.testing.assert_close(w.grad, (kept[0] * a[0] + 2 * kept[1] * a[1]).float())
+    torch.testing.assert_close(w.grad, (kept[0] * B[0] + 2 * kept[1] * B[1]).float())
     w.grad = None
-    combiner.accumulate(quadratic(w, a), [w])
-    combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
-    combiner.accumulate([w @ a[0] * NAN, w @ a[1]], [w])
+    combiner.accumulate(quadratic(w, B), [w])
+    combiner.accumulate([w @ B[0] * NAN, w @ B[1]], [w])
+    combiner.accumulate([w @ B[0] * NAN, w @ B[1]], [w])
     # the mean over the micro-batches
     torch.testing.assert_close(combiner.combine().loss_weights, kept * torch.tensor([1 / 3, 1.0]))
 
 
 def test_a_loss_that_the_refresh_did_not_know_has_no_weight() -> None:
-    a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
     w = nn.Parameter(torch.zeros(2))
     combiner = OSGD(refresh=9, on_nonfinite="skip")
-    combiner.backward([w @ a[0], w @ a[1] * NAN], [w])
+    combiner.backward([w @ B[0], w @ B[1] * NAN], [w])
     w.grad = None
-    combiner.accumulate([w @ a[0], w @ a[1] * NAN], [w])
-    combiner.accumulate(quadratic(w, a), [w])
+    combiner.accumulate([w @ B[0], w @ B[1] * NAN], [w])
+    combiner.accumulate(quadratic(w, B), [w])
     stats = combiner.combine()
     assert not stats.refreshed
-    torch.testing.assert_close(w.grad, 2 * a[0])
+    torch.testing.assert_close(w.grad, 2 * B[0])
     assert stats.loss_weights.tolist() == [1.0, 0.0]
 
 
 def test_a_state_is_loaded_into_a_combiner_that_has_stepped_on_others() -> None:
-    a = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
     w, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     first, second = OSGD(refresh=9), OSGD(refresh=9)
-    kept = first.backward(quadratic(w, a), [w]).loss_weights
-    second.backward(quadratic(other, 2 * a.flip(0)), [other])
+    kept = first.backward(quadratic(w, B), [w]).loss_weights
+    second.backward(quadratic(other, 2 * B.flip(0)), [other])
     second.load_state_dict(first.state_dict())
-    stats = second.backward(quadratic(w, a), [w])
+    stats = second.backward(quadratic(w, B), [w])
     assert not stats.refreshed
     assert torch.equal(stats.loss_weights, kept)
 
 
-@pytest.mark.parametrize("name", ["plain", "norm"])
+@ALL_OPTIONS
 def test_under_a_grad_scaler_steps_are_the_unscaled_ones(
-    name: str, three_exits: Make, digit_losses: Losses
+    options: dict[str, Any], three_exits: Make, digit_losses: Losses
 ) -> None:
-    """Though the scale changes between the refresh and the steps that live on it."""
+    """Though the scale changes between the refresh and the steps that use its weights."""
     plain, scaled = three_exits(), three_exits()
-    combiners = [OSGD(**OPTIONS[name], refresh=4) for _ in range(2)]
+    combiners = [OSGD(**options, refresh=3) for _ in range(2)]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
     steppers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in (plain, scaled)]
-    for step in range(6):
+    for step in range(4):
         for stepper in steppers:
             stepper.zero_grad()
         combiners[0].backward(digit_losses(plain, step), plain.parameters())
@@ -423,42 +358,40 @@ def test_under_a_grad_scaler_steps_are_the_unscaled_ones(
         combiners[1].backward(losses, scaled.parameters(), loss_scale=scaler.get_scale())
         scaler.step(steppers[1])
         scaler.update()
-    assert scaler.get_scale() == 2.0**16
+    assert scaler.get_scale() == 2.0**14
     for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("refresh", [2, "auto"])
-def test_weights_of_a_refresh_that_overflowed_are_not_kept(refresh: Any, before: int) -> None:
-    """Its gradient goes to the GradScaler as it is; the next step finds w anew."""
-    a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
-    for bad in (torch.inf, NAN):
-        w = nn.Parameter(torch.zeros(2))
-        combiner = OSGD(refresh=refresh)
-        steps = 2 if refresh == 2 else 1  # up to the next refresh
-        steps_of(combiner, [a] * before * steps)
-        losses = quadratic(w, a)
-        losses[1].register_hook(lambda grad, bad=bad: grad * bad)
-        stats = combiner.backward(losses, [w])
-        assert w.grad is not None
-        assert not torch.isfinite(w.grad).all()
-        assert stats.refreshed
-        w.grad = None
-        assert combiner.backward(quadratic(w, a), [w]).refreshed
-        torch.testing.assert_close(w.grad, torch.tensor([1.0, 1.0]))
-        json.dumps(combiner.state_dict(), allow_nan=False)
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("bad", [torch.inf, NAN])
+def test_weights_of_a_refresh_that_overflowed_are_not_kept(bad: float, before: int) -> None:
+    """Its gradient reaches the GradScaler unchanged; the next step computes w anew."""
+    w = nn.Parameter(torch.zeros(2))
+    combiner = OSGD(refresh=2)
+    for _ in range(before):
+        combiner.backward(quadratic(w, A), [w])
+    w.grad = None
+    losses = quadratic(w, A)
+    losses[1].register_hook(lambda grad: grad * bad)
+    stats = combiner.backward(losses, [w])
+    assert w.grad is not None
+    assert not torch.isfinite(w.grad).all()
+    assert stats.refreshed
+    w.grad = None
+    assert combiner.backward(quadratic(w, A), [w]).refreshed
+    torch.testing.assert_close(w.grad, torch.tensor([1.0, 1.0]))
+    json.dumps(combiner.state_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_where_nothing_may_be_read_older_weights_or_even_ones_stand_in(reduction: Any) -> None:
-    a = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
     share = 1.0 if reduction == "sum" else 0.5
     combiner = OSGD(refresh=2, on_nonfinite="ignore", reduction=reduction)
     w = nn.Parameter(torch.zeros(2))
 
     def step(bad: bool) -> Stats:
-        losses = quadratic(w, a)
+        losses = quadratic(w, A)
         if bad:
             losses[0].register_hook(lambda grad: grad * NAN)
         return combiner.backward(losses, [w])
@@ -471,20 +404,14 @@ def test_where_nothing_may_be_read_older_weights_or_even_ones_stand_in(reduction
     assert step(False).loss_weights.tolist() == [0.5 * share, share]
 
 
-def test_where_nothing_may_be_read_the_weights_stay_where_a_captured_graph_reads_them() -> None:
-    a, b = torch.tensor([[1.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+def test_kept_weights_stay_where_a_captured_graph_reads_them_and_stats_are_copies() -> None:
     combiner = OSGD(refresh=2, on_nonfinite="ignore")
-    steps_of(combiner, [a, a])
-    assert combiner.refresh is not None
-    place = combiner.refresh.weights.data_ptr()
-    steps_of(combiner, [b, b])
-    assert combiner.refresh.weights.tolist() == [1.5, 1.0]
-    assert combiner.refresh.weights.data_ptr() == place
-
-
-def test_stats_of_a_step_in_between_are_not_overwritten_by_a_later_refresh() -> None:
-    a, b = torch.tensor([[1.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
-    seen = steps_of(OSGD(refresh=2), [a, a, b, b])
+    seen = steps_of(combiner, [A, A])
+    assert combiner.kept is not None
+    place = combiner.kept.weights.data_ptr()
+    seen += steps_of(combiner, [B, B])
+    assert combiner.kept.weights.tolist() == [1.5, 1.0]
+    assert combiner.kept.weights.data_ptr() == place
     assert [stats.loss_weights[0].item() for stats in seen] == [0.5, 0.5, 1.5, 1.5]
 
 
@@ -494,22 +421,21 @@ def test_every_step_is_exact_while_c_is_calibrated(three_exits: Make, digit_loss
     one, two = three_exits(), three_exits()
     seen = train(one, digit_losses, combiner, range(6))
     train(two, digit_losses, plain, range(3))
-    assert refreshes(seen) == [0, 1, 2]
+    assert [stats.refreshed for stats in seen] == [1, 1, 1, 0, 0, 0]
     assert combiner.constant.value() == plain.constant.value()
     state = combiner.state_dict()
     assert set(state) == {"done", "sgd", "unit", "refresh"}
     OSGD(normalize=True, C="calibrated", refresh=4).load_state_dict(state)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_steps_in_between_follow_the_weighted_loss(
-    dtype: torch.dtype, three_exits: Make, digit_losses: Losses
+    three_exits: Make, digit_losses: Losses
 ) -> None:
     network = three_exits()
     combiner = OSGD(refresh=2)
     for step in range(2):
         network.zero_grad()
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = digit_losses(network, step)
         stats = combiner.backward(losses, network.parameters(), retain_graph=True)
     found = flat(network)
@@ -518,23 +444,3 @@ def test_autocast_steps_in_between_follow_the_weighted_loss(
     assert isinstance(total, Tensor)
     total.backward()
     assert torch.equal(found, flat(network))
-
-
-def test_clipping_and_parameter_groups_work(three_exits: Make, digit_losses: Losses) -> None:
-    network = three_exits()
-    groups = [
-        {"params": network.get_submodule("stages").parameters()},
-        {"params": network.get_submodule("heads").parameters(), "lr": 0.1},
-    ]
-    stepper = torch.optim.SGD(groups, lr=0.2, momentum=0.9)
-    combiner = OSGD(refresh="auto")
-    before = [loss.item() for loss in digit_losses(network, 0)]
-    for step in range(40):
-        stepper.zero_grad()
-        combiner.backward(digit_losses(network, step), network.parameters())
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        assert flat(network).norm() < 1.0001
-        stepper.step()
-    after = [loss.item() for loss in digit_losses(network, 0)]
-    assert all(b < a for a, b in zip(before, after, strict=True))
-    assert after[-1] < 0.8 * before[-1]

@@ -82,7 +82,7 @@ def test_a_group_must_be_one() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's sockets")
 def test_the_sockets_send_what_is_reckoned(tmp_path: Path) -> None:
     """What the kernel says was sent is (S + 1) P or so, and less than whole gradients take."""
-    script = Path(__file__).parents[2] / "benchmarks" / "wire.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "wire.py"
     command = [sys.executable, script, "--models", "heads-4", "--ranks", "2", "--steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run(

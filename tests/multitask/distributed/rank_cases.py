@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in a process of its own: ``rank_cases.py WORLD FOLDER [CASE...]``.
+"""Run by test_context.py in a process of its own: ``rank_cases.py WORLD FOLDER [CASE...]``.
 
 Forks WORLD processes, which join over gloo and run the cases one after another. A case compares
 what ranks make of their parts of a batch with what one process makes of the whole, in every rank.
@@ -33,13 +33,10 @@ from anynest.multitask import (
     list_methods,
     make_combiner,
 )
-from anynest.multitask.distributed import context as distributed
-from anynest.multitask.distributed.wrappers import check_wrappers
 from anynest.nets import create_model, sync_batch_norm
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 TWO_ARE_ENOUGH = (
-    "a_wrapped_network_is_refused",
     "what_cannot_be_sharded_is_refused",
     "sharded_parameters_keep_their_rows_sharded",
     "sharded_micro_batches_and_a_sharded_nested_network",
@@ -170,6 +167,13 @@ def train_beside(
                 p.copy_(q)
 
 
+def tensorwise(*arguments: Any, **options: Any) -> Combiner:
+    """Imported late: the import registers methods, which other tests collect."""
+    from anynest.experiments.catalog.projections import TensorOSGD
+
+    return TensorOSGD(*arguments, **options)
+
+
 def _methods(dtype: torch.dtype) -> None:
     kind = str(dtype).removeprefix("torch.")
 
@@ -190,9 +194,7 @@ def _methods(dtype: torch.dtype) -> None:
         lambda group: WeightedSGD([0.2, 1.0, 1.5], "participants", group=group),
     )
     add("refresh-2", lambda group: OSGD(refresh=2, group=group), sizes=(11, 8, 13))
-    add("refresh-auto", lambda group: OSGD(refresh="auto", group=group), sizes=(11, 8, 13, 9))
-    add("scope-tensor", lambda group: OSGD([1, 2, 0], scope="tensor", group=group))
-    add("osgd-scope-tensor", lambda group: OSGD(scope="tensor", group=group))
+    add("tensorwise", lambda group: tensorwise([1, 2, 0], group=group))
     add("unsaid-samples", lambda group: OSGD(group=group), sizes=(8, 12), said=False)
 
 
@@ -350,7 +352,7 @@ def what_cannot_be_settled_is_refused_on_every_rank(rank: int, world: int) -> No
     expect(ValueError, "all ranks must pass the same parameters", lambda: step(losses, some))
     expect(
         ValueError,
-        "must say samples= or none, found none on rank 1",
+        "must pass samples= or none, found none on rank 1",
         lambda: step(losses, samples=None if rank == 1 else 3),
     )
     bad = [losses[0], losses[1].detach(), losses[2]] if rank == 1 else losses
@@ -558,8 +560,8 @@ def one_way_out_and_one_way_back(rank: int, world: int) -> None:
     x = torch.randn(400, dtype=torch.float64)
     shared = OSGD(group=dist.group.WORLD)
     events: list[str] = []
-    link = shared.ranks.link
-    reduce_scatter, all_gather = link.reduce_scatter, link.all_gather
+    collectives = shared.context.collectives
+    reduce_scatter, all_gather = collectives.reduce_scatter, collectives.all_gather
 
     def watched(rows: Tensor) -> Callable[[], Tensor]:
         events.append("send")
@@ -575,7 +577,7 @@ def one_way_out_and_one_way_back(rank: int, world: int) -> None:
         events.append("gather")
         return all_gather(piece)
 
-    link.reduce_scatter, link.all_gather = watched, gathered
+    collectives.reduce_scatter, collectives.all_gather = watched, gathered
     total = 300 * 400 * 8 * (world - 1) // world
     for step in range(2):
         events.clear()
@@ -664,7 +666,7 @@ def sharded_parameters_keep_their_rows_sharded(rank: int, world: int) -> None:
     for method in ("sgd-mean", "osgd-norm", "sgd-participants"):
         more = {"reshard_after_forward": False} if method == "sgd-mean" else {}
         beside_sharded(rank, world, lambda group, m=method: make_combiner(m, group=group), **more)
-    beside_sharded(rank, world, lambda group: OSGD(scope="tensor", group=group))
+    beside_sharded(rank, world, lambda group: tensorwise(group=group))
     beside_sharded(rank, world, lambda group: OSGD(refresh=2, group=group))
 
 
@@ -719,42 +721,11 @@ def what_cannot_be_sharded_is_refused(rank: int, world: int) -> None:
         "must all be sharded or none, found 1 of ",
         lambda: OSGD(group=group).backward(losses, [*shards, extra]),
     )
-    distributed.check_wrappers = check_wrappers
-    expect(  # those of the root, which has lent plain tensors since the forward pass
-        ValueError,
-        "must be its shards",
-        lambda: OSGD(group=group).backward(losses, net.heads.parameters()),
-    )
-    distributed.check_wrappers = no_search
     OSGD(group=group).backward(losses, shards)
-
-
-@case
-def a_wrapped_network_is_refused(rank: int, world: int) -> None:
-    distributed.check_wrappers = check_wrappers
-    net = network()
-    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
-    x, y = batch(8)
-    losses = losses_of(wrapped, x, y)
-    for group in (dist.group.WORLD, None):
-        combiner = OSGD(group=group)
-        expect(
-            ValueError,
-            "must not be wrapped in DistributedDataParallel",
-            lambda c=combiner: c.backward(losses, net.parameters()),
-        )
-    WeightedSGD().backward(losses_of(wrapped, x, y), net.parameters())  # one plain pass
-    same_everywhere(flat(net))
-    distributed.check_wrappers = no_search
-
-
-def no_search(leaves: object) -> None:
-    """In place of the search for wrappers, which takes longer than a case."""
 
 
 def run_rank(rank: int, world: int, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    distributed.check_wrappers = no_search
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meet",
