@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anynest import list_methods, list_models
-from anynest.cli.main import build_parser
+from anynest.cli.main import parse
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_there_are_examples_and_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str) -> None:
-    assert build_parser().parse_args(shlex.split(command)[1:])
+    assert parse(shlex.split(command)[1:])
 
 
 def test_links_lead_somewhere() -> None:

@@ -86,12 +86,6 @@ def test_int8_tells_what_it_costs(finished: Path, tmp_path: Path, capsys: Out) -
     ("arguments", "words"),
     [
         ("export {new}", "does not exist"),
-        ("export {run} --calibration-images 0", "--calibration-images must be at least 1"),
-        ("export {run} --data digits", "--data is read for --int8 alone"),
-        ("export {run} --calibration-images 5", "--calibration-images is read for --int8 alone"),
-        ("export {run} --split test", "--split is read for --int8 alone"),
-        ("export {run} --workers 0", "--workers is read for --int8 alone"),
-        ("export {run} --image-size 0", "image_size must be"),
         ("export {run} --int8 --image-size 16", "leave --image-size out"),
         ("export {run} --int8 --data /no/such/folder", "/no/such/folder"),
         ("export {run} --out {run}", "must be empty or new"),

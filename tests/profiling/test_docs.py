@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from anynest.cli.main import build_parser
+from anynest.cli.main import parse
 from anynest.nets import create_model
 from anynest.profiling import Profile, StageLatency
 
@@ -16,7 +16,7 @@ def test_commands_are_understood() -> None:
     commands = re.findall(r"^    (?:find .* \| )?(anynest .*)$", TEXT, re.MULTILINE)
     assert len(commands) >= 10
     for command in commands:
-        assert build_parser().parse_args(shlex.split(command.split("#")[0])[1:])
+        assert parse(shlex.split(command.split("#")[0])[1:])
 
 
 def test_every_key_is_told() -> None:

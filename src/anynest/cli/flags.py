@@ -1,56 +1,71 @@
-"""Flags derived from the fields of a config, so that the two cannot drift apart."""
+"""Flags that several commands share, and the flags of ``train``, derived from its config's fields."""
 
 import argparse
+import functools
 import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import Field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from operator import or_
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..training import ConfigError, TrainConfig
-from ..training.config.config_io import coerce, describe
+from ..training.config.config_io import coerce, describe, require_bounds
+from ..training.config.data_config import MAX_SIDE, MAX_WORKERS
+from ..training.config.run_config import MAX_THREADS
+from ..training.config.train_config import TrainConfig
+from ..training.errors import ConfigError
+from .parser import Parser, integer, shorten
 
-# what a command declares itself to
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def config_fields() -> list[tuple[str, Field[Any], Any]]:
-    """(section, field, type) of everything that a run's config holds."""
-    sections = get_type_hints(TrainConfig)
-    return [
-        (section, field, get_type_hints(kind)[field.name])
-        for section, kind in sections.items()
-        for field in fields(kind)
-    ]
+SPLITS = ("train", "validation", "test")
+BACKENDS = ("onnxruntime", "torch")
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag a field. Only what was typed appears in the parsed arguments."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for section, field, kind in config_fields():
-        group = groups.get(section) or groups.setdefault(
-            section, parser.add_argument_group(section)
-        )
-        flag, text = field.metadata["flag"], field.metadata["help"]
-        common: dict[str, Any] = {
-            "dest": f"{section}.{field.name}",
-            "default": argparse.SUPPRESS,
-            "help": text.replace("%", "%%"),
-        }
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif get_origin(kind) is dict:
-            group.add_argument(flag, action="append", metavar="KEY=VALUE", **common)
-        elif get_origin(kind) is Literal:
-            group.add_argument(flag, choices=get_args(kind), **common)
-        else:
-            group.add_argument(flag, metavar=field.name.upper(), **common)
+def add_threads_flag(parser: Any, default: int | None = 1) -> None:
+    """``--threads``; the help shows 1, the default, also where None tells whether it was typed."""
+    parser.add_argument(
+        "--threads",
+        type=integer(1, MAX_THREADS),
+        default=default,
+        help="threads per operator (default: 1)",
+    )
 
 
-def add_import_flag(parser: argparse.ArgumentParser) -> None:
+def add_device_flag(parser: Parser, default: str = "auto") -> None:
+    """``--device``."""
+    parser.add_argument(
+        "--device", default=default, help="auto, cpu, cuda, cuda:1 or mps; used by torch"
+    )
+
+
+def add_image_size_flag(parser: Parser, default: str) -> None:
+    """``--image-size``; ``default`` says what no value means."""
+    parser.add_argument(
+        "--image-size",
+        type=integer(1, MAX_SIDE),
+        metavar="PIXELS",
+        help=f"height and width (default: {default})",
+    )
+
+
+def add_workers_flag(parser: Any, default: int | None = 0) -> None:
+    """``--workers``; the help shows 0, as for ``--threads``."""
+    parser.add_argument(
+        "--workers",
+        type=integer(0, MAX_WORKERS),
+        default=default,
+        help="processes that decode the images of a folder (default: 0)",
+    )
+
+
+def add_json_flag(parser: Parser, text: str = "print JSON") -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def add_import_flag(parser: Parser) -> None:
     """``--import``, for networks that are registered outside the package."""
     parser.add_argument(
         "--import",
@@ -58,16 +73,20 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="a Python module that registers networks of your own, also from the current folder; "
+        help="import a Python module that registers networks, also from the current folder; "
         "may be repeated",
     )
 
 
-def import_modules(arguments: argparse.Namespace) -> None:
-    """Import what ``--import`` names; ConfigError, one line, where a module cannot be."""
-    if arguments.modules and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # first, as `python -m` has it
-    for name in arguments.modules:
+def import_modules(names: list[str]) -> None:
+    """Import the modules named by ``--import``.
+
+    Raises:
+        ConfigError: a module cannot be imported.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # first, as for `python -m`
+    for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:  # a module may raise anything
@@ -77,79 +96,119 @@ def import_modules(arguments: argparse.Namespace) -> None:
             ) from error
 
 
-def typed_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What was typed, in the config's shape: {section: {field: value}}.
+def config_fields() -> list[tuple[str, Field[Any], Any]]:
+    """(section, field, type) of every field of a run's config."""
+    sections = get_type_hints(TrainConfig)
+    return [
+        (section, field, get_type_hints(kind)[field.name])
+        for section, kind in sections.items()
+        for field in fields(kind)
+    ]
 
-    Errors: ConfigError names the flag, what it takes and what was found.
-    """
+
+def add_config_flags(parser: Parser) -> None:
+    """Add one flag per config field. Flags that were not typed are absent from the namespace."""
+    groups: dict[str, Any] = {}
+    for section, field, kind in config_fields():
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        flag = field.metadata["flag"]
+        options: dict[str, Any] = {
+            "dest": f"{section}.{field.name}",
+            "default": argparse.SUPPRESS,
+            "help": (field.metadata["help"] + default_text(field)).replace("%", "%%"),
+        }
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is dict:
+            options |= {"action": "append", "metavar": "KEY=VALUE", "type": key_value}
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options |= {
+                "metavar": field.name.upper(),
+                "type": config_value(kind, field.metadata),
+            }
+        groups[section].add_argument(flag, **options)
+
+
+def default_text(field: Field[Any]) -> str:
+    """The default of a config field for its help; nothing where the help says it."""
+    if field.default in (None, MISSING) or "default" in field.metadata["help"]:
+        return ""
+    if isinstance(field.default, bool):
+        shown = "on" if field.default else "off"
+    elif isinstance(field.default, tuple):
+        shown = ",".join(map(str, field.default))
+    else:
+        shown = str(field.default)
+    return f" (default: {shown})"
+
+
+def typed_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The typed flags in the config's shape: ``{section: {field: value}}``."""
     result: dict[str, dict[str, Any]] = {}
     for section, field, kind in config_fields():
-        found = getattr(arguments, f"{section}.{field.name}", None)
-        if found is not None:
-            flag, form = field.metadata["flag"], field.metadata.get("form")
-            try:
-                value = from_text(kind, found, flag)
-            except ConfigError as error:
-                if form is None:
-                    raise
-                raise ConfigError(f"{flag} must be {form}, found {found!r}") from error
+        value = getattr(arguments, f"{section}.{field.name}", None)
+        if value is not None:
+            value = dict(value) if get_origin(kind) is dict else value
             result.setdefault(section, {})[field.name] = value
     return result
 
 
-def from_text(kind: Any, text: Any, flag: str) -> Any:
-    """The typed text as JSON would give it, checked against the type ``kind``.
+def config_value(kind: Any, metadata: Mapping[str, Any]) -> Callable[[str], Any]:
+    """The type of a flag whose config field has type ``kind`` and this metadata.
 
-    >>> from_text(tuple[tuple[int, int], ...] | None, "1x1,2x1", "--growth")
+    >>> config_value(tuple[tuple[int, int], ...] | None, {"flag": "--growth"})("1x1,2x1")
     [[1, 1], [2, 1]]
-    >>> from_text(int | float | None, "0.1", "--holdout")
+    >>> config_value(int | float | None, {"flag": "--holdout"})("0.1")
     0.1
     """
-    value = _guess(kind, text, flag)
-    coerce(kind, value, flag)
-    return value
+    flag, form = metadata["flag"], metadata.get("form")
+    if get_origin(kind) in (Union, UnionType):
+        kind = functools.reduce(or_, (part for part in get_args(kind) if part is not NoneType))
+
+    def read(text: str) -> Any:
+        try:
+            value = guess(kind, text, flag)
+            coerce(kind, value, flag)
+            require_bounds(metadata, value, flag)
+        except ConfigError as error:
+            message = f"must be {form}, found {shorten(text)}" if form else str(error)
+            raise argparse.ArgumentTypeError(message) from error
+        return value
+
+    return read
 
 
-def _guess(kind: Any, text: Any, flag: str) -> Any:
-    if get_origin(kind) is dict:
-        return key_values(text, flag)
-    if not isinstance(text, str):
-        return text
+def guess(kind: Any, text: str, flag: str) -> Any:
+    """The JSON value that ``text`` stands for where type ``kind`` is expected."""
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for member in members:
         if get_origin(member) is tuple:
-            inner = get_args(member)[0]
-            return [_guess(inner, part, flag) for part in _split(member, text)]
+            inner = get_args(member)
+            separator = "," if inner[-1] is Ellipsis else "x"
+            parts = [part.strip() for part in text.split(separator)]
+            return [guess(inner[0], part, flag) for part in parts if part]
         if member in (int, float):
             try:
                 return member(text)
             except ValueError:
                 continue
-        if member is not NoneType:
-            return text
-    wanted = " or ".join(describe(member) for member in members if member is not NoneType)
-    raise ConfigError(f"{flag} must be {wanted}, found {text!r}")
+        return text
+    raise ConfigError(f"{flag} must be {describe(kind)}, found {shorten(text)}")
 
 
-def key_values(items: Sequence[str], flag: str) -> dict[str, Any]:
-    """What ``KEY=VALUE`` texts say; values are JSON where they can be.
+def key_value(text: str) -> tuple[str, Any]:
+    """The type of a flag that takes KEY=VALUE; a value that is JSON is parsed.
 
-    >>> key_values(["exit=linear", "n=3"], "--model-option")
-    {'exit': 'linear', 'n': 3}
+    >>> key_value("exit=linear"), key_value("n=3"), key_value("nesterov=True")
+    (('exit', 'linear'), ('n', 3), ('nesterov', True))
     """
-    return dict(_key_value(item, flag) for item in items)
-
-
-def _split(kind: Any, text: str) -> list[str]:
-    separator = "," if get_args(kind)[-1] is Ellipsis else "x"
-    return [part.strip() for part in text.split(separator) if part.strip()]
-
-
-def _key_value(item: str, flag: str) -> tuple[str, Any]:
-    key, separator, text = item.partition("=")
+    key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{flag} must be KEY=VALUE, found {item!r}")
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, found {shorten(text)}")
     try:
-        return key, json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
-        return key, text
+        return key, json.loads(value.lower() if value in ("True", "False") else value)
+    except (ValueError, RecursionError):
+        return key, value

@@ -1,66 +1,126 @@
-"""Parse, call, print; exit status 0 (done), 1 (it failed), 2 (wrong usage or input).
+"""Parse, call, print. Exit status: 0 success, 1 failure, 2 wrong usage or input, 130 Ctrl-C.
 
-A user's mistake ends in one line on standard error; ANYNEST_TRACEBACK=1 shows where it arose.
+A user's mistake prints one line on standard error; ANYNEST_TRACEBACK=1 shows the traceback.
+Nothing here imports torch: a command's flags are read from ``usage/``, and only a command that is
+called is imported from ``commands/``.
 """
 
-import argparse
+import importlib
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
-import torch
-
 from .._version import __version__
-from ..training import Interrupted, RunError
-from .commands import (
-    demo,
-    doctor,
-    evaluate,
-    export,
-    models,
-    predict,
-    profile,
-    report,
-    reproduce,
-    train,
-)
+from ..training.errors import ConfigError, Interrupted, RunError
+from .flags import import_modules
+from .parser import Parser, did_you_mean
 
-COMMANDS = (train, evaluate, predict, profile, export, reproduce, report, models, doctor, demo)
+COMMANDS = {
+    "train": "train a network",
+    "evaluate": "the error of every stage on a split",
+    "predict": "classes of pictures, as good as a deadline allows",
+    "profile": "parameters, multiply-adds and latency of each stage",
+    "export": "ONNX files of a trained network, one per stage",
+    "reproduce": "re-run the paper's tables and figures",
+    "report": "results as one HTML page and a Markdown file",
+    "models": "the networks and the cost of each stage",
+    "doctor": "versions, devices and a self-check",
+    "demo": "SGD against OSGD on the digits, in a minute or two",
+}
+HELP = """\
+usage: anynest COMMAND ...
 
+Train nested anytime networks with Orthogonalized SGD, and use them.
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
-    parser = argparse.ArgumentParser(
-        prog="anynest",
-        description="Train nested anytime networks with Orthogonalized SGD, and use them.",
-        epilog="example: anynest train --model width_nested_resnet10 --data digits --out runs/a",
-    )
-    parser.add_argument("--version", action="version", version=f"anynest {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_to(commands)
-    return parser
+commands:
+{commands}
+
+options:
+  --help     show this help, or that of a command: anynest COMMAND --help
+  --version  show the version
+
+example: anynest train --model width_nested_resnet10 --data digits --out runs/a
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status."""
-    parsed = build_parser().parse_args(arguments)
+    """Run one command and return its exit status."""
+    _open_standard_streams()
     try:
-        status: int = parsed.call(parsed)
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # the reader of our output has gone, as `head` does; nothing is left to tell it
+        # The reader of the output has closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Interrupted as error:
         return _fail(error, 128 + error.signal_number)
     except KeyboardInterrupt as error:
         return _fail(error, 130, "stopped")
-    except (RunError, MemoryError, torch.OutOfMemoryError) as error:
+    except (RunError, MemoryError) as error:
         return _fail(error, 1)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            return _fail(error, 1)
+        raise
+
+
+def _run(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else None
+    if first in ("--version", "-V"):
+        print(f"anynest {__version__}")
+    elif first in ("--help", "-h"):
+        print(_help(), end="")
+    elif first is None:
+        print(_help(), end="", file=sys.stderr)
+        return 2
+    else:
+        try:
+            parsed = parse(arguments)
+        except SystemExit:  # argparse has printed the help
+            return 0
+        command = importlib.import_module(f"{__package__}.commands.{first}")
+        status: int = command.run(parsed)
+        return status
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """Parse a command and its flags.
+
+    Raises:
+        ConfigError: an unknown command, flag or value.
+        SystemExit: the help was printed.
+    """
+    name = arguments[0]
+    if name not in COMMANDS:
+        remedy = did_you_mean(name, COMMANDS) or "; see `anynest --help`"
+        raise ConfigError(f"unknown command {name!r}{remedy}")
+    usage = importlib.import_module(f"{__package__}.usage.{name}")
+    parser = Parser(f"anynest {name}", usage.DESCRIPTION, usage.EXAMPLES)
+    usage.add_flags(parser)
+    parsed: Namespace = parser.parse_args(arguments[1:])
+    if hasattr(usage, "check"):
+        usage.check(parsed)
+    import_modules(getattr(parsed, "modules", []))
+    return parsed
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return HELP.format(commands="\n".join(lines))
+
+
+def _open_standard_streams() -> None:
+    """Open the null device for streams that were closed, so that no file takes their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _fail(error: BaseException, status: int, text: str | None = None) -> int:

@@ -49,9 +49,10 @@ def describe(name: str) -> str:
 def _factory(name: str) -> Factory:
     if name not in _FACTORIES:
         near = difflib.get_close_matches(name, _FACTORIES, n=4, cutoff=0.5)
-        hint = f"near matches: {', '.join(near)}" if near else "list_models() names them all"
+        hint = f"near matches: {', '.join(near)}" if near else "`anynest models` lists all"
         raise ValueError(
-            f"there is no model named {name!r}; {hint} (import the module of one that you registered)"
+            f"there is no model named {name!r}; {hint}; for a model of your own, import its module "
+            "first (--import MODULE on the command line)"
         )
     return _FACTORIES[name]
 
@@ -71,7 +72,7 @@ def create_architecture(
         >>> from anynest.nets.nested.wiring import build_plan
         >>> architecture = create_architecture("width_nested_resnet10", num_classes=5)
         >>> [row.parameters for row in stage_costs(build_plan(architecture), (32, 32))]
-        [5053, 19185, 75081]
+        [5433, 16002, 57359]
 
     Raises:
         ValueError: an unknown name or a value out of range.

@@ -1,7 +1,6 @@
 """``anynest demo``: SGD against OSGD on the digits, in a minute or two on two cores."""
 
 import argparse
-import json
 import multiprocessing
 import signal
 import statistics
@@ -12,14 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from ...store.hardware import usable_cores
-from ...training import ConfigError, Interrupted, TrainConfig, train
+from ...training import Interrupted, TrainConfig, train
 from ...training.output.reporting import clock, counted
 from ...training.output.run_folder import RunFolder
-from ..console import Console
-from ..flags import Commands
+from ..console import Console, make_table, print_json
 from .demo_picture import draw
 
 MODEL = "simultaneous_nested_sparse_resnet26"
@@ -28,25 +24,7 @@ METHODS = {
     "sgd-sum": "SGD (sum of losses)",
     "osgd": "OSGD",
 }
-EPOCHS = 16
-SEEDS = 3
 Job = tuple[str, int, int, Path]  # method, seed, epochs, the demo's folder
-
-
-def add_to(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="SGD against OSGD on the digits, in a minute or two",
-        description="Train a small width-depth nested network on scikit-learn's digits with SGD "
-        "and with OSGD, and print every stage's error side by side.",
-        epilog="example: anynest demo --out runs/demo",
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="empty or new (default: under runs/)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs a method: {SEEDS}")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(call=run)
 
 
 def demo_config(method: str, seed: int, epochs: int) -> TrainConfig:
@@ -65,13 +43,10 @@ def demo_config(method: str, seed: int, epochs: int) -> TrainConfig:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train every method with every seed, then print and draw."""
-    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    console = Console(stderr=arguments.json)
     folder = Path(arguments.out or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")
     RunFolder(folder).require_unused()
     epochs, seeds = arguments.epochs, arguments.seeds
-    for name, value in (("--epochs", epochs), ("--seeds", seeds)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, found {value}")
     console.print(
         f"{MODEL} on scikit-learn's digits: {len(METHODS)} methods, {counted(seeds, 'seed')}, "
         f"{counted(epochs, 'epoch')} each, into {folder}"
@@ -80,19 +55,19 @@ def run(arguments: argparse.Namespace) -> int:
         report = compare(console, folder, epochs, seeds)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
-            f"stopped; what was trained remains in {folder}, but a demo does not go on: the next "
-            "one starts anew in another folder",
+            f"stopped; finished runs remain in {folder}, but a demo does not resume: the next one "
+            "needs another folder",
             signal.SIGINT,
         ) from error
     if arguments.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         show(console, report)
     return 0
 
 
 def compare(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str, Any]:
-    """Train every method with every seed and draw; what there is to tell."""
+    """Train every method with every seed, and draw; returns the report."""
     began = time.monotonic()
     jobs = [(method, seed, epochs, folder) for seed in range(seeds) for method in METHODS]
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
@@ -120,8 +95,8 @@ def compare(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str
 
 
 def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    """Every run's summary, in order. Runs share the cores, one thread each: on such a small
-    network a second thread gains little, and two runs side by side gain twice."""
+    """Yield every run's summary, in order. Runs are processes of one thread each: on such a small
+    network a second thread gains little."""
     processes = min(len(jobs), usable_cores())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
@@ -133,42 +108,39 @@ def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
 
 
 def train_one(job: Job) -> dict[str, Any]:
-    """One run, in a process of its own."""
+    """Train one run; called in a process of its own."""
     method, seed, epochs, folder = job
     return train(demo_config(method, seed, epochs), folder / f"{method}-seed{seed}").summary
 
 
 def show(console: Console, report: dict[str, Any]) -> None:
-    """The table, what it is worth, and the picture's path."""
+    """Print the table, its limits and the picture's path."""
     seeds = report["seeds"]
     worth = f"mean of {seeds} seeds (standard deviation)" if seeds > 1 else "1 seed"
-    table = Table(title=f"test error %, {report['images']} images, {worth}")
-    table.add_column("stage", justify="right")
-    for title in METHODS.values():
-        table.add_column(title, justify="right")
-    stages = len(report["error"]["osgd"][0])
-    for index in range(stages):
-        cells = []
+    rows = []
+    for index in range(len(report["error"]["osgd"][0])):
+        row = [str(index + 1)]
         for method in METHODS:
             errors = [100 * run[index] for run in report["error"][method]]
             spread = f" ({statistics.stdev(errors):.1f})" if seeds > 1 else ""
-            cells.append(f"{statistics.mean(errors):.1f}{spread}")
-        table.add_row(str(index + 1), *cells)
-    console.print(table)
+            row.append(f"{statistics.mean(errors):.1f}{spread}")
+        rows.append(row)
+    title = f"test error %, {report['images']} images, {worth}"
+    console.print(make_table(title, ["stage", *METHODS.values()], rows))
     noise = (
         "differences of the size of the deviation mean nothing"
         if seeds > 1
-        else "with 1 seed there is no telling a difference from chance"
+        else "1 seed does not tell a difference from chance"
     )
     console.print(
         "A reduced run: small images, a small network, "
         f"{counted(report['epochs'], 'epoch')}. One image is "
         f"{100 / report['images']:.1f} %; {noise}. "
-        "sgd-sum is the control: OSGD sums, where SGD as the paper prints it averages."
+        "sgd-sum is the control: OSGD sums the losses, and the paper's SGD averages them."
     )
     environment = report["environment"]
     console.print(
         f"{clock(report['seconds'])} on {environment['processor']}, {environment['cores']} cores, "
-        f"one thread a run, torch {environment['torch']}"
+        f"one thread per run, torch {environment['torch']}"
     )
     console.print(f"picture: {report['picture']}")

@@ -1,8 +1,7 @@
-"""``anynest doctor``: what is installed, what it runs on, and whether it computes rightly."""
+"""``anynest doctor``: what is installed, what it runs on, and whether it computes correctly."""
 
 import argparse
 import importlib.metadata
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,33 +19,23 @@ from ...training.environment import find_device
 from ...training.errors import RunError
 from ...training.output.checkpoint import Checkpoints
 from ...training.output.reporting import counted
-from ..console import Console
-from ..flags import Commands
+from ..console import Console, print_json
 
-REQUIRED = ("torch", "numpy", "safetensors", "rich", "pillow", "scikit-learn", "matplotlib")
+REQUIRED = (
+    *("torch", "numpy", "onnx", "onnxruntime", "safetensors", "rich", "pillow"),
+    *("scikit-learn", "scipy", "matplotlib"),
+)
 EXTRAS = {
     "parquet": "pyarrow",
     "hub": "huggingface_hub",
     "tensorboard": "tensorboard",
+    "ray": "ray",
 }
 TOLERANCE = 1e-5  # relative, float32 against float64
 
 
-def add_to(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "doctor",
-        help="versions, devices and a two-second self-check",
-        description="Print versions, devices and threads, and check that training computes "
-        "rightly here. Exit status 1 where a check fails.",
-        epilog="example: anynest doctor --json",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(call=run)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Look, check, print."""
+    """Run the checks and print the report."""
     device = find_device("auto")
     report: dict[str, Any] = {
         "anynest": __version__,
@@ -57,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     healthy = all(done["ok"] for done in report["checks"])
     if arguments.json:
-        print(json.dumps({**report, "healthy": healthy}, indent=2))
+        print_json({**report, "healthy": healthy})
     else:
         show(report)
     return 0 if healthy else 1
@@ -72,7 +61,7 @@ def installed(name: str) -> str | None:
 
 
 def check(name: str, test: Callable[[], str]) -> dict[str, Any]:
-    """Run one check; whatever it raises is its finding."""
+    """Run one check; its error is the detail of a failed one."""
     began = time.perf_counter()
     try:
         detail, ok = test(), True
@@ -103,19 +92,19 @@ def check_step() -> str:
     expected, _ = osgd(rows)
     error = float((found - expected).norm() / expected.norm())
     if not error <= TOLERANCE:
-        raise ArithmeticError(f"relative error {error:.1e}, at most {TOLERANCE:.0e} is right")
+        raise ArithmeticError(f"relative error {error:.1e}, at most {TOLERANCE:.0e} is correct")
     return f"relative error {error:.1e} against the float64 reference"
 
 
 def check_stages() -> str:
-    """Stage by stage gives what all stages at once give."""
+    """Stage by stage gives the same logits as all stages at once."""
     model = create_model("simultaneous_nested_sparse_resnet26").eval()
     images = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
     with torch.no_grad():
         pairs = zip(model(images), model.stages(images), strict=True)
         gap = max(float((whole - part).abs().max()) for whole, (_, part) in pairs)
     if not gap <= 1e-4:
-        raise ArithmeticError(f"logits differ by {gap:.1e}")
+        raise ArithmeticError(f"logits must agree within 1e-4, found a difference of {gap:.1e}")
     return f"logits agree within {gap:.1e}"
 
 
@@ -127,8 +116,8 @@ def check_disk() -> str:
         warnings: list[str] = []
         state = checkpoints.load_newest(warnings.append)
         if state is None or not torch.equal(state["tensor"], torch.arange(1000)):
-            raise RunError(f"a checkpoint in {folder} did not come back whole: {warnings}")
-        return f"a checkpoint in {Path(folder).parent} came back whole"
+            raise RunError(f"a checkpoint in {folder} must be read back whole, found {warnings}")
+        return f"a checkpoint in {Path(folder).parent} was read back whole"
 
 
 CHECKS: dict[str, Callable[[], str]] = {
@@ -140,7 +129,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 
 def show(report: dict[str, Any]) -> None:
     """As lines of text."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console()
     console.print(f"anynest {report['anynest']}, Python {report['python']}, {report['platform']}")
     console.print(
         "packages: " + ", ".join(f"{k} {v or '-'}" for k, v in report["packages"].items())

@@ -1,86 +1,46 @@
 """``anynest export``."""
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
 from ...data import AnySplit, Dataset
-from ...engines.onnx.export.export import FORMATS, export
+from ...engines.onnx.export.export import export
 from ...engines.onnx.export.quantize import stage_errors
 from ...engines.onnx.manifest import Manifest
 from ...engines.open import open_session
-from ...store import WeightsInfo, load, read_info
+from ...store import load, read_info
 from ...training import ConfigError, DataConfig
 from ...training.output.reporting import percent
-from ..console import Console
-from ..flags import Commands, add_import_flag, import_modules
-from .evaluate import SPLITS, data_config, require_fit
+from ..console import Console, make_table, print_json
+from ..run_data import open_data
+from ..usage.export import CALIBRATION_IMAGES
 
-EXAMPLES = """examples:
-  anynest export runs/a --format onnx
-  anynest export runs/a --out a-onnx --single-file
-  anynest export runs/a --out a-int8 --int8 --calibration-images 1000"""
-BATCH = 64  # images at once, where errors are measured
-CALIBRATION_IMAGES = 512
+BATCH_SIZE = 64  # of the measurement of errors
 CPU = torch.device("cpu")
 
 
-def add_to(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "export",
-        help="ONNX files of a trained network, one a stage",
-        description="Write a trained network as ONNX graphs, one a stage, with a manifest. Every "
-        "graph is checked against PyTorch before it is there.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("weights", metavar="RUN", help="a finished run's folder or weights file")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    parser.add_argument("--out", metavar="FOLDER", help="default: onnx/ in the run's folder")
-    parser.add_argument(
-        "--single-file",
-        action="store_true",
-        help="all stages in one file, the later ones in If branches",
-    )
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: as trained")
-    parser.add_argument("--force", action="store_true", help="replace an export in FOLDER")
-    eight = parser.add_argument_group("8 bits")
-    eight.add_argument(
-        "--int8",
-        action="store_true",
-        help="quantise, calibrated on training images; prints what it costs in error",
-    )
-    eight.add_argument("--data", metavar="SOURCE", help="default: what the run was trained on")
-    eight.add_argument(
-        "--calibration-images", type=int, metavar="N", help=f"default: {CALIBRATION_IMAGES}"
-    )
-    eight.add_argument("--split", choices=SPLITS, help="to measure errors on (default: test)")
-    eight.add_argument("--workers", type=int, help="processes that read image folders")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_import_flag(parser)
-    parser.set_defaults(call=run)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Export, and say what was written."""
-    import_modules(arguments)
-    check(arguments)
+    """Export, and print what was written."""
     info = read_info(arguments.weights)
     path = Path(arguments.weights)
     folder = Path(arguments.out or (path if path.is_dir() else path.parent) / "onnx")
     calibration, split = None, None
     if arguments.int8:
-        arguments.batch_size, arguments.workers = BATCH, arguments.workers or 0
-        config, data = open_data(arguments, info)
+        config, data = open_data(
+            arguments.weights, info, arguments.data, BATCH_SIZE, arguments.workers or 0
+        )
+        if data.image_size != (arguments.image_size or info.image_size):
+            raise ConfigError(
+                f"--image-size must be {data.image_size}, the size of the images that --int8 "
+                f"calibrates on, found {arguments.image_size or info.image_size}: leave "
+                "--image-size out"
+            )
         count = arguments.calibration_images or CALIBRATION_IMAGES
         calibration = calibration_images(config, data, count)
         split = getattr(data, arguments.split or "test")
@@ -105,35 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
             finally:
                 session.close()
     if arguments.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         show(report)
     return 0
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """ConfigError for a flag of ``--int8`` without it, or with a value out of range."""
-    count = arguments.calibration_images
-    if count is not None and count < 1:
-        raise ConfigError(f"--calibration-images must be at least 1, found {count}")
-    for name in ("data", "calibration_images", "split", "workers"):
-        if getattr(arguments, name) is not None and not arguments.int8:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is read for --int8 alone: give that too")
-
-
-def open_data(arguments: argparse.Namespace, info: WeightsInfo) -> tuple[DataConfig, Dataset]:
-    """The run's data, as the network knows them."""
-    config = data_config(arguments, info)
-    data = config.load()
-    require_fit(info, data)
-    size = arguments.image_size or info.image_size
-    if data.image_size != size:
-        raise ConfigError(
-            f"--int8 calibrates on images of {data.image_size} pixels, and the export is for {size}: leave "
-            "--image-size out"
-        )
-    return config, replace(data, mean=info.mean, std=info.std)
 
 
 def batches(config: DataConfig, data: Dataset, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
@@ -163,16 +98,15 @@ def describe(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """The files, and what 8 bits cost."""
-    console = Console(highlight=False)
+    """Print the files, and the errors in 8 bits."""
+    console = Console()
     for entry in report["files"]:
-        path = str(Path(report["folder"]) / entry["file"])
-        console.print(f"{path}  {entry['bytes'] / 1e6:.3f} MB", soft_wrap=True)
+        path = Path(report["folder"]) / entry["file"]
+        console.print(f"{path}  {entry['bytes'] / 1e6:.3f} MB")
     console.print(
         f"{report['stages']} stages, {report['bytes'] / 1e6:.3f} MB; largest difference from "
         f"PyTorch's logits{' before quantisation' if report['int8'] else ''}: "
-        f"{report['max_error']:.1e}",
-        soft_wrap=True,
+        f"{report['max_error']:.1e}"
     )
     if "error" in report:
         console.print(error_table(report))
@@ -180,14 +114,12 @@ def show(report: dict[str, Any]) -> None:
 
 def error_table(report: dict[str, Any]) -> Table:
     """Every stage's error in float32 and in 8 bits."""
-    table = Table(
-        title=f"error % on the {report['split']} split, {report['images']} images",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for name in ("stage", "float32", "int8", "difference"):
-        table.add_column(name, justify="right")
     pairs = zip(report["float_error"], report["error"], strict=True)
-    for stage, (before, after) in enumerate(pairs, 1):
-        table.add_row(str(stage), percent(before), percent(after), f"{100 * (after - before):+.2f}")
-    return table
+    return make_table(
+        f"error % on the {report['split']} split, {report['images']} images",
+        ["stage", "float32", "int8", "difference"],
+        [
+            [str(stage), percent(before), percent(after), f"{100 * (after - before):+.2f}"]
+            for stage, (before, after) in enumerate(pairs, start=1)
+        ],
+    )

@@ -16,159 +16,73 @@ from torch import Tensor
 from ...data import DataError
 from ...data.readers.image_reader import ImageFileReader
 from ...engines.model_source import resolve
-from ...engines.session import BACKENDS
+from ...engines.open import choose_backend
 from ...predict.policies import Confidence
 from ...predict.prediction import DeadlineError, NetworkError, Prediction, uniform
 from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
 from ...training import ConfigError
-from ...training.environment import find_device
-from ..durations import parse_duration, show_duration
-from ..flags import Commands, add_import_flag, import_modules
+from ..durations import show_duration
 from ..picture_files import find_pictures
-
-EXAMPLES = """examples:
-  anynest predict runs/a cat.png dog.jpg --deadline 10ms
-  anynest predict runs/a pictures/ --confidence 0.9 --json
-  find . -name '*.png' | anynest predict runs/a - --deadline 5ms --when-nothing guess
-
-The deadline counts from the moment the picture is decoded. A picture that cannot be read gets one
-line, the others go on; the exit status is then 1."""
-
-
-def add_to(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "predict",
-        help="the classes of pictures, as good as a deadline allows",
-        description="Classify pictures with a trained network; show the answer as it improves from "
-        "stage to stage, until the deadline or the last stage.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "source", metavar="RUN", help="a run's folder, a weights file or an exported folder"
-    )
-    parser.add_argument(
-        "pictures",
-        metavar="PICTURE",
-        nargs="+",
-        help="a file, a folder (with all below it), or - for paths on standard input, one a line",
-    )
-    parser.add_argument("--deadline", metavar="TIME", help="such as 10ms (default: none)")
-    parser.add_argument(
-        "--confidence", type=float, metavar="P", help="stop at a probability of at least P"
-    )
-    parser.add_argument(
-        "--when-nothing",
-        choices=("raise", "wait", "guess"),
-        default="raise",
-        help="where no stage is ready in time: fail (raise, the default), wait for stage 1, or "
-        "guess at random",
-    )
-    parser.add_argument(
-        "--save-work",
-        type=float,
-        metavar="P",
-        help="do not begin a stage that is in time with less probability than P, by the profile",
-    )
-    parser.add_argument("--profile", metavar="FILE", help="default: the run's profile.json")
-    parser.add_argument(
-        "--backend", choices=BACKENDS, help="default: torch; of an exported folder, onnxruntime"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of the kernels (default: 1)")
-    parser.add_argument("--device", default="cpu", help="of torch: cpu (default), cuda, auto, ...")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown: 3")
-    parser.add_argument("--json", action="store_true", help="one line of JSON a picture")
-    add_import_flag(parser)
-    parser.set_defaults(call=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict every picture; 1 where one of them failed, else 0."""
-    import_modules(arguments)
-    deadline = None
-    if arguments.deadline is not None:
-        deadline = parse_duration(arguments.deadline, "--deadline")
-    check(arguments)
     failed = False
     with opened(arguments) as (predictor, reader):
-        asked = Asked(predictor, arguments, deadline)
+        answers = Answers(predictor, arguments)
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # a path may be any bytes
         for found in find_pictures(arguments.pictures, sys.stdin):
             try:
                 if isinstance(found, DataError):
                     raise found
-                asked.answer(found, reader(found))
+                answers.answer(found, reader(found))
             except (DataError, DeadlineError, NetworkError) as error:
                 failed = True
-                asked.fail(found, error)
+                answers.fail(found, error)
             sys.stdout.flush()
     return 1 if failed else 0
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """ConfigError for a flag out of range, before anything is opened."""
-    for name in ("confidence", "save_work"):
-        value = getattr(arguments, name)
-        if value is not None and not 0 < value <= 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} must be above 0 and at most 1, found {value}")
-    for name in ("threads", "top"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, found {getattr(arguments, name)}")
-    if arguments.save_work is not None and arguments.deadline is None:
-        raise ConfigError("--save-work has a meaning with a deadline alone: give --deadline too")
-    if arguments.profile is not None and arguments.save_work is None:
-        raise ConfigError("--profile is read for --save-work alone: give that too")
-
-
 @contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, ImageFileReader]]:
-    """The predictor, and the reader of its pictures."""
+    """Open the predictor and the reader of its pictures."""
     source = resolve(arguments.source)
     if source.info is None:
         raise ConfigError(
-            f"{arguments.source} does not say how pictures are prepared and what the classes are: "
-            "export it from a run"
+            f"{arguments.source} must hold the classes and the preparation of pictures, found "
+            "neither: export it from a run"
         )
     info = source.info
     reader = ImageFileReader(info.image_size, info.mean, info.std, info.fit)
     profile = None
     if arguments.save_work is not None:
         profile = Profile.read(arguments.profile or arguments.source)
-    backend = arguments.backend or ("torch" if source.export is None else "onnxruntime")
+    backend, device = choose_backend(source, arguments.backend, arguments.device)
     with AnytimePredictor(
         arguments.source,
         backend,
         profile,
         arguments.threads,
-        device=place(backend, arguments.device),
+        device=device,
         info=info,
     ) as predictor:
         yield predictor, reader
 
 
-def place(backend: str, device: str) -> str:
-    """Where to compute: ``auto`` is the CPU for a backend that knows no other."""
-    return device if backend != "torch" and device == "auto" else str(find_device(device))
+class Answers:
+    """Predicts pictures with the options of the command line, and prints the answers."""
 
-
-class Asked:
-    """What every picture is asked, and how the answers are shown."""
-
-    def __init__(
-        self, predictor: AnytimePredictor, arguments: argparse.Namespace, deadline: float | None
-    ) -> None:
-        self.predictor, self.deadline = predictor, deadline
+    def __init__(self, predictor: AnytimePredictor, arguments: argparse.Namespace) -> None:
+        self.predictor, self.deadline = predictor, arguments.deadline
         self.when_nothing, self.save_work = arguments.when_nothing, arguments.save_work
         self.policy = None if arguments.confidence is None else Confidence(arguments.confidence)
         self.json, self.top = arguments.json, arguments.top
         self.classes = predictor.classes or ()
 
     def answer(self, path: str, x: Tensor) -> None:
-        """Predict one picture ``[1, C, H, W]`` and show what comes of it."""
+        """Predict one picture ``[1, C, H, W]`` and print the answer."""
         if self.json:
             found = self.predict(x)
             print(json.dumps(self.to_json(path, found)))
@@ -182,7 +96,7 @@ class Asked:
         print(f"  {self.summary(found)}")
 
     def predict(self, x: Tensor) -> Prediction:
-        """The last answer alone."""
+        """Predict without intermediate answers."""
         return self.predictor.predict(
             x[0],
             self.deadline,
@@ -192,12 +106,12 @@ class Asked:
         )
 
     def improve(self, x: Tensor) -> Prediction:
-        """The last answer; each one is shown as soon as it is there."""
+        """Predict, and print every stage's answer as soon as it is ready."""
         called = time.monotonic()
         found: Prediction | None = None
         with self.predictor.stream(x[0], self.deadline, policy=self.policy) as stream:
             for found in stream:
-                sys.stdout.write(self.line(found) + "\n")  # plain: no time is to be lost here
+                sys.stdout.write(self.line(found) + "\n")  # cheaper than rich
                 sys.stdout.flush()
         if found is None:
             found = self.late(x, called)
@@ -205,7 +119,7 @@ class Asked:
         return found
 
     def late(self, x: Tensor, called: float) -> Prediction:
-        """What there is to say where no stage was ready by the deadline."""
+        """Apply ``--when-nothing``: no stage was ready by the deadline."""
         deadline = self.deadline or 0.0
         if self.when_nothing == "raise":
             raise DeadlineError(
@@ -221,7 +135,7 @@ class Asked:
         return replace(found, elapsed=elapsed, deadline=deadline, deadline_met=False)
 
     def fail(self, found: str | DataError, error: Exception) -> None:
-        """One line for a picture that has no answer."""
+        """Print one line for a picture without an answer."""
         text = " ".join(str(error).split())
         path = None if isinstance(found, DataError) else found
         if self.json:
@@ -232,7 +146,7 @@ class Asked:
         print(f"anynest: {printable(line)}", file=sys.stderr)
 
     def best(self, found: Prediction) -> list[tuple[str, float]]:
-        """The likeliest classes and their probabilities; none of a guess, which knows nothing."""
+        """The most probable classes with their probabilities; empty for a guess."""
         if found.guessed:
             return []
         values, places = found.probabilities.flatten().topk(min(self.top, len(self.classes)))
@@ -247,7 +161,7 @@ class Asked:
         return f"  stage {found.stage}  {1e3 * found.elapsed:8.3f} ms  {shown}"
 
     def summary(self, found: Prediction) -> str:
-        """The last answer, and how it stands with the deadline."""
+        """The last answer, and whether it met the deadline."""
         name = self.classes[found.label]
         if found.guessed:
             where = "a random guess: no stage was ready in time"
@@ -277,5 +191,5 @@ class Asked:
 
 
 def printable(text: str) -> str:
-    """A path as a terminal takes it: what is no text becomes a question mark in a diamond."""
+    """A path for a terminal: bytes that are no UTF-8 become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,7 +1,6 @@
 """``anynest reproduce``: the paper's tables and figures, cell by cell."""
 
 import argparse
-import json
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from ...data import Dataset
-from ...experiments.catalog.experiment import SEEDS, Experiment, cells_of
-from ...experiments.catalog.experiments import ALL, EXPERIMENTS, find_experiments
+from ...experiments.catalog.experiment import Experiment, cells_of
+from ...experiments.catalog.experiments import find_experiments
 from ...experiments.catalog.protocols import PROTOCOLS, Protocol, find_protocol
 from ...experiments.claims.evidence import Evidence
 from ...experiments.results.checks import read_checked
@@ -28,61 +27,8 @@ from ...store.hardware import usable_cores
 from ...training import ConfigError, Interrupted
 from ...training.environment import find_device
 from ...training.output.reporting import clock, counted
-from ..console import Console
-from ..flags import Commands, key_values
+from ..console import Console, print_json
 from .train import absolute
-
-EXAMPLES = """examples:
-  anynest reproduce table1 --protocol micro --data DIR --out runs/micro
-  anynest reproduce all --protocol fast --data DIR --out runs/fast --jobs 4 --dry-run
-  anynest reproduce table3 --protocol paper --data IMAGENET --out runs/paper --device cuda
-
-Stopped (Ctrl-C, or killed), the same command goes on where it stood, inside a cell too."""
-
-
-def add_to(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "reproduce",
-        help="re-run the paper's tables and figures",
-        description="Train every cell of a table or figure of the paper, and print our numbers, "
-        "above the paper's where network and data are the paper's too.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "what", nargs="+", metavar="WHAT", help=", ".join([*EXPERIMENTS, ALL]) + "; or several"
-    )
-    parser.add_argument(
-        "--protocol", required=True, metavar="NAME", help="; ".join(map(_explained, PROTOCOLS))
-    )
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="as of anynest train")
-    parser.add_argument(
-        "--imagenet", metavar="FOLDER", help="the images of table3, where WHAT is all"
-    )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the runs go")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs a cell: {SEEDS}")
-    parser.add_argument(
-        "--results", metavar="FILE", help="JSON lines (default: PROTOCOL.jsonl in --out)"
-    )
-    parser.add_argument("--jobs", type=int, help="cells at once (default: one a core; 1 on a GPU)")
-    parser.add_argument("--launcher", choices=("local", "ray"), default="local")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="a running cluster's (ray)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument(
-        "--run-option",
-        action="append",
-        metavar="KEY=VALUE",
-        help="how the runs compute, such as precision=bf16 or channels_last=true (see the section "
-        "run of anynest train); may be repeated",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and the time")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(call=run)
-
-
-def _explained(name: str) -> str:
-    return f"{name} ({PROTOCOLS[name].title})"
 
 
 @dataclass(frozen=True)
@@ -96,9 +42,8 @@ class Part:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is left, and print the tables."""
-    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    console = Console(stderr=arguments.json)
     protocol = find_protocol(arguments.protocol)
-    require_positive(arguments)
     parts = make_parts(arguments, protocol, console)
     if arguments.dry_run:
         return plan(arguments, protocol, parts, console)
@@ -115,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         for experiment in part.experiments:
             report[experiment.name] = show(experiment, part, protocol, arguments, console, lines)
     if arguments.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         console.print(f"results: {parts[0].sweep.results}")
     return 0
@@ -173,14 +118,6 @@ def figure_table(figure: Figure, protocol: Protocol, label: str) -> Table:
     return table
 
 
-def require_positive(arguments: argparse.Namespace) -> None:
-    """ConfigError for a number below 1."""
-    for flag in ("seeds", "jobs"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag} must be at least 1, found {value}")
-
-
 def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Console) -> list[Part]:
     """One for each family of networks that is asked for and has images."""
     wanted = list(dict.fromkeys(e for name in arguments.what for e in find_experiments(name)))
@@ -197,7 +134,7 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
             continue
         if sources[family] is None:
             names = ", ".join(e.name for e in experiments)
-            console.print(f"left out for want of --imagenet FOLDER: {names}")
+            console.print(f"left out without --imagenet FOLDER: {names}")
             continue
         cells = plan_cells(experiments, protocol, arguments.seeds, {})
         if not cells:
@@ -213,18 +150,16 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
             if e.measured
             for cell in cells_of(e.runs(protocol), protocol, arguments.seeds)
         )
-
-        def say(text: str) -> None:
-            console.print(text, markup=False)
-
-        sweep = Sweep(cells, out, results, source, data.label, machine, wanted_weights, say)
+        sweep = Sweep(
+            cells, out, results, source, data.label, machine, wanted_weights, console.print
+        )
         parts.append(Part(experiments, sweep, data))
     return parts
 
 
 def machine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the section ``run`` that are no cell's own."""
-    options = key_values(arguments.run_option or [], "--run-option")
+    options = dict(arguments.run_option)
     for key in ("seed", "device"):
         if key in options:
             flag = "--seeds" if key == "seed" else "--device"
@@ -288,7 +223,7 @@ def plan(
     jobs = arguments.jobs or default_jobs(arguments.device)
     total = sum(row["seconds"] for row in listed if not row["done"]) / jobs
     if arguments.json:
-        print(json.dumps({"cells": listed, "jobs": jobs, "seconds_left": total}, indent=2))
+        print_json({"cells": listed, "jobs": jobs, "seconds_left": total})
         return 0
     show_plan(console, protocol, listed)
     left_count = sum(not row["done"] for row in listed)

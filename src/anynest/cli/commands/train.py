@@ -1,82 +1,54 @@
 """``anynest train``."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ...data.locate import SOURCES
-from ...training import RECIPES, ConfigError, TrainConfig, read_config, recipe, train
-from ...training.config.train_config import read_object
-from ...training.output.reporting import ConsoleReporter, NullReporter, Reporter, counted
-from ...training.output.run_folder import RunFolder
-from ...training.output.summary import summary_table
-from ..console import Console
-from ..flags import Commands, add_config_flags, add_import_flag, import_modules, typed_settings
+from ...nets.registry import create_architecture
+from ...training.config.recipes import recipe
+from ...training.config.train_config import TrainConfig, read_config, read_object
+from ...training.errors import ConfigError
+from ..flags import typed_settings
 
 Settings = dict[str, dict[str, Any]]
-EXAMPLES = """examples:
-  anynest train --model width_nested_resnet10 --data digits --method osgd --epochs 3 --out runs/a
-  anynest train --resume runs/a
-  anynest train --recipe paper-cifar --model width_nested_resnet42 --data DIR --out runs/b
-  torchrun --nproc-per-node 2 --max-restarts 3 -m anynest train --data digits --out runs/c
-
-Settings are taken from the flags, then --config, then --recipe, then the defaults. Ctrl-C saves."""
-
-
-def add_to(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "train",
-        help="train a network",
-        description="Train a nested anytime network into a run folder, or go on with a run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="run folder, empty or new")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="FOLDER",
-        help="go on with the run in FOLDER (default: --out)",
-    )
-    parser.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
-    parser.add_argument("--config", metavar="FILE", help="a config.json, whole or in part")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    add_import_flag(parser)
-    add_config_flags(parser)
-    parser.set_defaults(call=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print the summary."""
-    import_modules(arguments)
-    console = Console(stderr=arguments.json)
-    leads = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
-    reporter: Reporter = (
-        NullReporter() if arguments.quiet or not leads else ConsoleReporter(console)
-    )
-    folder = RunFolder(find_folder(arguments))
-    settings = given_settings(arguments)
-    resume = bool(arguments.resume)
-    if arguments.resume is True and not folder.started:
-        reporter.say(f"{folder.path} holds no run yet: starting one")
-        resume = False
-    base = read_config(folder.config).to_json() if resume and folder.started else {}
-    config = TrainConfig.from_json(overlay(base, settings))
+    folder = find_folder(arguments)
+    resumes = bool(arguments.resume) and (folder / "config.json").is_file()
+    base = read_config(folder / "config.json").to_json() if resumes else {}
+    settings = overlay(base, given_settings(arguments))
+    model = settings.get("model")
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        create_architecture(model["name"])  # raises for an unknown name
+    config = TrainConfig.from_json(settings)
     require_steps(typed_settings(arguments), config)
-    result = train(config, folder.path, resume=resume, reporter=reporter)
-    if not leads:
+
+    # Imported after every setting is checked: these import torch.
+    from ...training import train
+    from ...training.output.reporting import ConsoleReporter, NullReporter, Reporter
+    from ...training.output.summary import summary_table
+    from ..console import Console, print_json
+
+    console = Console(stderr=arguments.json)
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    is_quiet = arguments.quiet or not is_rank_zero
+    reporter: Reporter = NullReporter() if is_quiet else ConsoleReporter(console)
+    if arguments.resume is True and not resumes:
+        reporter.say(f"{folder} has no run: a new one is started")
+    resume = resumes or isinstance(arguments.resume, str)
+    result = train(config, folder, resume=resume, reporter=reporter)
+    if not is_rank_zero:
         return 0
     if arguments.json:
-        print(json.dumps({"folder": str(result.folder), **result.summary}, indent=2))
+        print_json({"folder": str(result.folder), **result.summary})
         return 0
     console.print(summary_table(result.summary))
     for name in ("weights.safetensors", "curves.png", "metrics.jsonl"):
-        console.print(str(result.folder / name), highlight=False, soft_wrap=True)
+        console.print(str(result.folder / name))
     return 0
 
 
@@ -91,7 +63,7 @@ def find_folder(arguments: argparse.Namespace) -> Path:
 
 
 def given_settings(arguments: argparse.Namespace) -> Settings:
-    """What the recipe, the config file and the flags set, the later over the earlier."""
+    """The settings of the recipe, the config file and the flags, the later over the earlier."""
     settings: Settings = recipe(arguments.recipe) if arguments.recipe else {}
     if arguments.config:
         settings = overlay(settings, read_object(Path(arguments.config)))
@@ -103,8 +75,13 @@ def given_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def require_steps(typed: Settings, config: TrainConfig) -> None:
-    """ConfigError for a typed flag of the stepwise schedule beside another one, or for a step that
-    is never taken. What a recipe or a config file holds is not meant so, and is passed over."""
+    """Refuse flags of the step schedule that have no effect.
+
+    Only typed flags are checked: a recipe or a config file may hold settings of other schedules.
+
+    Raises:
+        ConfigError: another schedule, or a milestone after the last epoch.
+    """
     for key, flag in (("milestones", "--milestones"), ("factor", "--lr-factor")):
         if key in typed.get("schedule", {}) and config.schedule.shape != "steps":
             raise ConfigError(
@@ -115,9 +92,9 @@ def require_steps(typed: Settings, config: TrainConfig) -> None:
     for milestone in typed.get("schedule", {}).get("milestones", ()):
         if milestone >= epochs:
             raise ConfigError(
-                f"--milestones must come before the end of {counted(epochs, 'epoch')}, found "
-                f"{milestone:g}, which is never reached: give fractions of the run, below 1, or "
-                "more --epochs"
+                f"--milestones must come before the end of the run, {epochs} "
+                f"epoch{'' if epochs == 1 else 's'}, found {milestone:g}, which is never reached: "
+                "give fractions of the run, below 1, or more --epochs"
             )
 
 
@@ -132,7 +109,7 @@ def overlay(base: Settings, over: Settings) -> Settings:
 
 
 def absolute(source: str) -> str:
-    """A data path that holds in any working folder, so that a run resumes from anywhere."""
+    """A data path as an absolute one, so that a run resumes from any folder; names stay."""
     if source in SOURCES or source.startswith("hub:") or not os.path.exists(source):
         return source
     return os.path.abspath(source)

@@ -52,7 +52,7 @@ def network_title(protocol: Protocol, design: str) -> tuple[str, str]:
 
 def stage_names(protocol: Protocol, design: str) -> list[str]:
     """
-    >>> from ..protocols import PAPER
+    >>> from anynest.experiments.catalog.protocols import PAPER
     >>> stage_names(PAPER, "width")
     ['1 w1', '2 w2', '3 w4']
     """

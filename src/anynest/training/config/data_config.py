@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from ...data import AnySplit, Dataset, Loader
 
+MAX_SIDE = 1 << 16  # pixels of an image's height and width
+MAX_WORKERS = 1024
+
 
 @dataclass(frozen=True)
 class DataConfig(Section):
@@ -19,24 +22,31 @@ class DataConfig(Section):
 
     SECTION = "data"
 
-    source: str = option("digits", "--data", "digits, fashion-mnist, a folder or file, or hub:NAME")
+    source: str = option(
+        "digits",
+        "--data",
+        "digits, fashion-mnist, mnist, cifar10, cifar100, a folder or file, or hub:OWNER/NAME",
+    )
     holdout: int | float | None = option(
         None,
         "--holdout",
         "training images kept for validation: a number or a fraction; 0 validates on the test "
-        "split, as the paper does",
+        "split, as the paper does (default: a tenth)",
     )
     image_size: int | None = option(
         None,
         "--image-size",
         "pixels a side (default: as found; image folders 224, unless all images are square, alike "
         "and at most 64)",
+        at_least=1,
+        at_most=MAX_SIDE,
     )
     limit: int | None = option(
         None,
         "--limit",
         "use this many training images, always the same ones, in proportion to the classes "
         "(default: all)",
+        at_least=1,
     )
     on_corrupt: Literal["raise", "skip"] = option(
         "raise", "--on-corrupt", "an undecodable image stops (raise) or is left out"
@@ -51,7 +61,9 @@ class DataConfig(Section):
     evaluation_batch_size: int = option(
         512, "--evaluation-batch-size", "images at once", at_least=1
     )
-    workers: int = option(0, "--workers", "processes that read image folders", at_least=0)
+    workers: int = option(
+        0, "--workers", "processes that read image folders", at_least=0, at_most=MAX_WORKERS
+    )
 
     def load(self) -> Dataset:
         """Load the data set with its explicit, fixed splits."""

@@ -22,15 +22,20 @@ class ModelConfig(Section):
     growth: tuple[tuple[int, int], ...] | None = option(
         None,
         "--growth",
-        "width x depth of each stage, such as 1x1,2x1,4x1",
+        "width x depth of each stage, such as 1x1,2x1,4x1 (default: the model's)",
         form="width x depth of each stage, such as 1x1,2x1",
     )
-    base_width: int | None = option(None, "--base-width", "channels of stage 1 in the first group")
-    stem: str | None = option(None, "--stem", "first layers: cifar or imagenet")
+    base_width: int | None = option(
+        None, "--base-width", "channels of stage 1 in the first group (default: the model's)"
+    )
+    stem: str | None = option(
+        None, "--stem", "first layers: cifar or imagenet (default: the model's)"
+    )
     independent: int | None = option(
         None,
         "--independent",
-        "train the plain, un-nested network of this stage's size (stages from 1)",
+        "train the plain, un-nested network of this stage's size, from 1 (default: the nested "
+        "network)",
     )
     options: dict[str, int | float | bool | str] = field(
         default_factory=dict,
@@ -48,7 +53,7 @@ class ModelConfig(Section):
 
     def build(self, num_classes: int, in_channels: int) -> AnytimeNetwork:
         """A new network, initialised from torch's generator in its present state."""
-        from ...nets import create_model, list_models
+        from ...nets import create_model
 
         given: dict[str, Any] = {
             "growth": self.growth,
@@ -61,9 +66,5 @@ class ModelConfig(Section):
             return create_model(
                 self.name, num_classes=num_classes, in_channels=in_channels, **given
             )
-        except ValueError as error:
-            if self.name in list_models():
-                raise
-            raise ConfigError(f"{error} (one of your own: --import MODULE)") from error
         except TypeError as error:
             raise ConfigError(f"model {self.name}: {error}") from error

@@ -49,9 +49,14 @@ class OptimizerConfig(Section):
     SECTION = "optimizer"
 
     name: str = option("sgd", "--optimizer", "any of torch.optim: sgd, adamw, ...")
-    lr: float | None = option(None, "--lr", "base learning rate (sgd: 0.1)", at_least=0)
+    lr: float | None = option(
+        None, "--lr", "base learning rate (default: 0.1 for sgd, otherwise torch's)", at_least=0
+    )
     weight_decay: float | None = option(
-        None, "--weight-decay", "weight decay (sgd: 5e-4)", at_least=0
+        None,
+        "--weight-decay",
+        "weight decay (default: 5e-4 for sgd, otherwise torch's)",
+        at_least=0,
     )
     options: dict[str, int | float | bool | str | tuple[float, ...] | None] = field(
         default_factory=dict,
@@ -60,7 +65,9 @@ class OptimizerConfig(Section):
             "further argument KEY=VALUE, such as momentum=0.9; may be repeated",
         ),
     )
-    clip: float | None = option(None, "--clip", "largest norm of the combined gradient", above=0)
+    clip: float | None = option(
+        None, "--clip", "largest norm of the combined gradient (default: no limit)", above=0
+    )
 
     def check(self) -> None:
         """ConfigError for a name that is unknown or options that it refuses (imports torch)."""

@@ -5,6 +5,8 @@ from typing import Literal
 
 from .config_io import Section, option
 
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class RunConfig(Section):
@@ -33,7 +35,13 @@ class RunConfig(Section):
         "--deterministic",
         "deterministic kernels only (a CPU run is deterministic without)",
     )
-    threads: int | None = option(None, "--threads", "torch threads on the CPU", at_least=1)
+    threads: int | None = option(
+        None,
+        "--threads",
+        "torch threads on the CPU (default: torch's choice)",
+        at_least=1,
+        at_most=MAX_THREADS,
+    )
     save_minutes: float = option(
         10.0, "--save-minutes", "longest time between checkpoints; 0: no limit", at_least=0
     )

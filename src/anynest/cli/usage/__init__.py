@@ -1,0 +1,1 @@
+"""The flags of each command, one command a file. Nothing here imports torch, NumPy or rich."""
