@@ -25,12 +25,12 @@ class Source:
     export: Path | None = None
     info: WeightsInfo | None = None
 
-    def require_network(self) -> AnytimeNetwork:
+    def require_network(self, remedy: str = "use backend='onnxruntime'") -> AnytimeNetwork:
         """The network; ValueError for an exported folder, which has none."""
         if self.network is None:
             raise ValueError(
-                "backend='torch' needs a network, a run folder or a weights file, and "
-                f"{self.export} is an exported folder; use backend='onnxruntime'"
+                "the source must be a network, a run folder or a weights file, found the exported "
+                f"folder {self.export}; {remedy}"
             )
         return self.network
 
@@ -41,10 +41,15 @@ def resolve(source: AnytimeNetwork | str | Path | Source) -> Source:
     Raises:
         RunFolderError: the path does not exist, or holds neither a network nor an export.
         TypeError: neither a network nor a path.
+        ValueError: a network on the meta device.
     """
     if isinstance(source, Source):
         return source
     if isinstance(source, AnytimeNetwork):
+        if any(tensor.is_meta for tensor in (*source.parameters(), *source.buffers())):
+            raise ValueError(
+                "the network must have weights, found tensors on the meta device; load them first"
+            )
         return Source(network=source)
     if not isinstance(source, (str, Path)):
         raise TypeError(

@@ -15,6 +15,7 @@ from ...nets.nested.plan import IMAGE
 from ..checks import check_images, check_indices, check_threads
 from ..folding import FoldedNetwork
 from ..model_source import Source, resolve
+from ..verify import fold
 from .executor import SILENT, Buffers, Executor
 from .executor_cache import CPU, LAYOUTS, ExecutorCache, SerializedGraphs
 
@@ -95,7 +96,11 @@ class OnnxSession:
         layout: str = "auto",
         providers: Sequence[str] | None = None,
     ) -> OnnxSession:
-        """A session for a network, a run folder, a weights file or an exported folder."""
+        """A session for a network, a run folder, a weights file or an exported folder.
+
+        Raises:
+            FoldError: a network that cannot be folded; see ``anynest.engines.folding``.
+        """
         found = resolve(source)
         if found.export is not None:
             from .reader import read_export
@@ -112,7 +117,7 @@ class OnnxSession:
                 providers=providers,
             )
         assert found.network is not None
-        network = FoldedNetwork.of(found.network)
+        network = fold(found.network)
         session = cls(
             network,
             in_channels=network.in_channels,

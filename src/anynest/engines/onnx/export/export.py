@@ -8,7 +8,6 @@ Legend: C channels, H height, W width, N images.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import operator
@@ -16,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...._version import __version__
@@ -25,6 +23,7 @@ from ....store import WeightsInfo
 from ....store.weights import MAX_SIDE
 from ...folding import Array, FoldedNetwork
 from ...model_source import resolve
+from ...module_engine import eval_copy
 from ..graphs.models import OPSET
 from ..graphs.single_file import join
 from ..graphs.standard import build_standard, standard_models
@@ -66,7 +65,8 @@ def export(
         The manifest in ``folder``.
 
     Raises:
-        ValueError: a source, folder or option that does not fit.
+        ValueError: a source, folder or option that does not fit (``FoldError``: modules that are
+            not plain, as while a network is pruned).
         RunError: the graphs' logits differ from PyTorch's, or the folder cannot be written. Nothing
             is left in ``folder``.
     """
@@ -75,10 +75,10 @@ def export(
     folder = Path(folder)
     require_place(folder, overwrite)
     found = resolve(source)
-    network = _plain_copy(found.require_network())
+    source_network = found.require_network("export what it was exported from")
+    folded, network = FoldedNetwork.of(source_network), eval_copy(source_network)
     info = info or found.info
     size = _image_size(image_size, info, network)
-    folded = FoldedNetwork.of(network)
     graphs = build_standard(folded)
     stages = tuple(graph.names for graph in graphs)
     models, shapes = standard_models(folded, graphs, size)
@@ -117,10 +117,6 @@ def export(
     contents[FILE] = (json.dumps(manifest.to_json(), indent=2) + "\n").encode()
     write_folder(folder, contents)
     return read_manifest(folder)
-
-
-def _plain_copy(network: AnytimeNetwork) -> AnytimeNetwork:
-    return copy.deepcopy(network).to("cpu", torch.float32).eval()
 
 
 def _image_size(
