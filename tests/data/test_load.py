@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import anynest.data
-from anynest.data import DataError, load, loader, loading
+from anynest.data import DataError, load, loader, loading, make_loader
 from anynest.data.readers import encoding
 
 
@@ -27,9 +28,54 @@ def test_unknown_source() -> None:
     fails("/no/such/folder", "no such file or folder")
 
 
+@pytest.mark.parametrize("source", ["", " ", "\t"])
+def test_an_empty_source_is_not_the_current_folder(source: str) -> None:
+    fails(source, f"must not be empty, found {source!r}", "'.' for the current folder")
+
+
+@pytest.mark.parametrize(
+    "source", ["a" * 5000, "a\0b", "~nobody_of_this_name/x", "hub:", "a/" * 3000]
+)
+def test_paths_that_cannot_exist(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    fails(source)
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr("os.scandir", scandir)
+    fails(str(tmp_path), "cannot read", "Permission denied")
+
+
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loading, "read_digits", read)
+    fails("digits", "digits does not fit in memory", "smaller image_size")
+
+
 def test_bad_options() -> None:
     fails("digits", "'raise' or 'skip', found 'ignore'", on_corrupt="ignore")
-    fails("digits", "from 2 to 4096 pixels, found 0", image_size=0)
+    for size in (0, 1, -3, 4097, 100_000, 10**30, 2.0, "32"):
+        fails("digits", f"an integer from 2 to 4096 pixels, found {size!r}", image_size=size)
+    for limit in (0, 10**30, 1.5):
+        fails("digits", "limit must be an integer from 1 to ", f"found {limit}", limit=limit)
+    for holdout in (float("nan"), float("inf"), 10**400, -1):
+        fails("digits", "holdout must be 0", f"found {holdout}", holdout=holdout)
+
+
+def test_numpy_numbers() -> None:
+    whole = load("digits", image_size=np.int64(8), limit=np.int64(64), holdout=np.int64(3))
+    assert (whole.label, len(whole.validation)) == ("digits (64 training images)", 3)
+    assert len(load("digits", holdout=np.float32(0.5)).validation) == 718
+    loader = make_loader(
+        *(whole.train, np.int64(16)), train=True, mean=whole.mean, std=whole.std, workers=np.int8(0)
+    )
+    assert [len(y) for _, y in loader.batches(np.int64(1), start=np.int64(2))] == [16, 16]
 
 
 def test_set_that_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -125,6 +125,10 @@ def test_channels_last() -> None:
     [
         ({"batch": 51}, "at least one full batch, found 50 images for batches of 51"),
         ({"batch": 0}, "batch size must be an integer of at least 1, found 0"),
+        ({"batch": 10**30}, "batch size must be an integer of at least 1, found 1000"),
+        ({"batch": 8.0}, "batch size must be an integer of at least 1, found 8.0"),
+        ({"workers": -1}, "workers must be an integer from 0 to 256, found -1"),
+        ({"workers": 100_000}, "workers must be an integer from 0 to 256, found 100000"),
         ({"augment": "mixup"}, "one of cifar, imagenet, none, found 'mixup'"),
         ({"augment": "imagenet"}, "for image folders"),
         ({"rank": 2, "world": 2}, "found rank 2 of 2"),

@@ -136,10 +136,11 @@ def _resize(split: Split, size: int) -> Tensor:
     shape = (len(split), split.in_channels, size, size)
     check_memory(shape, f"the {split.name} split")
     resized = torch.empty(shape, dtype=torch.uint8)
-    for first in range(0, len(split), 1024):
-        part = split.images[first : first + 1024].float()
+    chunk = min(1024, max(1, (1 << 24) // size**2))  # images at once
+    for first in range(0, len(split), chunk):
+        part = split.images[first : first + chunk].float()
         scaled = functional.interpolate(part, (size, size), mode="bilinear", antialias=True)
-        resized[first : first + 1024] = scaled.round_().clamp_(0, 255)
+        resized[first : first + chunk] = scaled.round_().clamp_(0, 255)
     return resized
 
 

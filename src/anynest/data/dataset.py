@@ -8,8 +8,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
@@ -219,6 +221,8 @@ def check_memory(shape: tuple[int, ...], what: str) -> None:
     """
     needed = math.prod(shape)
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # of a container; "max" where there is none
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     if needed > found:
         raise DataError(
             f"images in memory must fit in this machine's {found / 2**30:.1f} GiB, found "

@@ -5,6 +5,8 @@ and an index. No state is kept between draws, so a run resumed in mid-epoch, wit
 workers or of ranks, draws the same numbers for the same image.
 """
 
+import operator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,7 +33,7 @@ def key(*parts: int) -> int:
     """One 64-bit key from integers such as (seed, epoch, purpose), in this order."""
     state = 0
     for part in parts:
-        state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
+        state = _mix((state + _GOLDEN + (operator.index(part) & _MASK)) & _MASK)
     return state
 
 

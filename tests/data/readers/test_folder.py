@@ -1,16 +1,18 @@
 """Image folders in ImageNet's layout, and their streaming loader."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from anynest.data import DataError, FolderSplit, load, make_loader, transforms
 from anynest.data.loader import Loader
+from anynest.data.readers.image_reader import ImageFileReader
 
 Make = Callable[..., Path]
 # Python 3.12 warns of forking a process that has threads, which torch's always has.
@@ -48,6 +50,67 @@ def test_splits_of_train_and_val(make_folder: Make) -> None:
     for path, label in zip(data.train.paths, data.train.labels.tolist(), strict=True):
         assert Path(path).parent.name == data.classes[label]
     assert load(place, holdout=0).validation.name == "test"
+
+
+def test_what_is_left_out_is_counted(make_folder: Make) -> None:
+    place = make_folder()
+    cat = place / "train" / "cat"
+    picture = (cat / "0.png").read_bytes()
+    for name in (".hidden.png", ".cache/a.png", "__MACOSX/a.png", "@eaDir/a.png", "deep/er/a.png"):
+        (cat / name).parent.mkdir(parents=True, exist_ok=True)
+        (cat / name).write_bytes(picture)
+    for name in ("notes.txt", "README", "film.MP4", "deep/b.txt"):
+        (cat / name).write_bytes(b"")
+    for name in ("__MACOSX", ".ipynb_checkpoints"):
+        (place / "val" / name).mkdir()
+    (place / "val" / "loose.png").write_bytes(picture)
+    data = load(place, holdout=0)
+    assert data.classes == ("cat", "dog")
+    assert len(data.train) == 13
+    assert str(cat / "deep" / "er" / "a.png") in data.train.paths
+    assert str(data).endswith(
+        "; left out: 1 files .mp4, 2 files .txt, 1 files outside class folders, "
+        "1 files without suffix, 4 hidden or system files and folders"
+    )
+
+
+def test_symbolic_links_are_followed_once(make_folder: Make, tmp_path: Path) -> None:
+    place = make_folder()
+    cat, outside = place / "train" / "cat", tmp_path / "outside"
+    (cat / "sub").mkdir()
+    (cat / "0.png").rename(cat / "sub" / "0.png")
+    outside.mkdir()
+    (cat / "1.png").rename(outside / "1.png")
+    (cat / "2.png").rename(outside / "2.png")
+    (cat / "linked").symlink_to(outside)
+    (cat / "again").symlink_to(outside)
+    (cat / "loop").symlink_to(cat)
+    (place / "val" / "dog").rename(tmp_path / "dog")
+    (place / "val" / "dog").symlink_to(tmp_path / "dog")
+    data = load(place, holdout=0)
+    assert [len(data.train), len(data.test)] == [12, 12]
+    assert [Path(p).relative_to(cat).as_posix() for p in data.train.paths[:6]] == [
+        *("3.png", "4.png", "5.png"),
+        *("again/1.png", "again/2.png", "sub/0.png"),
+    ]
+    assert data.left_out == ("2 folders linked more than once",)
+
+
+def test_every_suffix_is_read(make_folder: Make) -> None:
+    place = make_folder(n=1)
+    kinds = {".gif": "GIF", ".jfif": "JPEG", ".JPEG": "JPEG", ".webp": "WEBP", ".tif": "TIFF"}
+    if features.check("avif"):
+        kinds[".avif"] = "AVIF"
+    for suffix, kind in kinds.items():
+        image = Image.new("RGB", (80, 80), (10, 200, 30))
+        image.save(place / "train" / "cat" / f"a{suffix}", kind)
+    data = load(place, holdout=0, image_size=80)
+    assert data.left_out == ()
+    ((images, labels),) = stream(data.train, 20, train=False).batches(0)
+    assert len(labels) == 2 + len(kinds)
+    wanted = torch.tensor([10 / 255, 200 / 255, 30 / 255]).sub(0.5).div(0.25)
+    for image in images[1:-1]:
+        assert (image.mean((1, 2)) - wanted).abs().max() < 0.06
 
 
 def test_three_splits_need_no_holdout(make_folder: Make) -> None:
@@ -287,6 +350,43 @@ def test_a_picture_of_too_many_pixels(make_folder: Make, monkeypatch: pytest.Mon
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(DataError, match=f"at most {limit} pixels, found more in .*png"):
             next(stream(split).batches(0))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", ["elongated", "float", "pipe", "broken link", "32 bits"])
+def test_files_that_prediction_refuses_too(make_folder: Make, train: bool, kind: str) -> None:
+    """Named in one line, or skipped and counted: in training, in evaluation, by the file reader."""
+    place = make_folder()
+    file = place / "train" / "cat" / "2.png"
+    file.unlink()
+    message = {
+        "elongated": "so elongated, found 200000x1 pixels",
+        "float": "convertible to RGB, found F",
+        "pipe": "not a regular file",
+        "broken link": "No such file",
+        "32 bits": r"in 0\.\.65535, found -5\.\.",
+    }[kind]
+    if kind == "elongated":
+        Image.new("RGB", (200_000, 1)).save(file)
+    elif kind == "float":
+        Image.fromarray(np.ones((80, 80), np.float32)).save(file, "TIFF")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "broken link":
+        file.symlink_to(place / "nowhere.png")
+    else:
+        Image.fromarray(np.arange(-5, 6395, dtype=np.int32).reshape(80, 80)).save(file, "TIFF")
+    data = load(place, holdout=0, image_size=72)
+    reader = ImageFileReader(72, data.mean, data.std)
+    with pytest.raises(DataError, match=message):
+        reader(str(file))
+    with pytest.raises(DataError, match=message) as caught:
+        list(stream(data.train, 12, train).batches(0))
+    assert str(file) in str(caught.value)
+    assert "--on-corrupt skip" in str(caught.value)
+    made = stream(load(place, holdout=0, image_size=72, on_corrupt="skip").train, 12, train)
+    ((_, labels),) = made.batches(0)
+    assert (len(labels), made.skipped_images) == (12 if train else 11, {2})
 
 
 def test_a_file_that_has_gone(make_folder: Make) -> None:

@@ -87,6 +87,18 @@ def test_pictures_that_become_rgb(mode: str, tmp_path: Path) -> None:
         assert torch.equal(pixels[1], torch.from_numpy(np.array(image)))
 
 
+@pytest.mark.parametrize(("depth", "suffix"), [(8, "png"), (12, "png"), (16, "png"), (12, "tif")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_depth_of_16_bit_grey(depth: int, suffix: str, channels: int, tmp_path: Path) -> None:
+    """Values of 12 bits, as cameras write them, are not nearly black."""
+    values = (np.arange(64, dtype=np.uint16).reshape(8, 8) << (depth - 6)) + 1
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    statistics = (0.5,) * channels
+    pixels = ImageFileReader(8, statistics, statistics).pixels(str(tmp_path / f"a.{suffix}"))
+    wanted = (values >> (depth - 8)).astype(np.uint8)
+    assert np.array_equal(pixels.numpy(), np.broadcast_to(wanted, (channels, 8, 8)))
+
+
 @pytest.mark.parametrize("mode", ["1", "LA", "I;16"])
 def test_grey_pictures_for_a_grey_network(mode: str, tmp_path: Path) -> None:
     image = noise(8, 8, "L")

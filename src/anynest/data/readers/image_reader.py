@@ -119,12 +119,12 @@ def decode(image: Image.Image, channels: int, where: str) -> Image.Image:
         image.load()
     except Exception as error:  # decoders raise anything on hostile bytes
         raise _undecodable(where, error) from None
+    if image.mode in _SIXTEEN_BITS:
+        image = _eight_bits(image, where)
     if channels == 3 or is_grey(image):
         try:
             if image.mode == "RGB":
                 return image
-            if image.mode in _SIXTEEN_BITS:
-                image = _eight_bits(image, where)
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
             if image.mode != "F":
