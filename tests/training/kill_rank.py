@@ -14,7 +14,7 @@ from anynest.training.trainer import Trainer
 
 log, last = sys.argv[1], int(sys.argv[2])
 life, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
-train_rest, check_in = Trainer.train_rest_of_epoch, Trainer.check_in
+train_epoch, check_in = Trainer.train_epoch, Trainer.check_in
 batches = 0
 
 
@@ -22,7 +22,7 @@ def watched(self: Trainer) -> None:
     if batches == 0:
         with open(log, "a") as file:
             file.write(f"life {life} rank {rank} from {self.position.step}\n")
-    train_rest(self)
+    train_epoch(self)
 
 
 def deadly(self: Trainer, *arguments: Any) -> None:
@@ -33,5 +33,5 @@ def deadly(self: Trainer, *arguments: Any) -> None:
     check_in(self, *arguments)
 
 
-Trainer.train_rest_of_epoch, Trainer.check_in = watched, deadly
+Trainer.train_epoch, Trainer.check_in = watched, deadly
 sys.exit(main(sys.argv[3:]))

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anynest.store import files
-from anynest.training import TrainConfig, evaluate, step, train
-from anynest.training import trainer as loop
+from anynest.training import TrainConfig, evaluate, step, train, trainer
 
 
 def die() -> None:
@@ -54,7 +53,7 @@ def arm(point: str) -> None:
         die()
 
     if what == "step":
-        at(number, step.TrainStep, "step", killed)
+        at(number, step.TrainStep, "__call__", killed)
     elif what == "write":
         at(number, files, "_write", half_written)
     elif what == "rename":
@@ -64,7 +63,7 @@ def arm(point: str) -> None:
     elif what == "prune":
         at(number, Path, "unlink", killed)
     elif what == "validate":
-        at(number, loop, "evaluate", killed)
+        at(number, trainer, "evaluate", killed)
     elif what == "finish":
         at(number, sys.modules["anynest.training.output.summary"], "save_weights", killed)
     else:

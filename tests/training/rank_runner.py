@@ -26,12 +26,10 @@ from anynest.training import (
     Interrupted,
     MethodConfig,
     TrainConfig,
+    checkpointer,
     evaluate,
     step,
     train,
-)
-from anynest.training import (
-    trainer as loop,
 )
 from anynest.training.distributed import joined
 
@@ -95,17 +93,17 @@ def run(
 
 def at_step(count: int, deed: Callable[[step.TrainStep], None]) -> None:
     """Do something before the count-th step of this process."""
-    real = step.TrainStep.step
+    real = step.TrainStep.__call__
     calls = 0
 
-    def counted(self: step.TrainStep, *arguments: Any) -> None:
+    def counted(self: step.TrainStep, *arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == count:
             deed(self)
-        real(self, *arguments)
+        return real(self, *arguments, **named)
 
-    step.TrainStep.step = counted
+    step.TrainStep.__call__ = counted
 
 
 def terminate(rank_told: int, count: int) -> Arm:
@@ -160,7 +158,7 @@ def minutes(rank: int) -> None:
             now += 3600.0
             return now
 
-        loop.time = SimpleNamespace(monotonic=monotonic)
+        checkpointer.time = SimpleNamespace(monotonic=monotonic)
 
 
 def noisy(rank: int) -> None:

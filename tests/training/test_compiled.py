@@ -11,8 +11,8 @@ from torch import Tensor
 
 from anynest import create_model, list_models
 from anynest.multitask import compile_for_tasks, task_gradients
-from anynest.training import TrainConfig, compiled
-from anynest.training.metrics import RunningMetrics
+from anynest.training import TrainConfig
+from anynest.training import step as step_module
 from anynest.training.step import TrainStep
 from anynest.training.training_phases import make_phase
 
@@ -29,16 +29,18 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's tracing and its autograd, without inductor's compiler."""
     torch.compiler.reset()
     monkeypatch.setattr(
-        compiled, "compile_for_tasks", functools.partial(compile_for_tasks, backend="aot_eager")
+        step_module,
+        "compile_for_tasks",
+        functools.partial(compile_for_tasks, backend="aot_eager"),
     )
 
 
-def make_stepper(config: TrainConfig) -> TrainStep:
+def make_step(config: TrainConfig) -> TrainStep:
     torch.manual_seed(0)
     network = config.model.build(10, 1).double()
-    stepper = TrainStep(config, make_phase(config, network, 0), torch.device("cpu"))
-    stepper.phase.train_mode()
-    return stepper
+    step = TrainStep(config, make_phase(config, network, 0), torch.device("cpu"))
+    step.phase.train_mode()
+    return step
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -63,11 +65,10 @@ def test_blocks_are_the_modules_that_are_called_in_training(name: str) -> None:
 def test_a_compiled_run_takes_the_same_steps(tiny: Tiny, method: str) -> None:
     weights = []
     for on in (False, True):
-        stepper = make_stepper(tiny(model=DEPTH, method={"name": method}, run={"compile": on}))
-        sums = RunningMetrics(2, torch.device("cpu"))
+        step = make_step(tiny(model=DEPTH, method={"name": method}, run={"compile": on}))
         for _ in range(3):
-            stepper.step(*batch(), sums, measure=True)
-        weights.append([p.detach().clone() for p in stepper.phase.parameters])
+            step(*batch(), measure=True)
+        weights.append([p.detach().clone() for p in step.phase.parameters])
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
@@ -75,10 +76,11 @@ def test_a_compiled_run_takes_the_same_steps(tiny: Tiny, method: str) -> None:
 def test_one_pass_per_loss_keeps_to_what_the_loss_reads(tiny: Tiny) -> None:
     sizes = []
     for on in (False, True):
-        stepper = make_stepper(tiny(model=DEPTH, run={"compile": on}))
+        step = make_step(tiny(model=DEPTH, run={"compile": on}))
         images, labels = batch()
-        losses = [torch.nn.functional.cross_entropy(out, labels) for out in stepper.forward(images)]
-        sizes.append(task_gradients(losses, stepper.phase.parameters).sizes)
+        logits = step.phase.network(images)
+        losses = [torch.nn.functional.cross_entropy(out, labels) for out in logits]
+        sizes.append(task_gradients(losses, step.phase.parameters).sizes)
     assert sizes[0][0] < sizes[0][1]
     assert sizes[1] == sizes[0]
 
@@ -91,9 +93,9 @@ def test_what_is_compiled_is_told(tiny: Tiny) -> None:
         ({"model": DEPTH, "method": {"name": "sgd-participants"}}, f"each of {nodes} nodes"),
         ({}, "compiled: 0 of 14 nodes by themselves; others run in fused kernels"),
     ):
-        stepper = make_stepper(tiny(**sections, run={"compile": True}))
-        assert told in stepper.remark
-    assert make_stepper(tiny()).remark == ""
+        step = make_step(tiny(**sections, run={"compile": True}))
+        assert told in step.remark
+    assert make_step(tiny()).remark == ""
 
 
 def test_the_documented_call_works() -> None:

@@ -24,7 +24,7 @@ from anynest.training.environment import find_device
 from anynest.training.errors import ConfigError
 from anynest.training.metrics import RunningMetrics
 from anynest.training.randomness import seed_everything
-from anynest.training.rendezvous import new_word
+from anynest.training.rendezvous import new_prefix
 
 RUNNER = Path(__file__).with_name("rank_runner.py")
 KILLED = Path(__file__).with_name("kill_rank.py")
@@ -246,7 +246,7 @@ def test_ranks_of_a_new_life_do_not_meet_those_of_an_old_one() -> None:
 
             def join(rank: int, late: int = late) -> str:
                 time.sleep(0.05 * (rank == late))
-                return new_word(store, rank, 3)
+                return new_prefix(store, rank, 3)
 
             found = set(pool.map(join, range(3)))
         assert len(found) == 1

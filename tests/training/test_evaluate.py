@@ -79,19 +79,19 @@ def test_the_mode_comes_back_after_an_error() -> None:
 
 
 def test_losses_that_are_not_finite_are_left_out() -> None:
-    sums = RunningMetrics(2, torch.device("cpu"))
+    metrics = RunningMetrics(2, torch.device("cpu"))
     logits = [torch.eye(3), torch.eye(3)]
-    sums.add(torch.tensor([1.0, float("nan")]), logits, torch.arange(3))
-    sums.add(torch.tensor([3.0, 5.0]), logits, torch.arange(3))
-    assert sums.means()["loss"] == [2.0, 5.0]
-    assert sums.means()["error"] == [0.0, 0.0]
+    metrics.add(torch.tensor([1.0, float("nan")]), logits, torch.arange(3))
+    metrics.add(torch.tensor([3.0, 5.0]), logits, torch.arange(3))
+    assert metrics.means()["loss"] == [2.0, 5.0]
+    assert metrics.means()["error"] == [0.0, 0.0]
 
 
 def test_cosines_are_averaged() -> None:
-    sums = RunningMetrics(2, torch.device("cpu"))
-    assert sums.cosines() is None
+    metrics = RunningMetrics(2, torch.device("cpu"))
+    assert metrics.cosines() is None
     for value in (0.5, float("nan"), 0.25):
-        sums.add_cosines(torch.tensor([[1.0, value], [value, 1.0]]))
-    cosines = sums.cosines()
+        metrics.add_cosines(torch.tensor([[1.0, value], [value, 1.0]]))
+    cosines = metrics.cosines()
     assert cosines is not None
     assert cosines[0][1] == pytest.approx(0.375)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from anynest.multitask import OSGD, Combiner, WeightedSGD, list_methods, make_combiner
 from anynest.training import ConfigError, TrainConfig, train
-from anynest.training.cuda_graph import GraphedStep, make_capturable
+from anynest.training.cuda_graph import GraphedStep, make_capturable, require_capturable
 from anynest.training.distributed import World
 from anynest.training.metrics import RunningMetrics
-from anynest.training.step import TrainStep, require_capturable, set_rate
+from anynest.training.step import TrainStep, set_rate
 from anynest.training.training_phases import make_phase
 
 Tiny = Callable[..., TrainConfig]
@@ -168,17 +168,17 @@ def test_an_optimizer_made_capturable_steps_as_before_under_a_schedule(
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
 
 
-def stepper_of(config: TrainConfig, recorded: bool) -> tuple[TrainStep, StandIn]:
+def step_of(config: TrainConfig, recorded: bool) -> tuple[TrainStep, StandIn]:
     torch.manual_seed(0)
-    stepper = TrainStep(config, make_phase(config, config.model.build(10, 1), 0), CPU)
-    stepper.phase.train_mode()
+    step = TrainStep(config, make_phase(config, config.model.build(10, 1), 0), CPU)
+    step.phase.train_mode()
     recorder = StandIn()
     if recorded:  # what the constructor would do on a CUDA device
-        make_capturable(stepper.optimizer, CPU)
-        stepper.graph = GraphedStep(
-            stepper.take, CPU, kind=stepper.kind, replayed=stepper.replayed, recorder=recorder
+        make_capturable(step.optimizer, CPU)
+        step.graph = GraphedStep(
+            step.eager, CPU, kind=step.kind, replayed=step.replayed, recorder=recorder
         )
-    return stepper, recorder
+    return step, recorder
 
 
 @pytest.mark.parametrize("refresh", [None, 3])
@@ -187,24 +187,23 @@ def test_a_refresh_is_counted_through_replays(
 ) -> None:
     """The stand-in's replay runs no Python of the combiner's, so that counting is ours alone."""
     config = tiny(method={"name": "osgd", "on_nonfinite": "ignore", "refresh": refresh})
-    stepper, _ = stepper_of(config, recorded=True)
+    step, _ = step_of(config, recorded=True)
     kinds: list[bool] = []
 
     def record(self: StandIn, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         return (lambda: None), work()
 
     monkeypatch.setattr(StandIn, "record", record)
-    assert stepper.graph is not None
-    kind = stepper.kind
+    assert step.graph is not None
+    kind = step.kind
 
     def watched() -> bool:
         kinds.append(kind())
         return kinds[-1]
 
-    stepper.graph.kind = watched
-    sums = RunningMetrics(2, CPU)
+    step.graph.kind = watched
     for _ in range(24):
-        stepper.step(torch.randn(8, 1, 8, 8), torch.randint(10, (8,)), sums, False)
+        step(torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
     assert kinds == [bool(refresh) and number % 3 != 0 for number in range(24)]
 
 
@@ -249,13 +248,15 @@ def test_no_training_step_waits_or_copies(
     with META:
         network = config.model.build(10, 1)
         images, labels = torch.empty(4, 1, 8, 8), torch.empty(4, dtype=torch.long)
-    stepper = TrainStep(config, make_phase(config, network, 0), META)
-    stepper.phase.train_mode()
-    sums = RunningMetrics(len(stepper.phase.stages), META)
+    step = TrainStep(config, make_phase(config, network, 0), META)
+    step.phase.train_mode()
+    metrics = RunningMetrics(len(step.phase.stages), META)
     for number in range(3):
         if number == 2:
             no_copies()
-        stepper.step(images, labels, sums, measure=False)
+        output = step(images, labels)
+        metrics.add(output.losses_S, output.logits, labels)
+        metrics.add_cosines(output.cosines)
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -265,9 +266,9 @@ def test_a_step_that_looks_at_its_losses_is_caught(tiny: Tiny) -> None:
     with META:
         network = config.model.build(10, 1)
         images, labels = torch.empty(4, 1, 8, 8), torch.empty(4, dtype=torch.long)
-    stepper = TrainStep(config, make_phase(config, network, 0), META)
+    step = TrainStep(config, make_phase(config, network, 0), META)
     with pytest.raises(RuntimeError, match="meta"):
-        stepper.step(images, labels, RunningMetrics(2, META), measure=False)
+        step(images, labels)
 
 
 class Two(nn.Module):

@@ -17,28 +17,30 @@ Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
-def make_stepper(config: TrainConfig) -> TrainStep:
+def make_step(config: TrainConfig) -> TrainStep:
     torch.manual_seed(0)
-    stepper = TrainStep(config, make_phase(config, config.model.build(10, 1), 0), CPU)
-    stepper.phase.train_mode()
-    return stepper
+    train_step = TrainStep(config, make_phase(config, config.model.build(10, 1), 0), CPU)
+    train_step.phase.train_mode()
+    return train_step
 
 
-def step(stepper: TrainStep, number: int = 0, measure: bool = False) -> RunningMetrics:
+def take(train_step: TrainStep, number: int = 0, measure: bool = False) -> RunningMetrics:
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(32, 1, 8, 8, generator=generator)
     labels = torch.randint(10, (32,), generator=generator)
-    sums = RunningMetrics(2, CPU)
-    stepper.step(images, labels, sums, measure)
-    return sums
+    metrics = RunningMetrics(2, CPU)
+    output = train_step(images, labels, measure=measure)
+    metrics.add(output.losses_S, output.logits, labels)
+    metrics.add_cosines(output.cosines)
+    return metrics
 
 
-def weights(stepper: TrainStep) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in stepper.phase.parameters]
+def weights(train_step: TrainStep) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in train_step.phase.parameters]
 
 
-def moved(stepper: TrainStep, before: list[Tensor]) -> bool:
-    return any(not torch.equal(a, b) for a, b in zip(before, weights(stepper), strict=True))
+def moved(train_step: TrainStep, before: list[Tensor]) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(before, weights(train_step), strict=True))
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])
@@ -47,24 +49,24 @@ def test_under_a_scaler_the_update_is_the_unscaled_one(
     tiny: Tiny, method: str, clip: float | None
 ) -> None:
     config = tiny(method={"name": method}, optimizer={"lr": 1e-4, "clip": clip})
-    plain, scaled = make_stepper(config), make_stepper(config)
+    plain, scaled = make_step(config), make_step(config)
     before = weights(plain)
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     for number in range(3):
-        step(plain, number)
-        step(scaled, number)
+        take(plain, number)
+        take(scaled, number)
     assert moved(plain, before)
     for one, other in zip(weights(plain), weights(scaled), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_float16_scales(tiny: Tiny) -> None:
-    stepper = make_stepper(tiny(run={"precision": "float16"}))
-    assert stepper.scaler.is_enabled()
-    before = weights(stepper)
-    step(stepper)
-    assert moved(stepper, before)
-    assert not make_stepper(tiny(run={"precision": "bf16"})).scaler.is_enabled()
+    train_step = make_step(tiny(run={"precision": "float16"}))
+    assert train_step.scaler.is_enabled()
+    before = weights(train_step)
+    take(train_step)
+    assert moved(train_step, before)
+    assert not make_step(tiny(run={"precision": "bf16"})).scaler.is_enabled()
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -73,31 +75,31 @@ def test_losses_left_out(tiny: Tiny, precision: str, stages: tuple[int, ...]) ->
     """A loss that is not finite is skipped, measured or not; with none left no weight moves."""
     for method in ("sgd-mean", "osgd"):
         config = tiny(method={"name": method, "on_nonfinite": "skip"}, run={"precision": precision})
-        stepper = make_stepper(config)
+        train_step = make_step(config)
         for stage in stages:
-            torch.nn.init.constant_(stepper.phase.network.head(stage).bias, float("nan"))
-        before = weights(stepper)
-        sums = step(stepper, measure=True)
-        head = stepper.phase.network.head(1).weight
+            torch.nn.init.constant_(train_step.phase.network.head(stage).bias, float("nan"))
+        before = weights(train_step)
+        metrics = take(train_step, measure=True)
+        head = train_step.phase.network.head(1).weight
         assert torch.equal(
-            before[[p is head for p in stepper.phase.parameters].index(True)], head
+            before[[p is head for p in train_step.phase.parameters].index(True)], head
         ) == (len(stages) == 2)
-        assert sums.means()["loss"][1] is None
-        assert sums.cosines() is None
+        assert metrics.means()["loss"][1] is None
+        assert metrics.cosines() is None
 
 
 def test_a_loss_that_is_not_finite_is_named(tiny: Tiny) -> None:
-    stepper = make_stepper(tiny())
-    torch.nn.init.constant_(stepper.phase.network.head(2).bias, float("nan"))
+    train_step = make_step(tiny())
+    torch.nn.init.constant_(train_step.phase.network.head(2).bias, float("nan"))
     with pytest.raises(RunError, match=r"^the loss of stage 2 is nan$"):
-        step(stepper)
+        take(train_step)
 
 
 @pytest.mark.parametrize("name", ["sgd-mean", "osgd"])
 def test_cosines(tiny: Tiny, name: str) -> None:
     """Known to OSGD anyway, measured for SGD where asked for: the same numbers."""
-    stepper = make_stepper(tiny(method={"name": name}))
-    known: Any = step(stepper, measure=True).cosines()
-    reference: Any = step(make_stepper(tiny(method={"name": "osgd"}))).cosines()
+    train_step = make_step(tiny(method={"name": name}))
+    known: Any = take(train_step, measure=True).cosines()
+    reference: Any = take(make_step(tiny(method={"name": "osgd"}))).cosines()
     torch.testing.assert_close(torch.tensor(known), torch.tensor(reference))
-    assert (step(stepper, 1).cosines() is None) == (name == "sgd-mean")
+    assert (take(train_step, 1).cosines() is None) == (name == "sgd-mean")

@@ -29,7 +29,7 @@ from anynest.training import (
 )
 from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder
-from anynest.training.trainer import Trainer
+from anynest.training.step import TrainStep
 
 Tiny = Callable[..., TrainConfig]
 METHODS = ["sgd-mean", "sgd-sum", "sgd-participants", "normsgd", "osgd", "osgd-norm", "greedy"]
@@ -274,19 +274,27 @@ def test_loss_that_is_not_finite(tmp_path: Path, tiny: Tiny, method: str) -> Non
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """After the seventh step, the second of an epoch, put a number into stage 2's last bias."""
+    real, calls = TrainStep.__call__, 0
+
+    def step(self: TrainStep, *arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        output = real(self, *arguments, **named)
+        if calls == 7:
+            with torch.no_grad():
+                self.phase.network.head(2).bias.fill_(value)
+        return output
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+
+
 def test_where_the_loss_went_wrong(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A NaN in stage 2 alone, in the second epoch's third batch, is placed exactly."""
-    real = Trainer.save_if_due
-
-    def poison(self: Trainer) -> None:
-        real(self)
-        if self.position.step == 7:
-            with torch.no_grad():
-                self.model.head(2).bias.fill_(float("nan"))
-
-    monkeypatch.setattr(Trainer, "save_if_due", poison)
+    """A NaN in stage 2 alone, in the second epoch's third batch, is located exactly."""
+    poison(monkeypatch, float("nan"))
     words = r"loss of stage 2 is nan at epoch 2, batch 3 of 5; the last good checkpoint stands"
     with pytest.raises(RunError, match=words + r" \(.*step-000000005"):
         train(tiny(), tmp_path / "run")
@@ -296,15 +304,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last batch before a checkpoint may ruin the weights with no loss having shown it."""
-    real = Trainer.save_if_due
-
-    def poison(self: Trainer) -> None:
-        if self.position.step == 7:
-            with torch.no_grad():
-                self.model.head(2).bias.fill_(float("inf"))
-        real(self)
-
-    monkeypatch.setattr(Trainer, "save_if_due", poison)
+    poison(monkeypatch, float("inf"))
     with pytest.raises(RunError, match=r"weights are not finite at epoch 2, batch 3 of 5"):
         train(tiny(run={"save_batches": 1}), tmp_path / "run")
     names = [path.name for path in RunFolder(tmp_path / "run").checkpoints.paths()]
@@ -417,8 +417,8 @@ def test_a_checkpoint_of_another_version(
     tmp_path: Path, three: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(three, tmp_path / "run", 7)
-    monkeypatch.setattr("anynest.training.trainer.FORMAT", 99)
-    with pytest.raises(RunFolderError, match="must have format 99, found 1"):
+    monkeypatch.setattr("anynest.training.checkpointer.FORMAT", 99)
+    with pytest.raises(RunFolderError, match="must have format 99, found 2"):
         train(None, tmp_path / "run", resume=True)
 
 

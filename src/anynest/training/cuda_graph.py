@@ -1,32 +1,36 @@
-"""A training step as a CUDA graph: recorded once, then started by one call.
+"""A training step as a CUDA graph: recorded once, then replayed by one call.
 
-A step of a small network is hundreds of short kernels, which the host starts more slowly than the
-GPU runs them. A graph starts them all at once. What a recorded step may not do: wait for the device,
-take memory that the graph does not own, or decide anything by a tensor's value.
+A step of a small network is hundreds of short kernels, which the host launches more slowly than the
+GPU runs them. A graph launches them all at once. A recorded step must not wait for the device,
+allocate memory outside the graph's pool, or branch on a tensor's value.
 """
 
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+
+from .config.train_config import TrainConfig
+from .distributed import World
+from .errors import ConfigError
 
 R = TypeVar("R")
 
 
 class Recorder(Protocol):
-    """How work is run and recorded; ``CudaRecorder``, or a stand-in."""
+    """Runs and records work: :class:`CudaRecorder`, or a stand-in for tests."""
 
     def run(self, work: Callable[[], R]) -> R:
-        """The work done now, in the place where it will be recorded."""
+        """Run the work now, in the place where it will be recorded."""
 
     def record(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
-        """The work recorded and not done: what does it, and where its result will be."""
+        """Record the work without running it; returns a function that replays it, and its result."""
 
 
 class CudaRecorder:
-    """Records on a stream of its own, into one pool of memory."""
+    """Records on its own stream, into one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -42,7 +46,7 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
         graph = torch.cuda.CUDAGraph()
-        # other threads may use the device meanwhile, as a data loader's does
+        # thread_local: other threads, such as a data loader's, may use the device meanwhile
         with torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         ):
@@ -51,25 +55,28 @@ class CudaRecorder:
 
 
 class GraphedStep(Generic[R]):
-    """``step(*inputs)``, the first times as it is, then as a CUDA graph.
+    """``step(*inputs)``, run eagerly the first times, then as a CUDA graph.
 
-    The first steps are real ones, which settle what is made once (optimizer state, kernels). Inputs
-    of another shape than the first ones', such as a last, smaller batch, are always taken as they
-    are. So the weights go where they would have gone without.
+    The first steps are real ones, which create what is created once (optimizer state, kernels).
+    Inputs of another shape than the first ones', such as a last, smaller batch, always run eagerly.
+    The weights are the same as without a graph.
 
     Args:
         step: forward, losses, a combiner's backward and the optimizer's step, with
-            ``on_nonfinite="ignore"``, ``zero_grad(set_to_none=True)`` and an optimizer made ready by
+            ``on_nonfinite="ignore"``, ``zero_grad(set_to_none=True)`` and an optimizer prepared by
             ``make_capturable``.
         device: a CUDA device.
-        kind: where steps are of several kinds, such as those of ``OSGD(refresh=k)``, which comes
-            next; each has a graph of its own.
-        replayed: told the kind after each replay, in which no Python of ``step`` has run.
-        warmup: how many steps of a kind are taken before it is recorded.
+        kind: the kind of the next step, where there are several, such as those of
+            ``OSGD(refresh=k)``; each kind has its own graph.
+        replayed: called with the kind after each replay, in which no Python of ``step`` has run.
+        warmup: how many steps of a kind are run eagerly before it is recorded.
+        recorder: a stand-in for :class:`CudaRecorder`.
 
-    What a replay returns lies where the next one will write.
+    Returns:
+        The result of ``step``. A replay's result is overwritten by the next replay.
 
-    Raises ValueError for a device other than CUDA.
+    Raises:
+        ValueError: the device is not a CUDA device.
     """
 
     def __init__(
@@ -110,21 +117,26 @@ class GraphedStep(Generic[R]):
             return self.recorder.run(lambda: self.step(*self.inputs))
         self.graphs[kind] = self.recorder.record(lambda: self.step(*self.inputs))
         replay, result = self.graphs[kind]
-        replay()  # recording did nothing but run the step's Python
+        replay()  # recording ran the Python of the step, not its kernels
         return result
 
 
 def make_capturable(optimizer: Optimizer, device: torch.device | str) -> None:
-    """Let the optimizer's step be recorded: its learning rate becomes a tensor on the device.
+    """Prepare the optimizer's step for recording: its learning rates become tensors on the device.
 
-    A schedule must then fill that tensor, not replace it. Raises ValueError for an optimizer of
-    which torch has no such form.
+    A schedule must then fill these tensors, not replace them.
+
+    Raises:
+        ValueError: torch has no capturable form of this optimizer.
     """
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
         elif isinstance(optimizer, SGD) and not group["differentiable"]:
-            group["fused"], group["foreach"] = True, False  # the form that reads the rate there
+            group["fused"], group["foreach"] = (
+                True,
+                False,
+            )  # the form that reads the rate on the device
         else:
             raise ValueError(
                 f"a CUDA graph needs an optimizer that can be captured, found"
@@ -133,5 +145,30 @@ def make_capturable(optimizer: Optimizer, device: torch.device | str) -> None:
         rate = float(group["lr"])
         group.setdefault("initial_lr", rate)
         group["lr"] = torch.tensor(rate, device=device)
-    # the first steps are taken as they are: no reason for torch to warn of it
+    # the first steps run eagerly on purpose: torch need not warn about it
     optimizer._warned_capturable_if_run_uncaptured = True
+
+
+def require_capturable(config: TrainConfig, device: torch.device, world: World) -> None:
+    """ConfigError where ``run.cuda_graph`` is set and the step cannot be recorded."""
+    if not config.run.cuda_graph:
+        return
+    wrong = {
+        f"a CUDA device, found {device}": device.type != "cuda",
+        "method.on_nonfinite ignore (--on-nonfinite ignore), since a recorded step looks at no "
+        f"loss, found {config.method.on_nonfinite}": config.method.on_nonfinite != "ignore",
+        "float32 or bf16, found float16, whose scaler waits for the device": (
+            config.run.precision == "float16"
+        ),
+        "a number for method.C, found calibrated, whose first steps differ": (
+            config.method.C == "calibrated"
+        ),
+        f"one process, found {world.size}": world.size > 1,
+    }
+    for need, lacking in wrong.items():
+        if lacking:
+            raise ConfigError(f"run.cuda_graph needs {need}: change that, or leave it out")
+    try:
+        make_capturable(config.optimizer.build([nn.Parameter(torch.zeros(1, 1))]), "cpu")
+    except ValueError as error:
+        raise ConfigError(f"run.cuda_graph: {error}") from error

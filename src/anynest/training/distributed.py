@@ -1,11 +1,11 @@
-"""A run of several processes, as ``torchrun`` starts them: who leads, and what ranks tell one another.
+"""Multi-process coordination under torchrun.
 
 Every rank holds the same weights, running statistics and optimizer state at every step; only its
-part of each batch is its own. So rank 0 alone reads and writes the run folder and speaks to the user,
-and what it finds or fails at is told to all, which then go on or stop alike.
+part of each batch is its own. Rank 0 alone reads and writes the run folder and reports to the user;
+its results and its errors are broadcast, so that all ranks continue or stop alike.
 
-The world is found in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or
-in a process group that the caller has set up.
+The processes are found in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
+or in a process group that the caller has initialized.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .._collectives import Collectives
 from .errors import ConfigError, RunError, RunFolderError
-from .rendezvous import meet
+from .rendezvous import join_store
 
-# what the leader may fail at, by name: raised again on every rank
+# errors of rank 0 that are raised again on every rank, by name
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (ConfigError, RunFolderError, RunError, ValueError, OSError)
 }
@@ -31,7 +31,7 @@ ERRORS: dict[str, type[Exception]] = {
 
 @dataclass
 class World:
-    """The processes of a run. One process is a world of its own, in which nothing is sent."""
+    """The processes of a run. Without arguments: one process, which communicates with none."""
 
     rank: int = 0
     size: int = 1
@@ -41,45 +41,41 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the files and speaks to the user."""
+        """Whether this process is rank 0."""
         return self.rank == 0
 
-    def run_on_rank_zero(self, deed: Callable[[], bytes | None]) -> bytes | None:
-        """What ``deed`` gives on rank 0, where alone it is done; its error is raised on all ranks."""
+    def run_on_rank_zero(self, work: Callable[[], bytes | None]) -> bytes | None:
+        """Call ``work`` on rank 0 alone; its result is returned, or its error raised, on all."""
         if self.link is None:
-            return deed()
+            return work()
         data, error = None, None
         if self.leads:
             try:
-                data = deed()
+                data = work()
             except tuple(ERRORS.values()) as found:
                 error = found
-        told = b"" if data is None else data
+        sent = b"" if data is None else data
         if error is not None:
-            names = [kind.__name__ for kind in type(error).__mro__]
-            kind = next(name for name in names if name in ERRORS)
-            told = json.dumps([kind, " ".join(str(error).split())]).encode()
-        state = 2 if error is not None else data is not None
-        received = self._broadcast(told, state)
+            kind = next(k.__name__ for k in type(error).__mro__ if k.__name__ in ERRORS)
+            sent = json.dumps([kind, " ".join(str(error).split())]).encode()
+        received, state = self._broadcast(sent, 2 if error is not None else data is not None)
         if error is not None:
             raise error
-        return received
+        if state == 2:
+            kind, message = json.loads(received)
+            raise ERRORS[kind](message)
+        return received if state else None
 
-    def _broadcast(self, told: bytes, state: int) -> bytes | None:
+    def _broadcast(self, data: bytes, state: int) -> tuple[bytes, int]:
         assert self.link is not None
-        words = self.link.compare([len(told), state])
-        length, state = int(words[0][0]), int(words[0][1])
+        length, state = (int(n) for n in self.link.compare([len(data), state])[0])
         buffer = torch.empty(length, dtype=torch.uint8)
         if self.leads and length:
-            buffer = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if length:
             host = self.link.host_group()
             dist.broadcast(buffer, dist.get_global_rank(host, 0), group=host)
-        data = buffer.numpy().tobytes()
-        if state == 2 and not self.leads:
-            kind, message = json.loads(data)
-            raise ERRORS[kind](message)
-        return data if state else None
+        return buffer.numpy().tobytes(), state
 
     def gather(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, on every rank."""
@@ -91,7 +87,7 @@ class World:
         return [whole[:length] for whole, length in zip(found, lengths, strict=True)]
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """RunningMetrics over ranks of tensors of one dtype and device."""
+        """Sums over ranks of tensors of one dtype and device."""
         if self.link is None:
             return list(tensors)
         flat = self.link.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]))
@@ -99,13 +95,13 @@ class World:
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def equalize(self, network: nn.Module) -> None:
-        """Give every rank rank 0's weights and buffers."""
+        """Broadcast rank 0's weights and buffers."""
         if self.link is None:
             return
         for tensors in _by_kind([*network.parameters(), *network.buffers()]):
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
             dist.broadcast(flat, dist.get_global_rank(self.group, 0), group=self.group)
-            _spread(flat, tensors)
+            _copy_back(flat, tensors)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their averages over ranks."""
@@ -113,7 +109,7 @@ class World:
             return
         for kind in _by_kind(tensors):
             flat = self.link.all_reduce(torch.cat([tensor.reshape(-1) for tensor in kind]))
-            _spread(flat / self.size, kind)
+            _copy_back(flat / self.size, kind)
 
 
 def _by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -124,7 +120,7 @@ def _by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def _spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+def _copy_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     parts = torch.split_with_sizes(flat, [tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view(tensor.shape))
@@ -132,9 +128,10 @@ def _spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """The world of this process; what it sets up is taken down afterwards.
+    """The world of this process; a process group that it initializes is destroyed afterwards.
 
-    Errors: ConfigError for an environment that names several processes but not how to meet.
+    Raises:
+        ConfigError: the environment names several processes but no master.
     """
     if dist.is_available() and dist.is_initialized():
         yield _world()
@@ -153,7 +150,7 @@ def joined() -> Iterator[World]:
     if nccl:
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-    store, number, count = meet()
+    store, number, count = join_store()
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
         yield _world()
@@ -178,31 +175,34 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process in the place of one that failed."""
+    """Whether torchrun has started this process to replace one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 class Poll:
-    """Signals and clocks, agreed upon without waiting: what is said before one batch is heard before
-    the next, on all ranks before the same one."""
+    """Numbers that ranks agree on between batches, without waiting: signals and clocks.
+
+    With several ranks, numbers given before one batch are received before the next, on all ranks
+    before the same one.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._said: tuple[Any, Tensor] | None = None
+        self._sent: tuple[Any, Tensor] | None = None
 
-    def say(self, *numbers: int) -> None:
-        """Tell the other ranks, which say as many numbers at the same time."""
-        mine, work = torch.tensor(numbers, dtype=torch.int64), None
-        if self.world.link is not None:
-            host = self.world.link.host_group()
-            work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=host, async_op=True)
-        self._said = work, mine
+    def exchange(self, *numbers: int) -> list[int]:
+        """The largest of each number over ranks: with one rank, of this call; else of the last."""
+        if self.world.link is None:
+            return list(numbers)
+        received = self.finish() or [0] * len(numbers)
+        mine, host = torch.tensor(numbers, dtype=torch.int64), self.world.link.host_group()
+        self._sent = dist.all_reduce(mine, dist.ReduceOp.MAX, group=host, async_op=True), mine
+        return received
 
-    def heard(self) -> list[int]:
-        """The largest that any rank has said last, of each number; nothing if none has spoken."""
-        if self._said is None:
+    def finish(self) -> list[int]:
+        """Wait for the last exchange; its numbers, none if there was no exchange."""
+        if self._sent is None:
             return []
-        (work, numbers), self._said = self._said, None
-        if work is not None:
-            work.wait()
+        (work, numbers), self._sent = self._sent, None
+        work.wait()
         return [int(number) for number in numbers.tolist()]

@@ -1,4 +1,4 @@
-"""The error of every stage on a split."""
+"""Loss and error of every stage on a split."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,8 +15,10 @@ from .metrics import RunningMetrics
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per stage, from stage 1. Errors are shares from 0 to 1; top-5 where there are over 10
-    classes."""
+    """Loss and error per stage, from stage 1.
+
+    Errors are shares from 0 to 1; top-5 is measured where there are more than 10 classes.
+    """
 
     split: str
     images: int
@@ -39,7 +41,7 @@ class Evaluation:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards every part is in its own mode of before."""
+    """Set eval mode within the context, then restore the mode of every module."""
     modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
@@ -59,18 +61,28 @@ def evaluate(
     check: Callable[[], None] = lambda: None,
     world: World | None = None,
 ) -> Evaluation:
-    """Run ``model``, whose output is a list of logits, over ``loader`` once in eval mode.
+    """Evaluate every stage over ``loader`` once, in eval mode.
 
-    ``check`` is called before every batch and may raise, to stop between batches.
-    Loss is the plain cross entropy, without label smoothing. In a ``world`` of several ranks each
-    has its own part of every batch, and the result is that of all of them.
+    Args:
+        model: returns a list of S logits [B, K].
+        loader: the batches.
+        split: the split's name, for the result.
+        autocast: the context of the forward pass.
+        check: called before every batch; may raise to stop between batches.
+        world: of several ranks each has its own part of every batch; the result is over all.
+
+    Returns:
+        Errors and losses per stage; the loss is the plain cross entropy, without label smoothing.
+
+    Raises:
+        ValueError: the split has no images.
     """
     sums = None
     with eval_mode(model):
         for inputs, labels in loader.batches(0):
             check()
             if sums is not None and not len(labels):
-                continue  # the other ranks have the rest
+                continue  # the other ranks have the rest of this batch
             with autocast or nullcontext():
                 logits = model(inputs)
             logits = [out.float() for out in logits]

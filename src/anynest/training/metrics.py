@@ -1,4 +1,4 @@
-"""Running sums over an epoch, kept on the device: nothing waits for the device within it.
+"""Running metrics of an epoch, kept on the device: no synchronization within the epoch.
 
 S stages (losses), B batch, K classes.
 """
@@ -14,7 +14,7 @@ from .distributed import World
 
 @dataclass
 class RunningMetrics:
-    """Per-stage sums over the images of an epoch. Losses that are not finite are left out."""
+    """Per-stage sums over the images of an epoch, without the losses that are not finite."""
 
     stages: int
     device: torch.device
@@ -34,7 +34,7 @@ class RunningMetrics:
 
     @torch.no_grad()
     def add(self, losses_S: Tensor, logits: list[Tensor], labels_B: Tensor) -> None:
-        """One batch: mean loss per stage, and logits [B, K] per stage."""
+        """Add a batch: its mean loss per stage, and its logits [B, K] per stage."""
         finite = torch.isfinite(losses_S)
         count = labels_B.shape[0]
         self.tensors["loss"] += torch.where(finite, losses_S, 0.0).to(self.tensors["loss"]) * count
@@ -47,33 +47,35 @@ class RunningMetrics:
             self.tensors["top5"] += torch.stack([miss.sum() for miss in missed])
 
     @torch.no_grad()
-    def add_cosines(self, cosines_SS: Tensor) -> None:
-        """The cosines between the losses' gradients on one batch."""
+    def add_cosines(self, cosines_SS: Tensor | None) -> None:
+        """Add the cosines between the losses' gradients on one batch, where they are known."""
+        if cosines_SS is None:
+            return
         known = torch.isfinite(cosines_SS).all().to(self.device)
         cosines_SS = cosines_SS.to(self.tensors["cosines"])
         self.tensors["cosines"] += torch.where(known, cosines_SS, 0.0)
         self.tensors["cosine_batches"] += known
 
     def over(self, world: World) -> "RunningMetrics":
-        """The sums over all ranks."""
+        """The metrics over all ranks."""
         whole = RunningMetrics(self.stages, self.device, self.top5)
         whole.tensors = dict(
             zip(self.tensors, world.total(list(self.tensors.values())), strict=True)
         )
         return whole
 
-    def add_sums(self, tensors: dict[str, Tensor]) -> None:
+    def merge(self, tensors: dict[str, Tensor]) -> None:
         """Add the sums of a checkpoint."""
         for name, tensor in self.tensors.items():
             tensor += tensors[name].to(tensor.device)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the sums of a checkpoint."""
+        """Restore the sums of a checkpoint."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
     def means(self) -> dict[str, Any]:
-        """``loss``, ``error`` and perhaps ``top5_error`` per stage; the device is waited for."""
+        """``loss``, ``error`` and perhaps ``top5_error`` per stage. Synchronizes the device."""
         sums = {name: tensor.tolist() for name, tensor in self.tensors.items()}
 
         def ratio(over: str, under: str) -> list[float | None]:
@@ -86,7 +88,7 @@ class RunningMetrics:
         return result
 
     def cosines(self) -> list[list[float]] | None:
-        """Their mean over the batches that had any."""
+        """The mean cosines [S, S] over the batches where they are known."""
         batches = self.tensors["cosine_batches"].item()
         if not batches or self.stages < 2:
             return None

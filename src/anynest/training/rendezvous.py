@@ -1,8 +1,8 @@
-"""How the processes of one life of a run find one another, and none of an earlier life.
+"""Rendezvous of the processes of one start of a run, apart from those of earlier starts.
 
-torchrun keeps one store for all lives of a run (torch 2.13: the agent's TCPStore), so that after a
-restart a process may read there the address of one that is dead, and wait for it in vain. So the ranks
-first agree upon a word that is new, and meet under it.
+torchrun keeps one store for all restarts of a run (torch 2.13: the agent's TCPStore), so a restarted
+process may read the address of a dead one there, and wait for it in vain. The ranks therefore first
+agree on a new prefix, and use the store under it.
 """
 
 import os
@@ -11,12 +11,12 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-PATIENCE = timedelta(minutes=30)  # as torch.distributed itself
+PATIENCE = timedelta(minutes=30)  # the default of torch.distributed
 PAUSE = 0.01  # seconds between two looks of rank 0
 
 
-def meet() -> tuple[Any, int, int]:
-    """A store that this life alone uses, this process's rank, and the number of ranks.
+def join_store() -> tuple[Any, int, int]:
+    """A store that only this start of the run uses, this process's rank, and the number of ranks.
 
     Reads MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, as torch's ``env://`` does.
     """
@@ -25,21 +25,21 @@ def meet() -> tuple[Any, int, int]:
 
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     store.set_timeout(PATIENCE)
-    return PrefixStore(new_word(store, rank, size), store), rank, size
+    return PrefixStore(new_prefix(store, rank, size), store), rank, size
 
 
-def new_word(store: Any, rank: int, size: int) -> str:
-    """A word of rank 0's that all ranks of this life know, whatever older ones left in the store.
+def new_prefix(store: Any, rank: int, size: int) -> str:
+    """A prefix chosen by rank 0 that all ranks of this start know, whatever the store holds.
 
-    Every rank greets with a name that nobody had before. Rank 0 answers each greeting that it finds,
-    an old one too, under the very name, until all ranks have said that they know the word.
+    Every rank announces itself under a unique name. Rank 0 answers each announcement that it finds,
+    including old ones, under that name, until all ranks have confirmed the prefix.
     """
     mine = f"{os.getpid()}-{uuid.uuid4().hex}"
     if rank > 0:
         store.set(f"anynest/greeting/{rank}", mine)
-        word: str = store.get(f"anynest/answer/{mine}").decode()
-        store.set(f"anynest/known/{word}/{rank}", b"")
-        return word
+        prefix: str = store.get(f"anynest/answer/{mine}").decode()
+        store.set(f"anynest/known/{prefix}/{rank}", b"")
+        return prefix
     missing = set(range(1, size))
     end = time.monotonic() + PATIENCE.total_seconds()
     while missing:

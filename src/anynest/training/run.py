@@ -10,19 +10,19 @@ import torch
 from ..data import Dataset
 from ..nets import AnytimeNetwork, sync_batch_norm
 from .config.train_config import TrainConfig
+from .cuda_graph import require_capturable
 from .distributed import World, is_lost, joined, restarted
 from .environment import computing
 from .errors import ConfigError, RunError
+from .metrics_logger import writer_class
 from .output.reporting import NullReporter, Reporter
 from .output.run_folder import RunFolder
 from .output.summary import TrainResult, finish, read_result
-from .output.tensorboard import writer_class
 from .randomness import seed_everything
 from .signals import StopRequest
-from .step import require_capturable
 from .trainer import Trainer
 
-RANK_SEEDS = 1_000_003  # from one rank's seed to the next one's
+RANK_SEEDS = 1_000_003  # the difference of two neighbouring ranks' seeds
 
 
 def train(
@@ -34,18 +34,24 @@ def train(
     data: Dataset | None = None,
     model: AnytimeNetwork | None = None,
 ) -> TrainResult:
-    """Train as ``config`` says, into ``folder``; ``resume`` goes on with the run that is there.
+    """Train as ``config`` says, into ``folder``.
 
-    On a resume ``config`` may be None (the folder's own is taken) and must otherwise be the same.
-    ``data`` and ``model`` take the place of what the config would load and build; a resumed run
-    must be given the same ones.
+    Under torchrun, or within a process group, the ranks share the work (see ``distributed``);
+    folder, config and reporter are rank 0's, and all ranks return its result.
 
-    Under torchrun, or within a process group, the ranks share the work (see ``distributed``); the
-    folder, the config and the reporter are rank 0's, the result is told to all.
+    Args:
+        config: the run's config. Of a resumed run it may be None (the folder's is used), and must
+            otherwise be the same, except for where the data lies.
+        folder: the run folder, empty or new.
+        resume: continue the run in ``folder``.
+        reporter: receives the progress.
+        data: used instead of loading ``config.data``; a resumed run must be given the same.
+        model: used instead of building ``config.model``; a resumed run must be given the same.
 
-    Errors:
-        ConfigError, RunFolderError: nothing was trained. RunError: the run failed, its last
-        checkpoint stands; Interrupted where a signal stopped it.
+    Raises:
+        ConfigError, RunFolderError: nothing was trained.
+        RunError: the run failed; its last checkpoint stands.
+        Interrupted: a signal stopped the run after it saved.
 
     Example:
         >>> import tempfile
@@ -57,10 +63,10 @@ def train(
         3
     """
     run_folder = RunFolder(folder)
-    with joined() as world, together(world, run_folder), contextlib.ExitStack() as stack:
+    with joined() as world, explained_loss(world, run_folder), contextlib.ExitStack() as stack:
         if reporter is None or not world.leads:
             reporter = NullReporter()
-        told = world.run_on_rank_zero(lambda: opened(run_folder, config, resume))
+        told = world.run_on_rank_zero(lambda: open_run(run_folder, config, resume))
         assert told is not None
         found = json.loads(told)
         config, resume = TrainConfig.from_json(found["config"]), found["resume"]
@@ -68,19 +74,19 @@ def train(
             reporter.say(f"{folder} is finished: nothing is left to train")
             return TrainResult(run_folder.path, found["summary"])
         if config.run.tensorboard:
-            writer_class()  # whether it is installed is found before anything is written
+            writer_class()  # refuse before anything is written
         device = stack.enter_context(computing(config.run, world.local_rank))
         require_capturable(config, device, world)
         if model is None:
-            with torch.device("meta"):  # a wrong name or option is found before any data is read
+            with torch.device("meta"):  # refuse a wrong name or option before reading any data
                 config.model.build(num_classes=2, in_channels=1)
         data = config.data.load() if data is None else data
         require_same(data, world)
         seed_everything(config.run.seed)
-        model = prepare(config, data, model, device)
-        spread(config, model, world)
+        model = build_network(config, data, model, device)
+        synchronize(config, model, world)
         stop = StopRequest(patient=world.size > 1)
-        loop = Trainer(config, run_folder, data, model, device, reporter, stop, world)
+        trainer = Trainer(config, run_folder, data, model, device, reporter, stop, world)
 
         def begin() -> None:
             stack.enter_context(run_folder.locked())
@@ -91,17 +97,17 @@ def train(
 
         world.run_on_rank_zero(begin)
         stack.enter_context(stop)
-        loop.run()
+        trainer.run()
         model.requires_grad_(True)
-        history = loop.history
-        result = finish(config, run_folder, data, model, device, history, loop.check_in, world)
-        loop.poll.heard()
+        history = trainer.logger.history
+        result = finish(config, run_folder, data, model, device, history, trainer.check_in, world)
+        trainer.poll.finish()
         return result
 
 
 @contextlib.contextmanager
-def together(world: World, folder: RunFolder) -> Iterator[None]:
-    """One line where another rank is gone; its own error says why."""
+def explained_loss(world: World, folder: RunFolder) -> Iterator[None]:
+    """One line where another rank is gone; that rank's own error says why."""
     try:
         yield
     except RuntimeError as error:
@@ -113,10 +119,10 @@ def together(world: World, folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def opened(folder: RunFolder, config: TrainConfig | None, resume: bool) -> bytes:
-    """How the run begins, as JSON: its config, whether it is resumed, the summary of a finished one.
+def open_run(folder: RunFolder, config: TrainConfig | None, resume: bool) -> bytes:
+    """The start of a run as JSON: its config, whether it is resumed, the summary if finished.
 
-    A process that torchrun has started again goes on with the run that it finds.
+    A process that torchrun has restarted continues the run that it finds.
     """
     resume = resume or (restarted() and folder.started)
     if resume:
@@ -142,21 +148,21 @@ def require_same(data: Dataset, world: World) -> None:
         )
 
 
-def spread(config: TrainConfig, model: AnytimeNetwork, world: World) -> None:
-    """Rank 0's network on every rank, its norms joined where they are to be."""
+def synchronize(config: TrainConfig, model: AnytimeNetwork, world: World) -> None:
+    """Give every rank rank 0's network, with synchronized batch norms where configured."""
     if world.size == 1:
         return
     world.equalize(model)
     if config.run.sync_batch_norm:
         sync_batch_norm(model, world.group)
-    # what a network draws itself, such as dropout, is not to be the same on all ranks
+    # a network's own random numbers, such as dropout's, must differ between ranks
     seed_everything(config.run.seed + RANK_SEEDS * world.rank)
 
 
-def prepare(
+def build_network(
     config: TrainConfig, data: Dataset, model: AnytimeNetwork | None, device: torch.device
 ) -> AnytimeNetwork:
-    """The network on its device, fit for the method."""
+    """The network on its device; ConfigError where the method does not fit its stages."""
     if model is None:
         model = config.model.build(data.num_classes, data.in_channels)
     method = config.method

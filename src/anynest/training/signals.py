@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop; it does so between two batches, after saving."""
+"""Ctrl-C and SIGTERM request that a run stops; it does so between two batches, after saving."""
 
 import signal
 import threading
@@ -7,12 +7,14 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, turns the first SIGINT or SIGTERM into ``signal_number``.
+    """While entered, records the first SIGINT or SIGTERM in ``signal_number``.
 
-    A second one ends the process as it would have without (the checkpoints are whole anyway).
-    Signals reach the main thread only; elsewhere this does nothing. A ``patient`` one waits for
-    the run to stop however often it is told, as ranks do that must stop together: torchrun ends
-    those that take too long.
+    A second one has its ordinary effect, and ends the process (checkpoints are atomic). Signals
+    reach only the main thread; elsewhere this does nothing.
+
+    Args:
+        patient: record every signal, as ranks do that must stop together: torchrun ends those that
+            take too long.
     """
 
     def __init__(self, patient: bool = False) -> None:

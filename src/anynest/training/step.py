@@ -7,19 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..multitask import OSGD, NonFiniteLossError, Stats, gradient_stats
-from .compiled import compile_network
+from ..multitask import OSGD, NonFiniteLossError, Stats, compile_for_tasks, gradient_stats
+from ..nets import AnytimeNetwork
 from .config.train_config import TrainConfig
 from .cuda_graph import GraphedStep, make_capturable
 from .distributed import World
-from .errors import ConfigError, RunError
-from .metrics import RunningMetrics
+from .errors import RunError
 from .training_phases import Phase
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step leaves beside new weights: losses [S], logits [B, K] each, cosines [S, S]."""
+    """The results of a step beside the new weights.
+
+    losses_S: [S], detached; logits: S tensors [B, K], detached; cosines: [S, S] between the losses'
+    gradients, where they are known.
+    """
 
     losses_S: Tensor
     logits: list[Tensor]
@@ -27,27 +30,45 @@ class StepOutput:
 
 
 class TrainStep:
-    """What one phase updates with; ``state_dict`` holds all that a resumed phase needs."""
+    """``step(images, labels)`` updates a phase's weights from one batch.
+
+    ``state_dict`` holds everything that a resumed phase needs. ``remark`` is a line for the user.
+    """
 
     def __init__(
         self, config: TrainConfig, phase: Phase, device: torch.device, world: World | None = None
     ) -> None:
         self.config, self.phase, self.device = config, phase, device
         self.world = world or World()
-        self.forward = phase.network
         self.combiner = config.method.build(self.world.group)
-        self.remark = ""  # for the one who watches the run
+        self.remark = ""
         if config.run.compile:
             one_pass = self.combiner.takes_one_pass(range(len(phase.stages)))
             self.remark = compile_network(phase.network, one_pass)
         self.optimizer = config.optimizer.build(phase.parameters)
-        # not every torch that we run on has the scaler's kernels for mps
+        # some supported versions of torch lack the scaler's kernels for mps
         scales = config.run.precision == "float16" and device.type != "mps"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales)
         self.graph: GraphedStep[StepOutput] | None = None
         if config.run.cuda_graph:
             make_capturable(self.optimizer, device)
-            self.graph = GraphedStep(self.take, device, kind=self.kind, replayed=self.replayed)
+            self.graph = GraphedStep(self.eager, device, kind=self.kind, replayed=self.replayed)
+
+    def __call__(self, images: Tensor, labels: Tensor, *, measure: bool = False) -> StepOutput:
+        """Update the weights from one batch.
+
+        Args:
+            images: [B, C, H, W].
+            labels: [B].
+            measure: measure the cosines of the losses' gradients where the method does not compute
+                them anyway.
+
+        Raises:
+            RunError: a loss is not finite and ``method.on_nonfinite`` is ``raise``; on every rank.
+        """
+        if self.graph is None or measure:
+            return self.eager(images, labels, measure)
+        return self.graph(images, labels)
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""
@@ -58,26 +79,10 @@ class TrainStep:
             enabled=precision != "float32",
         )
 
-    def step(self, images: Tensor, labels: Tensor, sums: RunningMetrics, measure: bool) -> None:
-        """Update the weights from one batch, and add it to ``sums``.
-
-        ``measure`` asks for the gradients' cosines where the method does not know them anyway.
-
-        Errors: RunError where a loss is not finite (the caller knows where) and
-        ``method.on_nonfinite`` says to raise; on every rank, where it is so on one.
-        """
-        if self.graph is None or measure:
-            taken = self.take(images, labels, measure)
-        else:
-            taken = self.graph(images, labels)
-        sums.add(taken.losses_S, taken.logits, labels)
-        if taken.cosines is not None and self.world.leads:  # they are the same on all ranks
-            sums.add_cosines(taken.cosines)
-
-    def take(self, images: Tensor, labels: Tensor, measure: bool = False) -> StepOutput:
-        """The step itself, which may be recorded: what is kept of it is added up by ``step``."""
+    def eager(self, images: Tensor, labels: Tensor, measure: bool = False) -> StepOutput:
+        """The step itself, run or recorded as a CUDA graph."""
         with self.autocast():
-            logits = self.forward(images)
+            logits = self.phase.network(images)
         losses = [self.config.method.criterion(out, labels) for out in logits]
         losses_S = torch.stack([loss.detach() for loss in losses])
         alone = self.world.size == 1
@@ -97,21 +102,17 @@ class TrainStep:
         cosines = cosines if stats.cosines is None else stats.cosines
         return StepOutput(losses_S, [out.detach() for out in logits], cosines)
 
-    def set_rate(self, factor: float) -> None:
-        """Set the learning rates to ``factor`` times the optimizer's base rates."""
-        set_rate(self.optimizer, factor)
-
     def kind(self) -> bool:
-        """Whether the next step is one backward pass: recorded apart from one that is several."""
+        """Whether the next step is one backward pass; each kind of step has its own graph."""
         return self.combiner.takes_one_pass(range(len(self.phase.stages)))
 
     def replayed(self, single: bool) -> None:
-        """Count a replayed step for OSGD's refresh, whose Python has not run."""
+        """Count a replayed step for OSGD's refresh, since a replay runs no Python."""
         if isinstance(self.combiner, OSGD) and self.combiner.kept is not None:
             self.combiner.kept.count(refreshed=not single)
 
     def cosines(self, losses: list[Tensor], samples: int | None) -> Tensor | None:
-        """[S, S] of the joined batch's gradients; None where a loss is not finite."""
+        """Cosines [S, S] of the whole batch's gradients; None where a loss is not finite."""
         try:
             return gradient_stats(
                 losses, self.phase.parameters, group=self.world.group, samples=samples
@@ -120,7 +121,7 @@ class TrainStep:
             return None
 
     def backward(self, losses: list[Tensor], samples: int | None = None) -> Stats:
-        """The combined gradient into ``.grad``, times the loss scale under float16."""
+        """Write the combined gradient into ``.grad``, times the loss scale under float16."""
         if not self.scaler.is_enabled():
             return self.combiner.backward(losses, self.phase.parameters, samples=samples)
         scaled = [self.scaler.scale(loss) for loss in losses]
@@ -130,7 +131,7 @@ class TrainStep:
         )
 
     def update(self) -> None:
-        """The base optimizer's step along ``.grad``, which float16 may have to leave out."""
+        """Take the base optimizer's step, which the scaler skips where float16 overflowed."""
         if self.config.optimizer.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.phase.parameters, self.config.optimizer.clip)
@@ -148,7 +149,7 @@ class TrainStep:
             )
 
     def require_finite(self, losses_S: Tensor) -> None:
-        """RunError names the stages whose loss is not finite."""
+        """RunError, naming the stages, where a loss is not finite."""
         if bool(torch.isfinite(losses_S).all()):
             return
         pairs = zip(self.phase.stages, losses_S.tolist(), strict=True)
@@ -156,7 +157,7 @@ class TrainStep:
         raise RunError("the loss of " + ", of ".join(bad))
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only."""
+        """The state that a resumed phase needs: tensors and plain values."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "combiner": self.combiner.state_dict(),
@@ -164,12 +165,12 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint of the same phase."""
+        """Restore the state of a checkpoint of the same phase."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.combiner.load_state_dict(state["combiner"])
         self.scaler.load_state_dict(state["scaler"])
         if self.graph is not None:
-            make_capturable(self.optimizer, self.device)  # the loaded rate lies elsewhere
+            make_capturable(self.optimizer, self.device)  # the loaded rates are other tensors
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:
@@ -177,31 +178,24 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         rate = factor * group.setdefault("initial_lr", float(group["lr"]))
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # in place, where a recorded step reads it
+            group["lr"].fill_(rate)  # in place: a recorded step reads this tensor
         else:
             group["lr"] = rate
 
 
-def require_capturable(config: TrainConfig, device: torch.device, world: World) -> None:
-    """ConfigError where a step that is to be a CUDA graph could not be one."""
-    if not config.run.cuda_graph:
-        return
-    wrong = {
-        f"a CUDA device, found {device}": device.type != "cuda",
-        "method.on_nonfinite ignore (--on-nonfinite ignore), since a recorded step looks at no "
-        f"loss, found {config.method.on_nonfinite}": config.method.on_nonfinite != "ignore",
-        "float32 or bf16, found float16, whose scaler waits for the device": (
-            config.run.precision == "float16"
-        ),
-        "a number for method.C, found calibrated, whose first steps differ": (
-            config.method.C == "calibrated"
-        ),
-        f"one process, found {world.size}": world.size > 1,
-    }
-    for need, lacking in wrong.items():
-        if lacking:
-            raise ConfigError(f"run.cuda_graph needs {need}: change that, or leave it out")
-    try:
-        make_capturable(config.optimizer.build([nn.Parameter(torch.zeros(1, 1))]), "cpu")
-    except ValueError as error:
-        raise ConfigError(f"run.cuda_graph: {error}") from error
+def compile_network(network: AnytimeNetwork, one_pass: bool) -> str:
+    """Compile the network in place and say in a line what was compiled.
+
+    With one backward pass a step the whole network is one region. With one pass per loss each node
+    is one, so that a pass runs only through the nodes of its loss; nodes that share a kernel stay
+    in it, whose backward pass skips stages by itself (``nets/nested/fused.py``).
+    """
+    if one_pass:
+        compile_for_tasks(network)
+        return "compiled: the network as a whole"
+    blocks = network.called_nodes()
+    compile_for_tasks(network, blocks)
+    nodes = sum(len(layer.nodes) for layer in network.plan.layers)
+    if len(blocks) == nodes:
+        return f"compiled: each of {nodes} nodes by itself"
+    return f"compiled: {len(blocks)} of {nodes} nodes by themselves; others run in fused kernels"

@@ -1,9 +1,9 @@
-"""Which network, weights and losses are trained, phase by phase.
+"""The phases of a training run: which network, weights and losses each of them trains.
 
-Every method has one phase, in which all stages learn together, but greedy, which has one a stage
+Every method has one phase, which trains all stages together, except greedy, which has one a stage
 (Algorithm 1): phase s trains ``w_s \\ w_{s-1}`` on the loss of stage s alone for a full schedule.
-What earlier stages own is frozen: their weights take no gradient, their batch norms keep their
-statistics. Line 3's initialisation is the one that the network was built with.
+Earlier stages are frozen: their weights take no gradient, their batch norms keep their statistics.
+Line 3's initialisation is that of the network as it was built.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Phase:
     frozen: tuple[nn.Module, ...] = ()
 
     def train_mode(self) -> None:
-        """Training mode, but for the frozen."""
+        """Set training mode, except for the frozen modules."""
         self.network.train()
         for module in self.frozen:
             module.eval()
 
 
 def count_phases(config: TrainConfig, model: AnytimeNetwork) -> int:
-    """How many full schedules the run has."""
+    """The number of phases, each a full schedule."""
     return model.num_stages if config.greedy else 1
 
 

@@ -8,7 +8,6 @@ import torch
 
 from ...training import TrainConfig
 from ...training.environment import computing
-from ...training.metrics import RunningMetrics
 from ...training.step import TrainStep
 from ...training.training_phases import count_phases, make_phase
 from ..results.records import Line
@@ -71,16 +70,16 @@ def measure(
         total = 0.0
         for index in range(count_phases(config, model)):
             phase = make_phase(config, model, index)
-            stepper = TrainStep(config, phase, device)
+            step = TrainStep(config, phase, device)
             phase.train_mode()
-            total += seconds_a_step(config, stepper, device, (channels, image_size), classes)
+            total += seconds_a_step(config, step, device, (channels, image_size), classes)
     batches = images // config.data.batch_size
     return total * batches * config.schedule.epochs
 
 
 def seconds_a_step(
     config: TrainConfig,
-    stepper: TrainStep,
+    step: TrainStep,
     device: torch.device,
     shape: tuple[int, int],
     classes: int,
@@ -90,11 +89,10 @@ def seconds_a_step(
     sample = config.data.batch_size if device.type != "cpu" else SAMPLE
     inputs = torch.randn(sample, channels, size, size, device=device)
     labels = torch.randint(classes, (sample,), device=device)
-    sums = RunningMetrics(len(stepper.phase.stages), device)
     best = float("inf")
     for _ in range(1 + STEPS):
         began = time.perf_counter()
-        stepper.step(inputs, labels, sums, False)
+        step(inputs, labels)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
