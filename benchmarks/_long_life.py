@@ -54,9 +54,9 @@ def one(predictor: AnytimePredictor, x: torch.Tensor, number: int) -> None:
     if kind < 3:
         predictor.predict(x, None)
     elif kind == 3:
-        predictor.predict(x, 0.0002, when_nothing="guess")
+        predictor.predict(x, 0.0002, on_timeout="guess")
     elif kind == 4:
-        predictor.predict(x, 0.0, when_nothing="wait")
+        predictor.predict(x, 0.0, on_timeout="wait")
     elif kind == 5:
         predictor.predict(x.expand(3, 1, 8, 8), None)
     elif kind == 6:

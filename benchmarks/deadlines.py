@@ -150,7 +150,7 @@ def ask(
     if watched is not None:
         watched.first.clear()
     called = time.monotonic()
-    prediction = predictor.predict(x, deadline, when_nothing="guess")
+    prediction = predictor.predict(x, deadline, on_timeout="guess")
     cell.stages[prediction.stage] += 1
     if prediction.ended == "deadline":
         cell.overshoot.append(prediction.elapsed - deadline)

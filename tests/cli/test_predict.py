@@ -73,7 +73,7 @@ def test_the_same_answers_as_an_evaluation(
         assert line["class"] == data.classes[line["label"]]
         assert line["confidence"] == max(shares.values()) == line["top"][0]["probability"]
         assert (line["stage"], line["stages"]) == (2, 2)
-        assert line["ended"] == "last stage"
+        assert line["stop_reason"] == "last stage"
         assert line["deadline"] is None
 
 
@@ -181,7 +181,7 @@ def test_a_deadline_that_nothing_can_meet(
     when: str, status: int, words: str, finished: Path, pictures: Path, capsys: Out
 ) -> None:
     argv = ["predict", str(finished), str(pictures / "0" / "000.png"), "--deadline", "1us"]
-    argv += ["--when-nothing", when]
+    argv += ["--on-timeout", when]
     capsys.readouterr()
     assert main(argv) == status
     shown = capsys.readouterr()
@@ -203,15 +203,23 @@ def test_confidence_stops_early(finished: Path, pictures: Path, capsys: Out) -> 
     capsys.readouterr()
     assert main([*argv, "--confidence", "0.0001"]) == 0
     (line,) = lines(capsys)
-    assert (line["stage"], line["ended"]) == (1, "policy")
+    assert (line["stage"], line["stop_reason"]) == (1, "policy")
     assert main([*argv, "--confidence", "1"]) == 0
     assert lines(capsys)[0]["stage"] == 2
 
 
-def test_save_work_reads_the_profile(finished: Path, pictures: Path, capsys: Out) -> None:
+def test_min_completion_probability_reads_the_profile(
+    finished: Path, pictures: Path, capsys: Out
+) -> None:
     quick = ["--rounds", "1", "--device", "cpu", "--no-plain"]
     assert main(["profile", str(finished), *quick]) == 0
-    argv = ["predict", str(finished), str(pictures / "0" / "000.png"), "--save-work", "1"]
+    argv = [
+        "predict",
+        str(finished),
+        str(pictures / "0" / "000.png"),
+        "--min-completion-probability",
+        "1",
+    ]
     capsys.readouterr()
     assert main([*argv, "--deadline", "30s", "--json"]) == 0
     assert lines(capsys)[0]["stage"] == 2
@@ -225,7 +233,7 @@ def test_save_work_reads_the_profile(finished: Path, pictures: Path, capsys: Out
     argv += ["--deadline", "30s", "--profile", str(slow)]
     assert main([*argv, "--json"]) == 0
     (line,) = lines(capsys)
-    assert (line["stage"], line["ended"]) == (1, "saved work")
+    assert (line["stage"], line["stop_reason"]) == (1, "completion probability")
     assert main(argv) == 0
     assert "(stage 1 of 2, deadline 30 s met)" in capsys.readouterr().out
 
@@ -251,10 +259,19 @@ def test_a_failing_network_fails_its_picture(
     [
         ("/no/such/run x.png", "does not exist"),
         ("{run}/curves.png x.png", "no whole safetensors file"),
-        ("{run} x.png --save-work 0 --deadline 1s", "--save-work must be above 0"),
-        ("{run} x.png --save-work 0.9", "give --deadline too"),
-        ("{run} x.png --profile p.json", "--save-work alone"),
-        ("{run} x.png --save-work 1 --deadline 1s --profile no.json", "`anynest profile` writes"),
+        (
+            "{run} x.png --min-completion-probability 0 --deadline 1s",
+            "--min-completion-probability must be above 0",
+        ),
+        (
+            "{run} x.png --min-completion-probability 0.9",
+            "give --deadline too",
+        ),
+        ("{run} x.png --profile p.json", "--min-completion-probability alone"),
+        (
+            "{run} x.png --min-completion-probability 1 --deadline 1s --profile no.json",
+            "`anynest profile` writes",
+        ),
         ("{run} x.png --backend onnxruntime --device meta", "computes on the cpu, found"),
         ("{run} x.png --device quantum", "device must be auto, cpu, cuda or mps"),
     ],

@@ -38,7 +38,7 @@ def test_every_stage_in_turn(make_session: Any, make_image: Image) -> None:
         predictions = list(stream)
         assert [p.stage for p in predictions] == [1, 2, 3]
         assert [p.logits[0].item() for p in predictions] == [2, 4, 6]
-        assert [p.ended for p in predictions] == [None, None, "last stage"]
+        assert [p.stop_reason for p in predictions] == [None, None, "last stage"]
         elapsed = [p.elapsed for p in predictions]
         assert 0 < elapsed[0] <= elapsed[1] <= elapsed[2]
         assert all(p.deadline is None and p.deadline_met for p in predictions)
@@ -69,7 +69,7 @@ def test_a_stream_ends_at_its_deadline_or_policy(
         gate.opened.set()
         settle(lambda: not session.open)
         sure = predictor.stream(make_image(2.0), policy=Confidence(0.9))
-        assert [(p.stage, p.ended) for p in sure] == [(1, None), (2, "policy")]
+        assert [(p.stage, p.stop_reason) for p in sure] == [(1, None), (2, "policy")]
         late = predictor.stream(make_image(1.0), policy=Deadline(30))
         assert [p.deadline for p in late] == [30, 30, 30]
 
@@ -126,7 +126,7 @@ def test_the_loop_goes_on_while_a_kernel_runs(
         assert ticks == 50
         gate.opened.set()
         prediction = await task
-        assert (prediction.stage, prediction.ended) == (3, "last stage")
+        assert (prediction.stage, prediction.stop_reason) == (3, "last stage")
 
     with AnytimePredictor(make_session(on_step=gate)) as predictor:
         run(main())
@@ -137,7 +137,7 @@ def test_the_newest_stage_at_the_deadline(make_session: Any, make_image: Image, 
 
     async def main() -> None:
         prediction = await predictor.apredict(make_image(1.0), 0.1)
-        assert (prediction.stage, prediction.ended) == (2, "deadline")
+        assert (prediction.stage, prediction.stop_reason) == (2, "deadline")
         assert prediction.elapsed >= 0.1
         assert prediction.deadline_met
         gate.opened.set()
@@ -154,16 +154,16 @@ def test_nothing_by_the_deadline(make_session: Any, make_image: Image, gates: An
     async def main() -> None:
         with pytest.raises(DeadlineError):
             await predictor.apredict(make_image(1.0), 0.02)
-        guess = await predictor.apredict(make_image(1.0), 0.02, when_nothing="guess")
+        guess = await predictor.apredict(make_image(1.0), 0.02, on_timeout="guess")
         assert guess.guessed
         waiting = asyncio.ensure_future(
-            predictor.apredict(make_image(1.0), 0.02, when_nothing="wait")
+            predictor.apredict(make_image(1.0), 0.02, on_timeout="wait")
         )
         await asyncio.sleep(0.05)
         assert not waiting.done()
         gate.opened.set()
         late = await waiting
-        assert (late.stage, late.deadline_met, late.ended) == (1, False, "deadline")
+        assert (late.stage, late.deadline_met, late.stop_reason) == (1, False, "deadline")
 
     with AnytimePredictor(make_session(on_step=gate)) as predictor:
         run(main())
@@ -203,7 +203,7 @@ def test_asynchronous_streams(make_session: Any, make_image: Image, gates: Any) 
 
     async def main() -> None:
         found = [p async for p in predictor.astream(make_image(2.0), 0.1)]
-        assert [(p.stage, p.ended) for p in found] == [(1, None), (2, None)]
+        assert [(p.stage, p.stop_reason) for p in found] == [(1, None), (2, None)]
         assert [p async for p in predictor.astream(make_image(2.0), 0.0)] == []
         gate.opened.set()
         found = [p async for p in predictor.astream(make_image(2.0))]

@@ -35,7 +35,7 @@ def test_a_batch_is_its_images_one_by_one(
     assert torch.equal(batch.logits, torch.stack([one.logits for one in alone]))
     assert torch.equal(batch.probabilities, torch.stack([one.probabilities for one in alone]))
     assert batch.confidence == min(one.confidence for one in alone)
-    assert batch.ended == ("last stage" if batch.stage == 4 else "policy")
+    assert batch.stop_reason == ("last stage" if batch.stage == 4 else "policy")
     for images, stage, _ in session.log:  # nobody is computed who has left
         there = tuple(v for v, last in zip(values, batch.stages, strict=True) if last >= stage)
         assert images == there
@@ -54,7 +54,7 @@ def test_the_order_is_kept_at_a_deadline(make_image: Any) -> None:
         )
         opened.set()
     assert batch.stages == (2, 1, 2, 1)
-    assert batch.ended == "deadline"
+    assert batch.stop_reason == "deadline"
     assert batch.logits[:, 0].tolist() == pytest.approx([0.2, 9.0, 2.0, 8.0])
 
 

@@ -105,8 +105,8 @@ def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None
         ({"source": None}, TypeError, "a network or a path|an AnytimeNetwork or a path"),
         ({"source": "nowhere"}, ValueError, "nowhere does not exist"),
         ({"source": torch.nn.Linear(1, 1)}, TypeError, "found Linear"),
-        ({"profile": 3}, TypeError, "profile must be a Profile or a path, got 3"),
-        ({"info": 3}, TypeError, "info must be a WeightsInfo, got 3"),
+        ({"profile": 3}, TypeError, "profile must be a Profile or a path, found 3"),
+        ({"info": 3}, TypeError, "info must be a WeightsInfo, found 3"),
         ({"profile": "nowhere"}, ValueError, "cannot read the profile nowhere"),
     ],
 )
@@ -125,6 +125,6 @@ def test_devices_by_any_name(model: AnytimeNetwork) -> None:
     x = torch.randn(1, 8, 8)
     for device in ("cpu", torch.device("cpu")):
         with AnytimePredictor(model, device=device) as predictor:
-            assert predictor._way[:2] == ("torch", "cpu")
+            assert predictor._opened.way == ("onnxruntime", "cpu", 1)
             assert predictor.predict(x, None).stage == 3
     assert isinstance(open_session(model, device="auto"), OnnxSession)

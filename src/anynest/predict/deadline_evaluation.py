@@ -1,8 +1,9 @@
-"""Accuracy under real deadlines: every image is predicted for real under each of them (section 5.4).
+"""Accuracy under real deadlines: every image is predicted under each of them (section 5.4).
 
-Where nothing is ready by the deadline the answer is a random guess, as in the paper. The paper simulates
-from measured latencies and takes "7 deadlines ... 0.5x-1x of the average latency under the biggest
-ResNet-42 or Sparse ResNet"; here the biggest network is the nested one itself, run to its last stage.
+Where no stage meets the deadline the prediction is a random guess, as in the paper. The paper
+simulates from measured latencies and takes "7 deadlines ... 0.5x-1x of the average latency under
+the biggest ResNet-42 or Sparse ResNet"; here the biggest network is the nested one itself, run to
+its last stage.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from torch import Tensor
 
 from .prediction import Prediction
 
-COUNT = 7  # the paper's number of deadlines
+SHARES = tuple(0.5 + 0.5 * i / 6 for i in range(7))  # of the largest network's mean latency
 Predict = Callable[[Tensor, float | None], Prediction]
 
 
 @dataclass
 class DeadlineResult:
-    """What came of one deadline (None: there was none).
+    """The predictions under one deadline.
 
     Attributes:
-        images: how many were predicted.
-        correct: how many rightly.
-        stages: answers by their stage: guesses, stage 1, ..., stage S.
-        elapsed: seconds from each call to its answer.
+        deadline: seconds; None for none.
+        stages: number of predictions by stage: guesses, stage 1, ..., stage S.
+        images: number of predictions.
+        correct: number of correct predictions.
+        elapsed: seconds from each call to its return.
     """
 
     deadline: float | None
@@ -41,22 +43,22 @@ class DeadlineResult:
 
     def add(self, prediction: Prediction, label: int, seconds: float) -> None:
         self.images += 1
-        self.correct += prediction.label == label
+        self.correct += int(prediction.label == label)
         self.stages[prediction.stage] += 1
         self.elapsed.append(seconds)
 
     @property
     def accuracy(self) -> float:
-        """The share that was right, 0 to 1; nan of no images."""
+        """Share of correct predictions, 0 to 1; nan for no images."""
         return self.correct / self.images if self.images else math.nan
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, from the number of images."""
+        """Binomial standard error of the accuracy."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.images) if self.images else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; times in seconds, ``overshoot`` past the deadline."""
+        """Plain Python values, times in seconds."""
         p50, p99 = (float(value) for value in np.quantile(self.elapsed, (0.5, 0.99)))
         result = {
             "deadline": self.deadline,
@@ -74,21 +76,22 @@ class DeadlineResult:
         return result
 
 
-def auto_deadlines(mean: float) -> list[float | None]:
-    """The paper's: seven from 0.5 to 1 times the mean latency of the whole network, then none.
+def paper_deadlines(mean: float) -> list[float | None]:
+    """The paper's seven deadlines for a mean latency of the largest network, then none.
 
-    >>> auto_deadlines(0.012)
+    >>> paper_deadlines(0.012)
     [0.006, 0.007, 0.008, 0.009, 0.01, 0.011, 0.012, None]
     """
-    shares = [0.5 + 0.5 * i / (COUNT - 1) for i in range(COUNT)]
-    return [*(round(share * mean, 7) for share in shares), None]
+    return [*(round(share * mean, 7) for share in SHARES), None]
 
 
 def mean_latency(
     predict: Predict, images: Sequence[Tensor], clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Mean seconds of a prediction without a deadline, over the images ``[1, C, H, W]``; a few run
-    unmeasured before."""
+    """Mean seconds of a prediction without a deadline, over images ``[1, C, H, W]``.
+
+    The first ten run once more, unmeasured, before.
+    """
     for x in images[:10]:
         predict(x, None)
     began = clock()
@@ -108,15 +111,19 @@ def measure_deadlines(
 ) -> tuple[list[DeadlineResult], bool]:
     """Predict every image under every deadline, one image at a time.
 
-    The deadlines of an image come in turn, another first for each image, so that a machine whose
-    speed drifts favours none. Ctrl-C ends it with what there is: the second value is then False,
-    and the image that was under way counts nowhere.
+    Each image starts with another deadline, so that a drift of the machine's speed favours none.
 
     Args:
-        predict: answers an image ``[1, C, H, W]`` under a deadline in seconds, or None; guesses
-            where nothing is ready.
-        images: and their labels.
-        report: called with the number of images done; may raise, to stop.
+        predict: maps an image ``[1, C, H, W]`` and a deadline in seconds, or None, to a
+            prediction; guesses where no stage meets the deadline.
+        images: pairs of image and label.
+        deadlines: in seconds, or None.
+        num_stages: S.
+        report: called with the number of finished images; may raise, to stop.
+
+    Returns:
+        One result per deadline, and whether all images were predicted: after Ctrl-C the results
+        are those of the images that had been finished.
     """
     results = [DeadlineResult(deadline, [0] * (num_stages + 1)) for deadline in deadlines]
     try:

@@ -1,13 +1,13 @@
-"""What callers may hand to a predictor, made the float32 batch ``[B, C, H, W]`` that networks take.
+"""The inputs that a predictor accepts, converted to float32 batches ``[B, C, H, W]``.
 
-    floating point [C, H, W] or [B, C, H, W]   is normalised already (torch or numpy), used as it is
+    floating point [C, H, W] or [B, C, H, W]   normalised images (torch or NumPy), used unchanged
     uint8 torch    [C, H, W] or [B, C, H, W]   raw pixels, as data sets in memory hold them
-    uint8 numpy    [H, W] or [H, W, C]         one raw picture, as Pillow and OpenCV (in RGB order) lay it out
-    PIL.Image, a path                          one raw picture
-    a list of such                             a batch
+    uint8 NumPy    [H, W] or [H, W, C]         one raw image, as Pillow and OpenCV (RGB) hold it
+    PIL.Image, a path                          one raw image
+    a list of these                            a batch
 
-Raw pictures become what an evaluation of the run makes of them: resized, cut to the run's image size,
-normalised by its mean and std. Where these are not known, raw pictures are refused.
+Raw images get the preprocessing of the run's evaluation: resized, cropped to the run's image
+size, normalised by its mean and std. Without these, raw images are refused.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ FORMS = "a tensor [C, H, W] or [B, C, H, W], a uint8 array [H, W, C], a PIL imag
 
 
 def needs_decoding(x: Any) -> bool:
-    """Whether ``x`` takes longer than a glance: files and pictures rather than tensors."""
+    """Whether ``x`` takes time to convert: files and images rather than tensors."""
     return not isinstance(x, Tensor | np.ndarray)
 
 
 class ImageReader:
-    """Makes batches for one network.
+    """Converts inputs to batches for one network.
 
     Args:
         in_channels: C of the network.
-        info: what its training images were like; None where nobody knows.
+        info: size, mean and std of its training images; None where unknown.
     """
 
     def __init__(self, in_channels: int, info: WeightsInfo | None) -> None:
@@ -51,15 +51,19 @@ class ImageReader:
         if info is not None:
             self._normalize = Normalize(info.mean, info.std, torch.device("cpu"), False)
             if in_channels in (1, 3):
-                Image.preinit()  # the decoders: at a first picture a deadline would be running
+                Image.preinit()  # load the decoders now, not under the first deadline
                 self._pictures = ImageFileReader(info.image_size, info.mean, info.std, info.fit)
 
     def __call__(self, x: Any) -> tuple[Tensor, bool]:
-        """(float32 ``[B, C, H, W]`` that nobody else holds, whether ``x`` was a single image).
+        """Convert one input.
+
+        Returns:
+            A new float32 tensor ``[B, C, H, W]``, and whether ``x`` was a single image.
 
         Raises:
-            ValueError: one line, for shapes, types and values that are no image of this network,
-                and for files that cannot be read.
+            ValueError: a shape, type or value that does not fit the network, or a file that
+                cannot be read, in one line.
+            TypeError: another type of input.
         """
         if isinstance(x, np.ndarray) and x.dtype != np.uint8:
             x = _tensor(x)
@@ -70,14 +74,19 @@ class ImageReader:
         else:
             batch, single = self._raw(self._picture(x).unsqueeze(0)), True
         if not bool(torch.isfinite(batch).all()):
-            raise ValueError("images must be finite, found NaN or infinite values: mend the input")
+            raise ValueError("images must be finite, found NaN or infinite values: check the input")
         return batch, single
 
     def _from_tensor(self, x: Tensor) -> tuple[Tensor, bool]:
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or 0 in x.shape:
             raise ValueError(
                 f"images must be [{self.in_channels}, H, W] or [B, {self.in_channels}, H, W] and not "
-                f"empty, got {list(x.shape)}"
+                f"empty, found {list(x.shape)}"
+            )
+        if x.is_meta or x.layout != torch.strided:
+            raise ValueError(
+                "images must be dense tensors with values, found layout "
+                f"{x.layout} on device {x.device}"
             )
         single = x.dim() == 3
         x = x.detach()
@@ -86,53 +95,57 @@ class ImageReader:
             return self._raw(self._to_size(x)), single
         if not x.is_floating_point():
             raise ValueError(
-                f"images must be floating point (normalised) or uint8 (raw pixels), got {x.dtype}"
+                f"images must be floating point (normalised) or uint8 (raw pixels), found {x.dtype}"
             )
         return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format), single
 
     def _from_list(self, images: Sequence[Any]) -> Tensor:
         if not images:
-            raise ValueError("a batch must have at least one image, got an empty list")
+            raise ValueError("a batch must have at least one image, found an empty list")
         parts = []
         for number, image in enumerate(images):
             batch, single = self(image)
             if not single:
-                raise ValueError(f"a list must be of single images, number {number} is a batch")
+                raise ValueError(f"a list must hold single images, found a batch at index {number}")
             parts.append(batch)
         if len({part.shape for part in parts}) > 1:
             sizes = sorted({f"{p.shape[2]}x{p.shape[3]}" for p in parts})
-            raise ValueError(f"images of a batch must have one size, got {', '.join(sizes)} pixels")
+            raise ValueError(
+                f"images of a batch must have one size, found {', '.join(sizes)} pixels"
+            )
         return torch.cat(parts)
 
     def _picture(self, x: Any) -> Tensor:
-        """Raw pixels ``[C, size, size]`` of one picture."""
+        """Raw pixels ``[C, size, size]`` of one image."""
         if isinstance(x, str | os.PathLike):
             return self._reader().pixels(str(Path(x)))
         if isinstance(x, np.ndarray):
             flat = x[:, :, 0] if x.ndim == 3 and x.shape[2] == 1 else x
             if flat.ndim not in (2, 3) or 0 in flat.shape or (flat.ndim == 3 and x.shape[2] != 3):
                 raise ValueError(
-                    "a uint8 array must be one picture [H, W], [H, W, 1] or [H, W, 3], got "
-                    f"{list(x.shape)}; give raw [C, H, W] pixels and batches as torch tensors"
+                    "a uint8 array must be one image [H, W], [H, W, 1] or [H, W, 3], found "
+                    f"{list(x.shape)}; pass raw [C, H, W] pixels and batches as torch tensors"
                 )
             x = Image.fromarray(np.ascontiguousarray(flat))
         if isinstance(x, Image.Image):
             return self._reader().of_image(x, "the given image")
-        raise TypeError(f"images must be {FORMS}, got {type(x).__name__}")
+        raise TypeError(f"images must be {FORMS}, found {type(x).__name__}")
 
     def _reader(self) -> ImageFileReader:
         if self._pictures is None:
             self._require_info()
             raise DataError(
-                f"pictures have 1 channel (grey) or 3 (RGB), the network {self.in_channels}: give tensors"
+                "image files have 1 channel (grey) or 3 (RGB), found a network of "
+                f"{self.in_channels}: pass tensors"
             )
         return self._pictures
 
     def _require_info(self) -> Normalize:
         if self._normalize is None:
             raise ValueError(
-                "raw images need the mean, std and size of the training images, which a bare network does "
-                "not know: give floating-point normalised tensors, open the run folder, or pass info="
+                "raw images need the mean, std and size of the training images, which a bare network "
+                "does not have: pass normalised floating-point tensors, open the run folder, or "
+                "pass info="
             )
         return self._normalize
 
@@ -140,7 +153,7 @@ class ImageReader:
         return self._require_info()(pixels.contiguous())
 
     def _to_size(self, pixels: Tensor) -> Tensor:
-        """uint8 images ``[B, C, H, W]`` as an evaluation would cut them."""
+        """uint8 images ``[B, C, H, W]``, resized and cropped as in an evaluation."""
         self._require_info()
         if self.size is None or tuple(pixels.shape[2:]) == (self.size, self.size):
             return pixels
@@ -150,12 +163,12 @@ class ImageReader:
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     if array.dtype.kind not in "biufc":
-        raise ValueError(f"images must be numbers, got an array of {array.dtype}")
+        raise ValueError(f"images must be numbers, found an array of {array.dtype}")
     native = array.dtype.newbyteorder("=")
-    try:  # a copy: torch warns of arrays that are read-only
+    try:  # a copy: torch warns about read-only arrays
         return torch.from_numpy(np.array(array, native))
     except TypeError as error:
         raise ValueError(
-            f"images must be of a type that torch has, got an array of {array.dtype}: "
-            "give x.astype('float32')"
+            f"images must have a dtype that torch has, found an array of {array.dtype}: "
+            "pass x.astype('float32')"
         ) from error

@@ -1,4 +1,4 @@
-"""From what a caller names to a session that computes, and to what is known of the network beside it."""
+"""Opens the source of a predictor, and collects what it tells about the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ..engines.checks import check_threads
 from ..engines.model_source import Source, resolve
 from ..engines.onnx.manifest import read_manifest
 from ..engines.open import choose_backend, open_session
@@ -21,7 +20,7 @@ from ..nets.nested.wiring import build_plan
 from ..profiling import Profile
 from ..store import WeightsInfo
 
-KNOWN_SIZES = 64  # of images, whose costs are kept
+MAX_SIZES = 64  # image sizes whose costs are cached
 
 Cost = Callable[[tuple[int, int]], tuple[StageCost, ...]]
 
@@ -30,36 +29,38 @@ Cost = Callable[[tuple[int, int]], tuple[StageCost, ...]]
 class Opened:
     """A session, and what its source tells.
 
-    ``owned``: whether it was opened here, and is to be closed with its predictor; ``device``: where it
-    computes; ``cost``: of every stage for (height, width), where the source tells it.
+    Attributes:
+        owned: the session was opened here, and is closed with its predictor.
+        way: backend, device and threads, as profiles name them.
+        cost: maps (height, width) to the costs of every stage; None where unknown.
     """
 
     session: Session
     owned: bool
-    device: str
+    way: tuple[str, str, int]
     info: WeightsInfo | None = None
     cost: Cost | None = None
     profile: Profile | None = None
     _costs: dict[tuple[int, int], tuple[int, ...] | None] = field(default_factory=dict)
 
     def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
-        """Of one image up to each stage; None where nobody knows."""
+        """Multiply-adds of one image up to each stage; None where unknown."""
         size = (height, width)
         if size not in self._costs:
-            if len(self._costs) >= KNOWN_SIZES:
+            if len(self._costs) >= MAX_SIZES:
                 self._costs.clear()
             rows: tuple[StageCost, ...] = ()
             if self.cost is not None:
                 rows = self.cost(size)
             elif self.profile is not None and size == (self.profile.image_size,) * 2:
                 rows = self.profile.costs
-            told = len(rows) == self.session.num_stages  # not so for a part of a network
-            self._costs[size] = tuple(row.multiply_adds for row in rows) if told else None
+            known = len(rows) == self.session.num_stages  # not so for a part of a network
+            self._costs[size] = tuple(row.multiply_adds for row in rows) if known else None
         return self._costs[size]
 
     @property
     def image_size(self) -> int | None:
-        """The side of the images that the network is used to, where it is known."""
+        """Side of the network's images in pixels, where known."""
         if self.info is not None:
             return self.info.image_size
         return self.profile.image_size if self.profile is not None else None
@@ -74,28 +75,27 @@ def open_source(
     info: WeightsInfo | None,
     profile: Profile | str | Path | None,
 ) -> Opened:
-    """Open what ``AnytimePredictor`` is given; its docstring says what the arguments are.
+    """Open the source of an ``AnytimePredictor``; its docstring has the arguments.
 
     Raises:
-        ValueError: a source or an option that does not fit, one line.
-        TypeError: neither a network, nor a path, nor a session; another kind of profile or info.
+        ValueError: a source or an option that does not fit, in one line.
+        TypeError: a source, profile or info of another type.
     """
     if not isinstance(profile, Profile | str | Path | None):
-        raise TypeError(f"profile must be a Profile or a path, got {profile!r}")
+        raise TypeError(f"profile must be a Profile or a path, found {profile!r}")
     if not isinstance(info, WeightsInfo | None):
-        raise TypeError(f"info must be a WeightsInfo, got {info!r}")
+        raise TypeError(f"info must be a WeightsInfo, found {info!r}")
     read = Profile.read(profile) if isinstance(profile, str | Path) else profile
+    count = threads or torch.get_num_threads()
     if hasattr(source, "begin") and not isinstance(source, AnytimeNetwork | str | Path):
-        opened = Opened(source, False, str(device), info, profile=read)
+        way = (source.backend, str(device), count)
+        opened = Opened(source, False, way, info, profile=read)
     else:
         found = resolve(source)
-        default = "torch" if found.export is None else "onnxruntime"
-        chosen, place = choose_backend(found, backend or default, device)
-        check_threads(threads)
-        needed = found.require_network() if chosen == "torch" else found.network or found.export
-        assert needed is not None
-        session = open_session(needed, backend=chosen, threads=threads, device=place)
-        opened = Opened(session, True, place, info or found.info, _cost_of(found), read)
+        chosen, place = choose_backend(found, backend, device)
+        session = open_session(found, backend=chosen, threads=threads, device=place)
+        way = (chosen, place, count)
+        opened = Opened(session, True, way, info or found.info, _cost_of(found), read)
     if read is not None and read.num_stages != opened.session.num_stages:
         stages = opened.session.num_stages
         if opened.owned:
@@ -108,7 +108,7 @@ def open_source(
 
 
 def _cost_of(found: Source) -> Cost:
-    """The stages' costs of a network, or of the one that an exported folder tells of."""
+    """The costs of a network, or of the architecture in the manifest of an exported folder."""
     if found.network is not None:
         return found.network.cost
     assert found.export is not None

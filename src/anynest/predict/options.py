@@ -1,95 +1,79 @@
-"""One call's wishes, checked, and the predictions that answer it."""
+"""The options of one prediction, validated once, when the call is made."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import dataclass
 
-from .policies import Policy, as_policy
-from .prediction import Answer, DeadlineError, Prediction, uniform
+from .policies import Policy, as_policy, to_float
 
-WHEN_NOTHING = ("raise", "wait", "guess")
+ON_TIMEOUT = ("raise", "wait", "guess")
 
 Policies = Policy | Sequence[Policy] | None
 
 
 @dataclass(frozen=True)
-class Request:
-    """What ``AnytimePredictor.predict`` was asked for.
+class PredictOptions:
+    """What one call of ``AnytimePredictor.predict`` asks for.
 
-    ``called``: when, by ``time.monotonic``; ``limit``: seconds from then, inf for no deadline.
+    Attributes:
+        called: time of the call by ``time.monotonic``.
+        seconds: deadline in seconds after the call; inf for none, 0 or less if it has passed.
+        policy: early stopping; None runs to the last stage or the deadline.
+        on_timeout: ``"raise"``, ``"wait"`` or ``"guess"``, where no stage meets the deadline.
+        min_completion_probability: a stage that finishes in time with a smaller probability is
+            not started; None starts every stage.
     """
 
     called: float
-    limit: float
-    policy: Policy | None
-    when_nothing: str
-    save_work: float | None
+    seconds: float = math.inf
+    policy: Policy | None = None
+    on_timeout: str = "raise"
+    min_completion_probability: float | None = None
 
     @classmethod
-    def of(
+    def create(
         cls,
         deadline: float | None,
         policy: Policies,
-        when_nothing: str = "raise",
-        save_work: float | None = None,
-    ) -> Request:
-        """The deadline counts from here. ValueError or TypeError, one line, for what makes no sense."""
+        on_timeout: str = "raise",
+        min_completion_probability: float | None = None,
+    ) -> PredictOptions:
+        """Validate the arguments of a call; the deadline counts from here.
+
+        Raises:
+            ValueError: an argument out of range, in one line.
+            TypeError: a policy of another type.
+        """
         called = time.monotonic()
-        if deadline is not None and not (isinstance(deadline, Real) and deadline >= 0):
-            raise ValueError(f"deadline must be seconds from 0, or None, got {deadline!r}")
-        if when_nothing not in WHEN_NOTHING:
+        seconds = math.inf if deadline is None else to_float(deadline)
+        if seconds is None:
+            raise ValueError(f"deadline must be a number of seconds or None, found {deadline!r}")
+        if on_timeout not in ON_TIMEOUT:
             raise ValueError(
-                f"when_nothing must be one of {', '.join(WHEN_NOTHING)}, got {when_nothing!r}"
+                f"on_timeout must be one of {', '.join(ON_TIMEOUT)}, found {on_timeout!r}"
             )
-        if save_work is not None and not (isinstance(save_work, Real) and 0 < save_work <= 1):
-            raise ValueError(f"save_work must be a probability above 0, got {save_work!r}")
+        probability = min_completion_probability
+        if probability is not None:
+            probability = to_float(probability)
+            if probability is None or not 0 < probability <= 1:
+                raise ValueError(
+                    "min_completion_probability must be above 0 and at most 1, found "
+                    f"{min_completion_probability!r}"
+                )
         chosen = as_policy(policy)
-        limit = math.inf if deadline is None else deadline
         if chosen is not None:
-            limit = min(limit, chosen.limit())
-        return cls(called, limit, chosen, when_nothing, save_work)
+            seconds = min(seconds, chosen.limit())
+        return cls(called, seconds, chosen, on_timeout, probability)
 
     @property
     def due(self) -> float:
-        """The deadline, by ``time.monotonic``."""
-        return self.called + self.limit
+        """The deadline by ``time.monotonic``."""
+        return self.called + self.seconds
 
-    def present(
-        self, answer: Answer, classes: tuple[str, ...] | None, at: float | None = None
-    ) -> Prediction:
-        """An answer as the caller gets it; ``at``: when that is, if not when it was finished."""
-        return Prediction(
-            logits=answer.logits,
-            probabilities=answer.probabilities,
-            stage=max(answer.stages),
-            stages=answer.stages,
-            confidence=answer.confidence,
-            elapsed=(answer.at if at is None else at) - self.called,
-            deadline=None if math.isinf(self.limit) else self.limit,
-            deadline_met=answer.at <= self.due,
-            ended=answer.ended,
-            classes=classes,
-        )
-
-    def guess(
-        self,
-        drawn: tuple[int, ...],
-        num_classes: int,
-        single: bool,
-        classes: tuple[str, ...] | None,
-    ) -> Prediction:
-        """The classes ``drawn`` at random, for want of an answer."""
-        elapsed = time.monotonic() - self.called
-        guess = uniform(drawn, num_classes, single, elapsed, self.limit)
-        return replace(guess, classes=classes)
-
-    def nothing(self) -> DeadlineError:
-        """What is raised for want of an answer."""
-        return DeadlineError(
-            f"no stage was finished within {self.limit * 1000:g} ms of the call: give a longer deadline, "
-            "or say when_nothing='wait' or 'guess'"
-        )
+    @property
+    def deadline(self) -> float | None:
+        """Seconds after the call; None for no deadline."""
+        return None if math.isinf(self.seconds) else self.seconds

@@ -1,12 +1,12 @@
-"""When to stop although there is time: pure functions of what is known after a stage.
+"""Early stopping: pure functions of what is known after a stage.
 
-    policy = Confidence(0.9) | MultiplyAdds(10_000_000)   # stops when either says so
-    policy = Confidence(0.9) & Deadline(0.005)            # stops when both do
-    policy = [Confidence(0.9), MultiplyAdds(10_000_000)]  # a list is any of them
+    policy = Confidence(0.9) | MultiplyAdds(10_000_000)  # stops when either does
+    policy = Confidence(0.9) & Deadline(0.005)  # stops when both do
+    policy = [Confidence(0.9), MultiplyAdds(10_000_000)]  # a list means any of them
 
-Each image of a batch is judged on its own: those that are done leave, the rest run on.
+Each image of a batch is judged separately: images that are done leave, the others go on.
 
-Legend: b images still under way, K classes, S stages.
+Legend: b images still being computed, K classes, S stages.
 """
 
 from __future__ import annotations
@@ -20,16 +20,27 @@ import torch
 from torch import Tensor
 
 
+def to_float(value: object) -> float | None:
+    """A real number of any type (NumPy's too) as a Python float; None for anything else and NaN."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the range of float64
+        return None
+    return None if math.isnan(number) else number
+
+
 @dataclass(frozen=True)
-class Moment:
+class PolicyInput:
     """What is known when a stage is finished.
 
     Attributes:
-        stage: which, from 1; the last stage is never asked about.
+        stage: from 1; policies are not called for the last stage.
         probabilities: ``[b, K]``.
         elapsed: seconds since the call.
-        cost: multiply-adds of one image up to and including this stage; None where not known.
-        next_cost: the same up to and including the next stage.
+        cost: multiply-adds of one image up to this stage; None where unknown.
+        next_cost: multiply-adds of one image up to the next stage.
     """
 
     stage: int
@@ -40,18 +51,18 @@ class Moment:
 
 
 class Policy:
-    """Says which images need no further stage; combined by ``|`` (any) and ``&`` (all)."""
+    """Decides which images need no further stage. Combine with ``|`` (any) and ``&`` (all)."""
 
-    def stop(self, moment: Moment) -> Tensor:
-        """``[b]`` bool: which images are done."""
-        raise TypeError(f"{type(self).__name__} must say what stop(moment) is")
+    def stop(self, known: PolicyInput) -> Tensor:
+        """bool ``[b]``: the images that are done."""
+        raise TypeError(f"{type(self).__name__} must implement stop(known)")
 
     def limit(self) -> float:
-        """Seconds from the call after which every image is done whatever the answers; inf: none."""
+        """Seconds after the call at which every image is done in any case; inf for none."""
         return math.inf
 
     def parts(self) -> tuple[Policy, ...]:
-        """The simple policies that this one is made of."""
+        """The simple policies that this one combines."""
         return (self,)
 
     def __or__(self, other: Policy) -> Policy:
@@ -63,18 +74,23 @@ class Policy:
 
 @dataclass(frozen=True)
 class Deadline(Policy):
-    """Done ``seconds`` after the call. Alone or in ``|`` it ends a prediction as its deadline does:
-    with the newest stage finished by then, whatever is under way."""
+    """Done ``seconds`` after the call.
+
+    Alone or in ``|`` it interrupts a running stage, as the argument ``deadline`` does. 0 or less
+    has passed already.
+    """
 
     seconds: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.seconds, Real) and 0 < self.seconds < math.inf):
-            raise ValueError(f"a deadline must be positive seconds, got {self.seconds!r}")
+        seconds = to_float(self.seconds)
+        if seconds is None or math.isinf(seconds):
+            raise ValueError(f"a deadline must be a number of seconds, found {self.seconds!r}")
+        object.__setattr__(self, "seconds", seconds)
 
-    def stop(self, moment: Moment) -> Tensor:
-        done = moment.elapsed >= self.seconds
-        return torch.full((len(moment.probabilities),), done, dtype=torch.bool)
+    def stop(self, known: PolicyInput) -> Tensor:
+        done = known.elapsed >= self.seconds
+        return torch.full((len(known.probabilities),), done, dtype=torch.bool)
 
     def limit(self) -> float:
         return self.seconds
@@ -82,44 +98,42 @@ class Deadline(Policy):
 
 @dataclass(frozen=True)
 class Confidence(Policy):
-    """Done where the most likely class has at least the stage's threshold of probability.
+    """Done where the largest probability reaches the stage's threshold.
 
-    ``thresholds``: one number for every stage, or one for each of the stages 1 to S-1. A threshold
-    above 1 is never reached. ``calibrate`` chooses them.
+    Args:
+        thresholds: one number for all stages, or one for each of the stages 1 to S-1. No
+            confidence reaches a threshold above 1. ``calibrate`` chooses them.
     """
 
     thresholds: float | tuple[float, ...] = 0.9
 
     def __post_init__(self) -> None:
-        if isinstance(self.thresholds, Sequence) and not isinstance(self.thresholds, str):
-            object.__setattr__(self, "thresholds", tuple(self.thresholds))
-        values = self._all()
-        if not values or not all(isinstance(v, Real) and v >= 0 for v in values):
-            raise ValueError(
-                f"confidence thresholds must be numbers from 0, got {self.thresholds!r}"
-            )
-
-    def _all(self) -> tuple[float, ...]:
-        return self.thresholds if isinstance(self.thresholds, tuple) else (self.thresholds,)
+        given = self.thresholds
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        values = [to_float(value) for value in (given if several else (given,))]  # type: ignore[union-attr]
+        numbers = tuple(value for value in values if value is not None and value >= 0)
+        if not numbers or len(numbers) < len(values):
+            raise ValueError(f"confidence thresholds must be numbers from 0, found {given!r}")
+        object.__setattr__(self, "thresholds", numbers if several else numbers[0])
 
     def threshold(self, stage: int) -> float:
-        """The one that holds at ``stage``."""
+        """The threshold of ``stage``."""
         if not isinstance(self.thresholds, tuple):
             return self.thresholds
         if stage > len(self.thresholds):
             raise ValueError(
-                f"there are confidence thresholds for {len(self.thresholds)} stages, and stage {stage} "
-                "needs one; give one for each stage but the last"
+                f"stage {stage} needs a confidence threshold, found {len(self.thresholds)} of "
+                "them: give one for each stage but the last"
             )
         return self.thresholds[stage - 1]
 
-    def stop(self, moment: Moment) -> Tensor:
-        return moment.probabilities.amax(dim=1) >= self.threshold(moment.stage)
+    def stop(self, known: PolicyInput) -> Tensor:
+        return known.probabilities.amax(dim=1) >= self.threshold(known.stage)
 
 
 @dataclass(frozen=True)
 class MultiplyAdds(Policy):
-    """Done where the next stage would take an image past ``budget`` multiply-adds in all.
+    """Done where the next stage would exceed ``budget`` multiply-adds for one image, in total.
 
     Stage 1 is always computed.
     """
@@ -127,90 +141,88 @@ class MultiplyAdds(Policy):
     budget: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.budget, Real) and self.budget > 0):
-            raise ValueError(f"a budget must be positive multiply-adds, got {self.budget!r}")
-
-    def stop(self, moment: Moment) -> Tensor:
-        if moment.next_cost is None:
+        budget = to_float(self.budget)
+        if budget is None or budget <= 0:
             raise ValueError(
-                "a budget of multiply-adds needs the network's costs, and this source does not tell "
-                "them: give profile="
+                f"a budget must be a positive number of multiply-adds, found {self.budget!r}"
             )
-        done = moment.next_cost > self.budget
-        return torch.full((len(moment.probabilities),), done, dtype=torch.bool)
+        object.__setattr__(self, "budget", budget)
+
+    def stop(self, known: PolicyInput) -> Tensor:
+        if known.next_cost is None:
+            raise ValueError(
+                "a budget of multiply-adds needs the network's costs, and this source does not "
+                "tell them: pass profile="
+            )
+        done = known.next_cost > self.budget
+        return torch.full((len(known.probabilities),), done, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
-class AnyOf(Policy):
-    """Done where any of several says so."""
-
+class _Combined(Policy):
     policies: tuple[Policy, ...]
 
     def __post_init__(self) -> None:
-        _require_policies(self.policies)
+        for policy in self.policies:
+            if not isinstance(policy, Policy):
+                raise TypeError(f"| and & combine policies, found {policy!r}")
 
-    def stop(self, moment: Moment) -> Tensor:
-        return torch.stack([policy.stop(moment) for policy in self.policies]).any(dim=0)
+    def parts(self) -> tuple[Policy, ...]:
+        return tuple(part for policy in self.policies for part in policy.parts())
+
+    def _stops(self, known: PolicyInput) -> Tensor:
+        return torch.stack([policy.stop(known) for policy in self.policies])
+
+
+@dataclass(frozen=True)
+class AnyOf(_Combined):
+    """Done where any of several policies is."""
+
+    def stop(self, known: PolicyInput) -> Tensor:
+        return self._stops(known).any(dim=0)
 
     def limit(self) -> float:
         return min(policy.limit() for policy in self.policies)
 
-    def parts(self) -> tuple[Policy, ...]:
-        return tuple(part for policy in self.policies for part in policy.parts())
-
 
 @dataclass(frozen=True)
-class AllOf(Policy):
-    """Done where all of several say so."""
+class AllOf(_Combined):
+    """Done where all of several policies are."""
 
-    policies: tuple[Policy, ...]
-
-    def __post_init__(self) -> None:
-        _require_policies(self.policies)
-
-    def stop(self, moment: Moment) -> Tensor:
-        return torch.stack([policy.stop(moment) for policy in self.policies]).all(dim=0)
+    def stop(self, known: PolicyInput) -> Tensor:
+        return self._stops(known).all(dim=0)
 
     def limit(self) -> float:
         return max(policy.limit() for policy in self.policies)
 
-    def parts(self) -> tuple[Policy, ...]:
-        return tuple(part for policy in self.policies for part in policy.parts())
-
-
-def _require_policies(policies: Sequence[Policy]) -> None:
-    for policy in policies:
-        if not isinstance(policy, Policy):
-            raise TypeError(f"| and & join policies, got {policy!r}")
-
 
 def as_policy(policy: Policy | Sequence[Policy] | None) -> Policy | None:
-    """One policy of what a caller may give: itself, or any of a list; None for none.
+    """One policy from the forms that callers may pass: a policy, a list (any of it) or None.
 
     Raises:
-        TypeError: something else.
+        TypeError: another type.
     """
     if policy is None or isinstance(policy, Policy):
         return policy
     if not isinstance(policy, Sequence) or not all(isinstance(p, Policy) for p in policy):
-        raise TypeError(f"policy must be a Policy or a list of them, got {policy!r}")
+        raise TypeError(f"policy must be a Policy or a list of them, found {policy!r}")
     if len(policy) < 2:
         return policy[0] if policy else None
     return AnyOf(tuple(policy))
 
 
 def check_fit(policy: Policy | None, num_stages: int, costs_known: bool) -> None:
-    """ValueError, one line, where a policy cannot work for a network of so many stages."""
+    """ValueError, in one line, where a policy cannot work for a network of ``num_stages``."""
     for part in policy.parts() if policy else ():
         if isinstance(part, Confidence) and isinstance(part.thresholds, tuple):
             if num_stages - 1 <= len(part.thresholds) <= num_stages:
                 continue
             raise ValueError(
                 f"per-stage confidence thresholds must be one for each of the stages 1 to "
-                f"{num_stages - 1}, got {len(part.thresholds)}"
+                f"{num_stages - 1}, found {len(part.thresholds)}"
             )
         if isinstance(part, MultiplyAdds) and not costs_known:
-            part.stop(Moment(1, torch.empty(0, 0)))
+            part.stop(PolicyInput(1, torch.empty(0, 0)))
 
 
 def with_thresholds(policy: Policy, thresholds: tuple[float, ...]) -> Policy:

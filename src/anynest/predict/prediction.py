@@ -1,4 +1,4 @@
-"""What a predictor answers, and what it raises where there is no answer."""
+"""The value that a predictor returns, and the errors that it raises."""
 
 from __future__ import annotations
 
@@ -13,48 +13,32 @@ from ..store import RunError
 
 
 class DeadlineError(RunError):
-    """No stage was finished by the deadline, and the caller asked for nothing less than an answer."""
+    """No stage was finished by the deadline, and ``on_timeout`` is ``"raise"``."""
 
 
 class NetworkError(RunError):
-    """The network failed while it was evaluated; ``__cause__`` is what it raised."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What is known once a stage is finished: ``[K]`` of a single image, or ``[B, K]`` of a batch in the
-    caller's order.
-
-    ``at``: when it was, by ``time.monotonic``; ``ended``: why no other follows, or None.
-    """
-
-    stages: tuple[int, ...]
-    logits: Tensor
-    probabilities: Tensor
-    confidence: float
-    at: float
-    ended: str | None
+    """The network failed during evaluation; ``__cause__`` is the original error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One answer, of one image or of a batch. K classes, B images.
+    """The prediction for one image or a batch. K classes, B images.
 
     Attributes:
-        logits: ``[K]`` of a single image, ``[B, K]`` of a batch; zeros for a guess.
+        logits: ``[K]`` for a single image, ``[B, K]`` for a batch; zeros for a guess.
         probabilities: of the same shape, each row sums to 1; uniform for a guess.
-        stage: the newest stage in the answer, from 1; 0 for a guess.
-        stages: the stage of each image, for in a batch some may leave before others.
-        confidence: the probability of the most likely class, the least of a batch's.
-        elapsed: seconds from the call to the answer, waiting included. In a stream: until the
-            stage was finished.
-        deadline: seconds from the call that were granted, or None.
-        deadline_met: whether the answer comes from the network and was finished by the deadline. The
-            hand-over to the caller comes after it: ``elapsed`` has that too.
-        guessed: a uniform random answer, for nothing was finished in time (paper, section 5.4).
-        ended: why there is no later answer: ``last stage``, ``policy``, ``deadline``,
-            ``saved work`` (a stage that would not have been in time was not begun); None while a
-            stream goes on.
+        stage: the newest stage in the result, from 1; 0 for a guess.
+        stages: the stage of each image; in a batch, images may stop at different stages.
+        confidence: the largest probability; for a batch, the smallest of these.
+        elapsed: seconds from the call to the return, including time in the queue. In a stream:
+            to the end of the stage.
+        deadline: seconds after the call; None for none.
+        deadline_met: whether the network finished this result by the deadline. The hand-over to
+            the caller comes later and is included in ``elapsed``.
+        guessed: a uniformly random class, because no stage met the deadline (paper, section 5.4).
+        stop_reason: why there is no later result: ``last stage``, ``policy``, ``deadline`` or
+            ``completion probability`` (the next stage would probably have been late); None while
+            a stream goes on.
         classes: names of the K classes, where the source knows them.
     """
 
@@ -67,13 +51,13 @@ class Prediction:
     deadline: float | None
     deadline_met: bool
     guessed: bool = False
-    ended: str | None = None
+    stop_reason: str | None = None
     classes: tuple[str, ...] | None = None
     drawn: tuple[int, ...] | None = field(default=None, repr=False)
 
     @cached_property
     def labels(self) -> tuple[int, ...]:
-        """The class of each image, a number from 0; for a guess, the ones drawn at random."""
+        """The class index of each image, from 0; for a guess, the ones drawn at random."""
         if self.drawn is not None:
             return self.drawn
         rows = self.probabilities.reshape(-1, self.probabilities.shape[-1])
@@ -81,10 +65,10 @@ class Prediction:
 
     @property
     def label(self) -> int:
-        """The class of a single image. ValueError for a batch of several: see ``labels``."""
+        """The class index of a single image. ValueError for a larger batch: see ``labels``."""
         if len(self.labels) != 1:
             raise ValueError(
-                f"label is that of one image, this prediction has {len(self.labels)}: use labels"
+                f"label is for one image, found a batch of {len(self.labels)}: use labels"
             )
         return self.labels[0]
 
@@ -97,11 +81,11 @@ class Prediction:
 
     @property
     def overshoot(self) -> float:
-        """Seconds past the deadline at which the answer was handed over, 0 where it was before."""
+        """Seconds from the deadline to the return; 0 where it returned earlier."""
         return 0.0 if self.deadline is None else max(0.0, self.elapsed - self.deadline)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Plain Python values, ready for JSON."""
         return {
             "labels": list(self.labels),
             "names": list(self.names) if self.names else None,
@@ -112,19 +96,21 @@ class Prediction:
             "deadline": self.deadline,
             "deadline_met": self.deadline_met,
             "guessed": self.guessed,
-            "ended": self.ended,
+            "stop_reason": self.stop_reason,
             "probabilities": self.probabilities.tolist(),
             "logits": self.logits.tolist(),
         }
 
 
-def uniform(
-    drawn: tuple[int, ...], num_classes: int, single: bool, elapsed: float, deadline: float
+def random_guess(
+    drawn: tuple[int, ...],
+    num_classes: int,
+    single: bool,
+    elapsed: float,
+    deadline: float | None,
+    classes: tuple[str, ...] | None = None,
 ) -> Prediction:
-    """The answer of one who knows nothing: the paper's random guess (section 5.4), marked as such.
-
-    Every class is as likely as any other; ``labels`` are those that were ``drawn``, one an image.
-    """
+    """The paper's random guess (section 5.4): uniform probabilities, the classes ``drawn``."""
     shape = (num_classes,) if single else (len(drawn), num_classes)
     return Prediction(
         logits=torch.zeros(shape),
@@ -136,6 +122,7 @@ def uniform(
         deadline=deadline,
         deadline_met=False,
         guessed=True,
-        ended="deadline",
+        stop_reason="deadline",
+        classes=classes,
         drawn=drawn,
     )

@@ -1,24 +1,25 @@
-"""The best answer there is when the deadline comes.
+"""The best prediction available at a deadline.
 
     with AnytimePredictor("runs/a") as predictor:
         prediction = predictor.predict(image, deadline=0.010)
     print(prediction.label, prediction.stage, prediction.elapsed)
 
-One worker thread computes step by step; the caller sleeps until the deadline and takes the newest finished
-stage, whatever kernel is still running. docs/runtime.md says what is promised, and how to check it.
+A scheduler's thread computes step by step. The caller sleeps until the deadline and takes the
+newest finished stage, whatever kernel is still running. docs/predict.md has the guarantees.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import operator
 import random
 import threading
 import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -27,37 +28,42 @@ from ..engines.session import Session
 from ..nets import AnytimeNetwork
 from ..profiling import Profile
 from ..store import WeightsInfo
-from .in_flight import CLOSED, Job, Terms
+from .in_flight import CLOSED, InFlight, OnResult
 from .inputs import ImageReader, needs_decoding
 from .monotonicity import find_rule
 from .opening import open_source
-from .options import Policies, Request
+from .options import Policies, PredictOptions
 from .policies import check_fit
-from .prediction import Prediction
-from .scheduler import Worker
-from .streams import AsyncStream, Stream, Tell, threadsafe
+from .prediction import DeadlineError, Prediction, random_guess
+from .scheduler import Scheduler
+from .stage_results import StageResult, StageResults
+from .streams import AsyncStream, Stream, call_in_loop
+from .thread_scheduling import check_scheduling
 
-JOIN_TIMEOUT = 5.0  # seconds that close() waits for the step under way
+JOIN_TIMEOUT = 5.0  # seconds that close() waits for the running step
 WARM_UPS = 2
 
 
 class AnytimePredictor:
-    """A trained network behind a deadline. Safe to use from several threads at once.
+    """A trained network that predicts by a deadline. Thread-safe.
 
     Args:
-        source: a network, the folder of a finished run, a weights file, an exported folder, or an
-            open ``Session`` (which stays the caller's to close).
-        backend: ``"torch"`` or ``"onnxruntime"``; None is the latter for an exported folder.
-        profile: a ``Profile`` of this network or its file; ``save_work`` needs it, and a budget of
-            multiply-adds where the source does not tell the costs.
-        threads: of one kernel; None is the backend's own choice.
-        device: where torch computes: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
-        monotone: ``"product"``, ``"support"`` or ``"caching"``: later answers grow surer
-            (predict/monotonicity.py); None takes every stage as it is.
-        info: classes and preprocessing, where the source does not know them.
-        warm_up: run the network when it is opened, on an image of the known size (of ``info`` or the
-            profile): first runs are slow, and no caller should meet one.
-        seed: of the random classes of guesses.
+        source: a network, a run folder, a weights file, an exported folder, or an open
+            ``Session``, which the caller closes.
+        backend: ``"onnxruntime"`` or ``"torch"``; None is ONNX Runtime on a CPU, torch elsewhere.
+        profile: a ``Profile`` of this network or its file; needed for
+            ``min_completion_probability``, and for budgets of multiply-adds where the source does
+            not tell the costs.
+        threads: within one kernel; None leaves it to the backend.
+        device: of torch: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
+        scheduling: how Linux schedules the computing thread, so that callers wake on time:
+            ``"slice"``, ``"nice"``, ``"auto"`` or ``"none"`` (predict/thread_scheduling.py).
+        monotone: ``"product"``, ``"support"`` or ``"caching"``: confidence grows from stage to
+            stage (predict/monotonicity.py); None uses each stage's softmax.
+        info: classes and preprocessing, where the source does not have them.
+        warm_up: run the network when it is opened, on a blank image of the size in ``info`` or
+            ``profile``, because first runs are slow.
+        seed: of random guesses.
 
     Raises:
         ValueError: a source, a profile or an option that does not fit, in one line.
@@ -71,33 +77,29 @@ class AnytimePredictor:
         source: AnytimeNetwork | str | Path | Session,
         backend: str | None = None,
         profile: Profile | str | Path | None = None,
-        threads: int | None = None,
+        threads: int | None = 1,
         *,
         device: str | torch.device = "cpu",
+        scheduling: str = "auto",
         monotone: str | None = None,
         info: WeightsInfo | None = None,
         warm_up: bool = True,
         seed: int = 0,
     ) -> None:
+        check_scheduling(scheduling)
         self._rule = find_rule(monotone)
+        self._random = random.Random(operator.index(seed))
+        self._random_lock = threading.Lock()
         self._opened = opened = open_source(
-            source,
-            backend=backend,
-            threads=threads,
-            device=device,
-            info=info,
-            profile=profile,
+            source, backend=backend, threads=threads, device=device, info=info, profile=profile
         )
         self.session, self.profile, self.info = opened.session, opened.profile, opened.info
         self.classes = opened.info.classes if opened.info else None
-        self._way = (opened.session.backend, opened.device, threads or torch.get_num_threads())
-        self._random = random.Random(seed)
-        self._random_lock = threading.Lock()
         self._images = ImageReader(opened.session.in_channels, opened.info)
-        self._worker = Worker(opened.session)
+        self._scheduler = Scheduler(opened.session, scheduling)
         self._closed = False
         self._finalizer = weakref.finalize(
-            self, _shut, self._worker, opened.session if opened.owned else None
+            self, _shut, self._scheduler, opened.session if opened.owned else None
         )
         if warm_up and opened.image_size is not None:
             blank = torch.zeros(opened.session.in_channels, *[opened.image_size] * 2)
@@ -106,57 +108,57 @@ class AnytimePredictor:
 
     @property
     def num_stages(self) -> int:
-        """S, how many answers there are at most."""
+        """S."""
         return self.session.num_stages
-
-    def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
-        """Of one image of this size, up to each stage; None where the source does not tell."""
-        return self._opened.multiply_adds(height, width)
 
     @property
     def num_classes(self) -> int:
-        """K, the length of an answer."""
+        """K."""
         return self.session.num_classes
 
-    # -- predictions ----------------------------------------------------------------------------------
+    def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
+        """Multiply-adds of one image up to each stage; None where the source does not tell."""
+        return self._opened.multiply_adds(height, width)
+
+    # -- predictions ------------------------------------------------------------------------------
     def predict(
         self,
         x: Any,
         deadline: float | None = 0.010,
         *,
         policy: Policies = None,
-        when_nothing: str = "raise",
-        save_work: float | None = None,
+        on_timeout: str = "raise",
+        min_completion_probability: float | None = None,
     ) -> Prediction:
         """The newest stage that is finished ``deadline`` seconds after the call.
 
-        Waiting for other predictions and decoding the image count. It returns earlier where there is
-        nothing left to gain: after the last stage, or when the policy says so.
+        Decoding the image and waiting for other predictions count. Returns earlier after the last
+        stage, or when the policy stops.
 
         Args:
             x: an image or a batch, raw or normalised (predict/inputs.py lists the forms).
-            deadline: seconds; None runs to the last stage. A ``Deadline`` in the policy holds as well.
-            policy: when to stop although there is time (predict/policies.py).
-            when_nothing: what to do where no stage is finished by the deadline: ``"raise"``,
-                ``"wait"`` for stage 1, or ``"guess"`` at random.
-            save_work: a probability: a stage after the first that would be in time with less than it,
-                by the profile, is not begun, and the answer is returned at once.
+            deadline: seconds; None runs to the last stage. 0 or less has passed already. A
+                ``Deadline`` in the policy holds too.
+            policy: early stopping (predict/policies.py).
+            on_timeout: where no stage meets the deadline: ``"raise"``, ``"wait"`` for stage 1, or
+                ``"guess"`` at random.
+            min_completion_probability: a stage after the first that, by the profile, finishes in
+                time with a smaller probability is not started; returns at once instead.
 
         Raises:
-            DeadlineError: nothing is finished by the deadline, and ``when_nothing`` is ``"raise"``.
-            NetworkError: the network failed; its own error is the ``__cause__``.
+            DeadlineError: no stage meets the deadline, and ``on_timeout`` is ``"raise"``.
+            NetworkError: the network failed; the original error is the ``__cause__``.
             ValueError: an image or an option that does not fit.
             RuntimeError: the predictor is closed.
         """
-        request = Request.of(deadline, policy, when_nothing, save_work)
-        job = self._start(request, self._images(x))
+        options = PredictOptions.create(deadline, policy, on_timeout, min_completion_probability)
+        request = self._submit(options, self._images(x))
         try:
-            ended = job.wait(job.terms.due)
-            if not ended and job.terms.wait and job.answer is None:
-                ended = job.wait(math.inf)
-            return self._conclude(request, job, ended)
+            if not request.wait(options.due) and _must_wait(request):
+                request.wait(math.inf)
+            return self._conclude(request)
         finally:
-            job.leave()
+            request.cancel()
 
     async def apredict(
         self,
@@ -164,67 +166,69 @@ class AnytimePredictor:
         deadline: float | None = 0.010,
         *,
         policy: Policies = None,
-        when_nothing: str = "raise",
-        save_work: float | None = None,
+        on_timeout: str = "raise",
+        min_completion_probability: float | None = None,
     ) -> Prediction:
-        """``predict`` for asyncio: the event loop is free meanwhile. Cancelling it cancels the work.
+        """``predict`` for asyncio. Cancelling it cancels the computation.
 
-        The event loop's own clock is coarser than a thread's: on Linux it wakes up to 1 ms late.
+        The event loop's clock is coarser than a thread's: on Linux it wakes up to 1 ms late.
         """
-        request = Request.of(deadline, policy, when_nothing, save_work)
+        options = PredictOptions.create(deadline, policy, on_timeout, min_completion_probability)
         over = asyncio.Event()
-        tell = threadsafe(lambda answer: over.set() if answer is None else None)
-        job = self._start(request, await self._decoded(x), tell)
+        wake = call_in_loop(over.set)
+        request = self._submit(
+            options, await self._decoded(x), lambda result: wake() if result is None else None
+        )
         try:
-            left = job.terms.due - time.monotonic()
+            left = options.due - time.monotonic()
             try:
-                async with asyncio.timeout(None if math.isinf(left) else left):
+                async with asyncio.timeout(left if left < math.inf else None):
                     await over.wait()
             except TimeoutError:
-                if job.terms.wait and job.answer is None:
+                if _must_wait(request):
                     await over.wait()
-            return self._conclude(request, job, over.is_set())
+            return self._conclude(request)
         finally:
-            job.leave()
+            request.cancel()
 
     def stream(self, x: Any, deadline: float | None = None, *, policy: Policies = None) -> Stream:
-        """Each stage's prediction as it comes, until the last, the deadline or the policy.
+        """Each stage's prediction when it is finished, to the last, the deadline or the policy.
 
-        Computing begins with the call. Closing the stream cancels what is left. It is empty where no
-        stage is finished by the deadline.
+        Computing starts with the call. Closing the stream cancels the rest. It is empty where no
+        stage meets the deadline.
 
         Example:
             ``for prediction in predictor.stream(image): print(prediction.stage, prediction.label)``
         """
-        request = Request.of(deadline, policy)
+        options = PredictOptions.create(deadline, policy)
         return Stream(
-            lambda tell: self._start(request, self._images(x), tell),
-            lambda answer: request.present(answer, self.classes),
+            lambda on_result: self._submit(options, self._images(x), on_result),
+            lambda result: self._prediction(options, result, result.at),
         )
 
     def astream(
         self, x: Any, deadline: float | None = None, *, policy: Policies = None
     ) -> AsyncStream:
-        """``stream`` for ``async for``. Cancelling the task that reads it cancels the work.
+        """``stream`` for ``async for``. Cancelling the reading task cancels the computation.
 
-        The deadline counts from the call; computing begins when the first prediction is awaited.
+        The deadline counts from the call; computing starts when the first prediction is awaited.
         """
-        request = Request.of(deadline, policy)
+        options = PredictOptions.create(deadline, policy)
 
-        async def start(tell: Tell) -> Job:
-            return self._start(request, await self._decoded(x), tell)
+        async def start(on_result: OnResult) -> InFlight:
+            return self._submit(options, await self._decoded(x), on_result)
 
-        return AsyncStream(start, lambda answer: request.present(answer, self.classes))
+        return AsyncStream(start, lambda result: self._prediction(options, result, result.at))
 
-    # -- closing --------------------------------------------------------------------------------------
+    # -- closing ----------------------------------------------------------------------------------
     def close(self) -> None:
-        """End the worker and free the network; a second call does nothing.
+        """Stop the thread and free the network; idempotent.
 
-        Waits for the step under way. Predictions that others wait for raise RuntimeError.
+        Waits for the running step. Predictions in flight raise RuntimeError in their callers.
         """
         self._closed = True
-        self._worker.stop()
-        self._worker.join(JOIN_TIMEOUT)
+        self._scheduler.stop()
+        self._scheduler.join(JOIN_TIMEOUT)
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -233,60 +237,95 @@ class AnytimePredictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- what they are made of ------------------------------------------------------------------------
-    def _start(
-        self, request: Request, images: tuple[Tensor, bool], tell: Tell | None = None
-    ) -> Job:
-        """Hand a batch to the worker."""
-        x, single = images
-        costs = None
-        if request.policy is not None:
-            costs = self.multiply_adds(int(x.shape[2]), int(x.shape[3]))
-            check_fit(request.policy, self.num_stages, costs is not None)
-        latencies = None
-        if request.save_work is not None:
-            if self.profile is None:
-                raise ValueError("save_work needs the latencies of this machine: give profile=")
-            latencies = self.profile.stages(*self._way, len(x))
-        terms = Terms(
-            called=request.called,
-            due=request.due,
-            policy=request.policy,
-            rule=self._rule,
-            wait=request.when_nothing == "wait",
-            single=single,
-            costs=costs,
-            latencies=latencies,
-            sureness=request.save_work or 0.0,
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AnytimePredictor cannot be pickled or copied, because it owns a thread: pass on its "
+            "source, and open another predictor there"
         )
-        job = Job(x, terms, tell)
+
+    # -- parts ------------------------------------------------------------------------------------
+    def _submit(
+        self,
+        options: PredictOptions,
+        images: tuple[Tensor, bool],
+        on_result: OnResult | None = None,
+    ) -> InFlight:
+        """Queue a batch ``[B, C, H, W]``."""
+        x, single = images
+        costs = latencies = None
+        if options.policy is not None:
+            costs = self.multiply_adds(int(x.shape[2]), int(x.shape[3]))
+            check_fit(options.policy, self.num_stages, costs is not None)
+        if options.min_completion_probability is not None:
+            if self.profile is None:
+                raise ValueError(
+                    "min_completion_probability needs the latencies of this machine: pass profile="
+                )
+            latencies = self.profile.stages(*self._opened.way, len(x))
+        results = StageResults(
+            options, rule=self._rule, single=single, costs=costs, latencies=latencies
+        )
+        request = InFlight(x, options, results, on_result)
         if self._closed:
             raise RuntimeError(CLOSED)
-        self._worker.submit(job)
-        return job
+        self._scheduler.submit(request)
+        return request
 
     async def _decoded(self, x: Any) -> tuple[Tensor, bool]:
-        """The batch; files are read in a thread, so that the event loop goes on."""
+        """The batch; files are read in a thread, beside the event loop."""
         if needs_decoding(x):
             return await asyncio.to_thread(self._images, x)
         return self._images(x)
 
-    def _conclude(self, request: Request, job: Job, ended: bool) -> Prediction:
-        """The answer of a job that has ended, or whose time is up."""
-        answer = job.answer
-        if ended and job.error is not None:
-            raise job.error
-        if answer is not None:
-            answer = replace(answer, ended=job.ended if ended else "deadline")
-            return request.present(answer, self.classes, time.monotonic())
-        if request.when_nothing != "guess":
-            raise request.nothing()
+    def _conclude(self, request: InFlight) -> Prediction:
+        """The prediction of a request that has ended, or whose time is up."""
+        options, result = request.options, request.result
+        if request.error is not None:
+            raise request.error
+        if result is not None:
+            result = replace(result, stop_reason=result.stop_reason or "deadline")
+            return self._prediction(options, result, time.monotonic())
+        if options.on_timeout != "guess":
+            raise _deadline_error(options)
         with self._random_lock:
-            drawn = tuple(self._random.randrange(self.num_classes) for _ in range(job.size))
-        return request.guess(drawn, self.num_classes, job.terms.single, self.classes)
+            drawn = tuple(self._random.randrange(self.num_classes) for _ in range(request.size))
+        elapsed = time.monotonic() - options.called
+        return random_guess(
+            drawn, self.num_classes, request.single, elapsed, options.deadline, self.classes
+        )
+
+    def _prediction(self, options: PredictOptions, result: StageResult, at: float) -> Prediction:
+        """A stage's result as the caller gets it at time ``at``."""
+        return Prediction(
+            logits=result.logits,
+            probabilities=result.probabilities,
+            stage=max(result.stages),
+            stages=result.stages,
+            confidence=result.confidence,
+            elapsed=at - options.called,
+            deadline=options.deadline,
+            deadline_met=result.at <= options.due,
+            stop_reason=result.stop_reason,
+            classes=self.classes,
+        )
 
 
-def _shut(worker: Worker, session: Session | None) -> None:
-    worker.stop()
+def _must_wait(request: InFlight) -> bool:
+    """Whether the caller waits for stage 1 after the deadline."""
+    return request.result is None and request.options.on_timeout == "wait"
+
+
+def _deadline_error(options: PredictOptions) -> DeadlineError:
+    if options.seconds < 0:
+        when = f"the deadline had passed {-1000 * options.seconds:g} ms before the call"
+    else:
+        when = f"no stage was finished within {1000 * options.seconds:g} ms of the call"
+    return DeadlineError(
+        f"{when}: give a longer deadline, or pass on_timeout='wait' or on_timeout='guess'"
+    )
+
+
+def _shut(scheduler: Scheduler, session: Session | None) -> None:
+    scheduler.stop()
     if session is not None:
         session.close()

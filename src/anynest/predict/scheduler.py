@@ -1,10 +1,10 @@
-"""The thread that computes, and nothing else: it takes jobs from a queue and steps through them.
+"""The thread that computes: it takes requests from a queue and advances the most urgent one.
 
-Between any two steps it turns to the most urgent job: one without an answer before one that has some,
-then the nearer deadline. A prediction that is late or cancelled is dropped there: it wastes one step at most.
+Requests without a result first, then earliest deadline, then arrival; chosen anew before each
+step of the engine. Late and cancelled requests are dropped there, so they waste one step at most.
 
-Nothing here refers to the predictor: when that is gone, its thread ends. The queue is a ``SimpleQueue``,
-whose ``put`` is safe even from a finalizer that interrupts this very thread.
+The thread holds no reference to the predictor, so it ends when the predictor is collected. The
+queue is a ``SimpleQueue``: its ``put`` is reentrant, hence safe from a finalizer.
 """
 
 from __future__ import annotations
@@ -17,92 +17,108 @@ import weakref
 from queue import SimpleQueue
 
 from ..engines.session import Session
-from .in_flight import CLOSED, Job
+from .in_flight import CLOSED, InFlight
+from .thread_scheduling import schedule_thread
 
-EXIT_TIMEOUT = (
-    1.0  # seconds that the interpreter's exit waits for the steps under way, all together
-)
+EXIT_TIMEOUT = 1.0  # seconds that interpreter exit waits for running steps, all together
+MAX_EVALUATIONS = 16  # open at a time; each holds the buffers of one batch
 
-Inbox = SimpleQueue["Job | None"]
+Inbox = SimpleQueue["InFlight | None"]
 
 
-class Worker:
-    """One daemon thread on one session."""
+class Scheduler:
+    """One daemon thread on one session.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        session: the engine.
+        scheduling: how the operating system schedules the thread (predict/thread_scheduling.py).
+    """
+
+    def __init__(self, session: Session, scheduling: str = "auto") -> None:
         self._inbox: Inbox = SimpleQueue()
         self._closed = False
         self._process = os.getpid()
         self._thread = threading.Thread(
-            target=_work, args=(session, self._inbox), name="anynest-predictor", daemon=True
+            target=_run,
+            args=(session, self._inbox, scheduling),
+            name="anynest-predictor",
+            daemon=True,
         )
         self._thread.start()
-        _workers.add(self)
+        _schedulers.add(self)
 
-    def submit(self, job: Job) -> None:
-        """Have a job done.
+    def submit(self, request: InFlight) -> None:
+        """Queue a request.
 
         Raises:
-            RuntimeError: the worker is closed, or belongs to the process that this one forked from.
+            RuntimeError: the scheduler is closed, or this process is a fork of its own.
         """
         if self._closed:
             raise RuntimeError(CLOSED)
         if os.getpid() != self._process:
             raise RuntimeError(
-                "a predictor does not outlive os.fork: its thread stayed in the parent; open one in "
-                "the child"
+                "a predictor does not survive os.fork: its thread exists in the parent only; open "
+                "one in the child"
             )
-        self._inbox.put(job)
-        if self._closed:  # meanwhile: the thread may have ended without a look at it
+        self._inbox.put(request)
+        if self._closed:  # meanwhile: the thread may have ended without reading it
             raise RuntimeError(CLOSED)
 
     def stop(self) -> None:
-        """End the thread after the step under way. Does not wait; may be called by a finalizer."""
+        """End the thread after the running step. Does not block; safe from a finalizer."""
         self._closed = True
         self._inbox.put(None)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end; whether it has come."""
+        """Wait for the thread's end. Returns whether it has ended."""
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
-def _work(session: Session, inbox: Inbox) -> None:
-    jobs: list[Job] = []
+def _run(session: Session, inbox: Inbox, scheduling: str) -> None:
+    schedule_thread(scheduling)
+    requests: list[InFlight] = []
     while True:
-        while not jobs or not inbox.empty():
-            job = inbox.get()
-            if job is None:
-                for left in jobs:
-                    left.fail(RuntimeError(CLOSED))
-                _refuse(inbox)
+        while not requests or not inbox.empty():
+            request = inbox.get()
+            if request is None:
+                _refuse(requests, inbox)
                 return
-            jobs.append(job)
-            del job
-        most_urgent = jobs[0] if len(jobs) == 1 else min(jobs, key=lambda job: job.urgency)
-        if not most_urgent.advance(session):
-            jobs.remove(most_urgent)
-        del most_urgent
+            requests.append(request)
+            del request
+        chosen = requests[0] if len(requests) == 1 else most_urgent(requests)
+        if not chosen.advance(session):
+            requests.remove(chosen)
+        del chosen
 
 
-def _refuse(inbox: Inbox) -> None:
-    """Fail what still waits in the queue of a closed worker."""
+def most_urgent(requests: list[InFlight]) -> InFlight:
+    """The request to advance; a new one only while fewer than ``MAX_EVALUATIONS`` are open."""
+    if sum(request.started for request in requests) >= MAX_EVALUATIONS:
+        requests = [request for request in requests if request.started or request.cancelled]
+    return min(requests, key=lambda request: request.urgency)
+
+
+def _refuse(requests: list[InFlight], inbox: Inbox) -> None:
+    """Fail the requests of a closed scheduler, and those still in its queue."""
+    for request in requests:
+        request.fail(RuntimeError(CLOSED))
     while not inbox.empty():
-        job = inbox.get()
-        if job is not None:
-            job.fail(RuntimeError(CLOSED))
+        queued = inbox.get()
+        if queued is not None:
+            queued.fail(RuntimeError(CLOSED))
 
 
-_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+_schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 
 @atexit.register
-def _end_all() -> None:
-    """At the interpreter's exit: a thread in the middle of a kernel must not meet its ruins."""
-    workers = [worker for worker in _workers if worker._process == os.getpid()]
-    for worker in workers:
-        worker.stop()
+def _stop_all() -> None:
+    """Stop the threads before interpreter teardown."""
+    schedulers = [each for each in _schedulers if each._process == os.getpid()]
+    for scheduler in schedulers:
+        scheduler.stop()
     until = time.monotonic() + EXIT_TIMEOUT
-    for worker in workers:
-        worker.join(max(0.0, until - time.monotonic()))
+    for scheduler in schedulers:
+        scheduler.join(max(0.0, until - time.monotonic()))

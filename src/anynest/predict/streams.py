@@ -1,4 +1,4 @@
-"""Answers as they come: one prediction a stage, for loops of either kind."""
+"""Predictions as the stages finish, for ``for`` and ``async for``."""
 
 from __future__ import annotations
 
@@ -12,45 +12,44 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Self
 
-from .in_flight import Job
-from .prediction import Answer, Prediction
+from .in_flight import InFlight, OnResult
+from .prediction import Prediction
+from .stage_results import StageResult
 
-Present = Callable[[Answer], Prediction]
-Tell = Callable[[Answer | None], None]
+ToPrediction = Callable[[StageResult], Prediction]
 
 
 class Stream(Iterator[Prediction]):
-    """The stages' predictions, each as soon as it is there; made by ``AnytimePredictor.stream``.
+    """Each stage's prediction when the stage is finished; made by ``AnytimePredictor.stream``.
 
-    The network runs ahead of a slow reader. Closing the stream, or dropping it, cancels what is
-    left; so does the end of a ``with`` block.
+    The network does not wait for a slow reader. Closing the stream, dropping it or leaving its
+    ``with`` block cancels the remaining stages.
     """
 
-    def __init__(self, start: Callable[[Tell], Job], present: Present) -> None:
-        self._answers: SimpleQueue[Answer | None] = SimpleQueue()
-        self._present = present
+    def __init__(self, start: Callable[[OnResult], InFlight], to_prediction: ToPrediction) -> None:
+        self._results: SimpleQueue[StageResult | None] = SimpleQueue()
+        self._to_prediction = to_prediction
         self._open = True
-        self._job = start(self._answers.put)
+        self._request = start(self._results.put)
 
     def __next__(self) -> Prediction:
         if not self._open:
             raise StopIteration
-        due = self._job.terms.due
         try:
-            answer = self._answers.get(timeout=_left(due))
+            result = self._results.get(timeout=_seconds_left(self._request.options.due))
         except Empty:
-            answer = None
-        if answer is None:
+            result = None
+        if result is None:
             self.close()
-            if self._job.error is not None:
-                raise self._job.error
+            if self._request.error is not None:
+                raise self._request.error
             raise StopIteration
-        return self._present(answer)
+        return self._to_prediction(result)
 
     def close(self) -> None:
-        """Want no more: at most the step that is running is still computed."""
+        """Cancel the remaining stages."""
         self._open = False
-        self._job.leave()
+        self._request.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -59,78 +58,86 @@ class Stream(Iterator[Prediction]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_job"):
-            self._job.leave()
+        if hasattr(self, "_request"):
+            self._request.cancel()
 
 
 class AsyncStream(AsyncIterator[Prediction]):
-    """The same for ``async for``; computing begins when it is first awaited."""
+    """The same for ``async for``; computing starts with the first ``anext``."""
 
-    def __init__(self, start: Callable[[Tell], Awaitable[Job]], present: Present) -> None:
+    def __init__(
+        self, start: Callable[[OnResult], Awaitable[InFlight]], to_prediction: ToPrediction
+    ) -> None:
         self._start = start
-        self._present = present
+        self._to_prediction = to_prediction
         self._open = True
-        self._job: Job | None = None
-        self._answers: deque[Answer | None] = deque()
-        self._news = asyncio.Event()
+        self._request: InFlight | None = None
+        self._results: deque[StageResult | None] = deque()
+        self._changed = asyncio.Event()
 
     async def __anext__(self) -> Prediction:
         if not self._open:
             raise StopAsyncIteration
         try:
-            answer = await self._next()
+            result = await self._next()
         except BaseException:
             await self.aclose()
             raise
-        assert self._job is not None
-        if answer is None:
+        if result is None:
             await self.aclose()
-            if self._job.error is not None:
-                raise self._job.error
+            if self._request is not None and self._request.error is not None:
+                raise self._request.error
             raise StopAsyncIteration
-        return self._present(answer)
+        return self._to_prediction(result)
 
-    async def _next(self) -> Answer | None:
-        answers, news = self._answers, self._news
-        if self._job is None:
-            wake = threadsafe(lambda _: news.set())
-
-            def tell(answer: Answer | None) -> None:
-                answers.append(answer)  # at once: at the deadline the loop may be busy elsewhere
-                wake(answer)
-
-            self._job = await self._start(tell)
+    async def _next(self) -> StageResult | None:
+        if self._request is None:
+            self._request = await self._start(self._collector())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_left(self._job.terms.due)):
-                while not answers:
-                    news.clear()
-                    await news.wait()
-        return answers.popleft() if answers else None
+            async with asyncio.timeout(_seconds_left(self._request.options.due)):
+                while not self._results:
+                    self._changed.clear()
+                    await self._changed.wait()
+        return self._results.popleft() if self._results else None
+
+    def _collector(self) -> OnResult:
+        """Collects results without a reference to this stream, which may be dropped."""
+        results = self._results
+        wake = call_in_loop(self._changed.set)
+
+        def collect(result: StageResult | None) -> None:
+            results.append(result)  # at once: the loop may be blocked at the deadline
+            wake()
+
+        return collect
 
     async def aclose(self) -> None:
-        """Want no more: at most the step that is running is still computed."""
+        """Cancel the remaining stages."""
         self._open = False
-        if self._job is not None:
-            self._job.leave()
+        if self._request is not None:
+            self._request.cancel()
 
     def __del__(self) -> None:
-        if self._job is not None:
-            self._job.leave()
+        if self._request is not None:
+            self._request.cancel()
 
 
-def threadsafe(tell: Tell) -> Tell:
-    """``tell``, called in the running event loop from another thread; not at all once that has ended."""
+def call_in_loop(callback: Callable[[], object]) -> Callable[[], None]:
+    """``callback`` in the running event loop, to be called from any thread.
+
+    Does nothing after the loop is closed.
+    """
     loop = asyncio.get_running_loop()
 
-    def pass_on(answer: Answer | None) -> None:
+    def call() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, answer)
+            loop.call_soon_threadsafe(callback)
 
-    return pass_on
+    return call
 
 
-def _left(due: float) -> float | None:
-    """Seconds until then, as many as can be slept; None for ever."""
-    if math.isinf(due):
+def _seconds_left(due: float) -> float | None:
+    """Seconds until ``due``, at most what can be slept; None for inf."""
+    if math.isinf(due) and due > 0:
         return None
     return min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)

@@ -1,15 +1,15 @@
-"""Per-stage confidence thresholds by search: the least cost for an accuracy, or the most accuracy for a cost.
+"""Search for per-stage confidence thresholds: least cost for an accuracy, or best accuracy for a cost.
 
-An image leaves at the first stage whose confidence reaches the stage's threshold, and at the last stage
-whatever it is. Given all the other thresholds, the best one of a stage can be found exactly: in the order of
-confidence, each cut between two images is a threshold, and running sums tell what each cut costs. So the
-search goes from stage to stage until none can be bettered,
+An image exits at the first stage whose confidence reaches the stage's threshold, else at the last
+stage. Given all other thresholds, the best one of a stage can be found exactly: in order of
+confidence, each cut between two images is a threshold, and cumulative sums give the value of each
+cut. The search is coordinate descent over the stages,
 
-1. for mean(wrong) + price * mean(cost), at many prices (this finds the points of the convex hull),
-2. from the best few of these and of the thresholds that are the same at all stages: for the goal itself.
+1. for mean(wrong) + price * mean(cost), at many prices (this finds points of the convex hull),
+2. from the best of these, and of the thresholds shared by all stages: for the goal itself.
 
-The result is an optimum in each stage's threshold given the others, not always in all of them together; by
-step 2 it is never worse than the best threshold shared by all stages among those that were tried (one for
+The result is optimal in each stage's threshold given the others, not always in all of them
+together. By step 2 it is never worse than the best shared threshold among those tried (one for
 each of many quantiles of the confidences).
 
 Legend: S stages, N images; stages count from 0 here.
@@ -24,32 +24,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEVER = 2.0  # a threshold that no confidence reaches
+NEVER = 2.0  # no confidence reaches this threshold
 ALWAYS = 0.0
-PRICES = 24
-SHARED = 200
-STARTS = 8
-ROUNDS = 50
-SLACK = 1e-12  # of rounding
-TIE = 1e-9  # what an equal rank is decided by, weighs so much
-OVER = 1e3  # whatever breaks the bound comes after all that keeps it
+PRICES = 24  # of step 1
+SHARED = 200  # thresholds shared by all stages that are tried
+STARTS = 8  # of step 2
+ROUNDS = 50  # of coordinate descent, at most
+SLACK = 1e-12  # for rounding
+TIE = 1e-9  # weight of the tie-breaker
+OVER = 1e3  # penalty for exceeding the bound
 
 Thresholds = tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Exits:
-    """What every image would be worth at every stage: all float64.
+    """Confidence, error and cost of every image at every stage, float64.
 
-    confidence, wrong (0 or 1): ``[S, N]``; cost: ``[S]``.
+    Attributes:
+        confidence: ``[S, N]``.
+        wrong: ``[S, N]``, 0 or 1.
+        cost: ``[S]``.
     """
 
     confidence: Tensor
     wrong: Tensor
     cost: Tensor
 
-    def leaving(self, thresholds: Thresholds) -> Tensor:
-        """The stage at which each image leaves, int64 ``[N]``."""
+    def exit_stages(self, thresholds: Thresholds) -> Tensor:
+        """The stage at which each image exits, int64 ``[N]``."""
         last = len(self.cost) - 1
         at = torch.full((self.confidence.shape[1],), last)
         for stage in reversed(range(last)):
@@ -57,7 +60,8 @@ class Exits:
         return at
 
     def outcome(self, thresholds: Thresholds) -> Outcome:
-        at = self.leaving(thresholds)
+        """Mean error and cost with these thresholds."""
+        at = self.exit_stages(thresholds)
         wrong = self.wrong.gather(0, at.unsqueeze(0)).mean()
         return Outcome(float(wrong), float(self.cost[at].mean()))
 
@@ -70,13 +74,13 @@ class Outcome:
     cost: float
 
 
-Rank = Callable[[Tensor, Tensor], Tensor]  # (wrong, cost) -> what is to be least, elementwise
+Rank = Callable[[Tensor, Tensor], Tensor]  # (wrong, cost) -> the value to minimise, elementwise
 
 
 def search(exits: Exits, max_wrong: float | None, max_cost: float | None) -> Thresholds:
-    """The thresholds of the stages 1 to S-1 that keep within one bound and are least in the other.
+    """The thresholds of all stages but the last that minimise one mean within a bound on the other.
 
-    Where the bound cannot be kept, the ones that come nearest to it. Exactly one bound is given.
+    Exactly one bound is given. Where it cannot be kept, the thresholds that come closest.
     """
     largest = float(exits.cost[-1])
     rank = (
@@ -103,7 +107,7 @@ def _priced(price: float) -> Rank:
 
 
 def _within_wrong(bound: float | None, largest: float) -> Rank:
-    """The cheapest of those that are wrong at most so often; failing these, the least wrong."""
+    """The least cost within the bound on errors; where that is impossible, the least error."""
     assert bound is not None
     return lambda wrong, cost: torch.where(
         wrong <= bound + SLACK,
@@ -113,7 +117,7 @@ def _within_wrong(bound: float | None, largest: float) -> Rank:
 
 
 def _within_cost(bound: float, largest: float) -> Rank:
-    """The least often wrong of those that cost at most so much; failing these, the cheapest."""
+    """The least error within the bound on cost; where that is impossible, the least cost."""
     return lambda wrong, cost: torch.where(
         cost <= bound * (1 + SLACK),
         wrong + TIE * cost / largest,
@@ -122,17 +126,17 @@ def _within_cost(bound: float, largest: float) -> Rank:
 
 
 def _shared(exits: Exits) -> list[float]:
-    """Thresholds to try for all stages alike."""
+    """Thresholds to try for all stages together."""
     points = torch.linspace(0, 1, SHARED, dtype=torch.float64)
     some = exits.confidence[:-1].flatten()
-    some = some[:: max(1, len(some) // 100_000)]  # more than quantile() takes would tell no more
-    # in float32, as they will be compared
+    some = some[:: max(1, len(some) // 100_000)]  # quantile() has a limit
+    # float32, as in the comparison
     values = torch.quantile(some, points).float().tolist() if len(some) else []
     return [ALWAYS, *dict.fromkeys(values), NEVER]
 
 
 def descend(exits: Exits, thresholds: Thresholds, rank: Rank) -> Thresholds:
-    """From stage to stage, the best threshold given the others, until none is bettered."""
+    """Coordinate descent: the best threshold of each stage given the others, until none improves."""
     best = _rank_of(exits, thresholds, rank)
     for _ in range(ROUNDS):
         before = best
@@ -153,32 +157,32 @@ def _rank_of(exits: Exits, thresholds: Thresholds, rank: Rank) -> float:
 
 
 def _best_cut(exits: Exits, thresholds: Thresholds, stage: int, rank: Rank) -> tuple[float, float]:
-    """The best threshold of one stage, the others as they are, and its rank."""
+    """The best threshold of one stage, given the others, and its rank."""
     count = exits.confidence.shape[1]
-    without = exits.leaving((*thresholds[:stage], NEVER, *thresholds[stage + 1 :]))
+    without = exits.exit_stages((*thresholds[:stage], NEVER, *thresholds[stage + 1 :]))
     wrong = exits.wrong.gather(0, without.unsqueeze(0)).squeeze(0)
     cost = exits.cost[without]
-    there = (without > stage).nonzero().squeeze(1)  # who comes to this stage at all
+    there = (without > stage).nonzero().squeeze(1)  # the images that reach this stage
     confidence, order = exits.confidence[stage][there].sort(descending=True)
     there = there[order]
     more_wrong = (exits.wrong[stage][there] - wrong[there]).cumsum(0)
     more_cost = (exits.cost[stage] - cost[there]).cumsum(0)
     zero = torch.zeros(1, dtype=torch.float64)
-    wrongs = (wrong.sum() + torch.cat([zero, more_wrong])) / count  # after 0, 1, 2, ... have left
+    wrongs = (wrong.sum() + torch.cat([zero, more_wrong])) / count  # after 0, 1, 2, ... exits
     costs = (cost.sum() + torch.cat([zero, more_cost])) / count
     ranks = rank(wrongs, costs)
-    if len(there):  # equal confidences leave together
+    if len(there):  # equal confidences exit together
         ranks[1:-1][confidence[1:] == confidence[:-1]] = math.inf
-    leave = int(ranks.argmin())
-    return _between(confidence, leave), float(ranks[leave])
+    exits_here = int(ranks.argmin())
+    return _between(confidence, exits_here), float(ranks[exits_here])
 
 
-def _between(confidence: Tensor, leave: int) -> float:
-    """A threshold that the first ``leave`` of falling confidences reach, and no other does."""
-    if leave == 0:
+def _between(confidence: Tensor, count: int) -> float:
+    """A threshold that exactly the first ``count`` of the descending confidences reach."""
+    if count == 0:
         return NEVER
-    if leave == len(confidence):
+    if count == len(confidence):
         return ALWAYS
-    low, high = float(confidence[leave]), float(confidence[leave - 1])
-    middle = float(torch.tensor((low + high) / 2, dtype=torch.float32))  # as it will be compared
+    low, high = float(confidence[count]), float(confidence[count - 1])
+    middle = float(torch.tensor((low + high) / 2, dtype=torch.float32))  # as in the comparison
     return middle if low < middle <= high else high

@@ -17,9 +17,9 @@ from ...data import AnySplit, Dataset, Loader
 from ...nets import AnytimeNetwork
 from ...predict.deadline_evaluation import (
     DeadlineResult,
-    auto_deadlines,
     mean_latency,
     measure_deadlines,
+    paper_deadlines,
 )
 from ...predict.prediction import Prediction
 from ...predict.predictor import AnytimePredictor
@@ -56,14 +56,14 @@ def run(
     with AnytimePredictor(model, backend, threads=threads, device=place, info=info) as predictor:
 
         def predict(x: Tensor, deadline: float | None) -> Prediction:
-            return predictor.predict(x[0], deadline, when_nothing="guess")
+            return predictor.predict(x[0], deadline, on_timeout="guess")
 
         latency = mean_latency(predict, [x for x, _ in first(loader, LATENCY_IMAGES)])
         with ProgressBar(console, "predicting") as bar:
             results, finished = measure_deadlines(
                 predict,
                 pairs(loader),
-                auto_deadlines(latency) if arguments.deadlines == "auto" else arguments.deadlines,
+                paper_deadlines(latency) if arguments.deadlines == "auto" else arguments.deadlines,
                 model.num_stages,
                 report=lambda done: bar.report(done, len(split)),
             )

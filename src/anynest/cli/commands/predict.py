@@ -18,7 +18,7 @@ from ...data.readers.image_reader import ImageFileReader
 from ...engines.model_source import resolve
 from ...engines.open import choose_backend
 from ...predict.policies import Confidence
-from ...predict.prediction import DeadlineError, NetworkError, Prediction, uniform
+from ...predict.prediction import DeadlineError, NetworkError, Prediction, random_guess
 from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
 from ...training import ConfigError
@@ -57,7 +57,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Im
     info = source.info
     reader = ImageFileReader(info.image_size, info.mean, info.std, info.fit)
     profile = None
-    if arguments.save_work is not None:
+    if arguments.min_completion_probability is not None:
         profile = Profile.read(arguments.profile or arguments.source)
     backend, device = choose_backend(source, arguments.backend, arguments.device)
     with AnytimePredictor(
@@ -76,7 +76,8 @@ class Answers:
 
     def __init__(self, predictor: AnytimePredictor, arguments: argparse.Namespace) -> None:
         self.predictor, self.deadline = predictor, arguments.deadline
-        self.when_nothing, self.save_work = arguments.when_nothing, arguments.save_work
+        self.on_timeout = arguments.on_timeout
+        self.min_completion_probability = arguments.min_completion_probability
         self.policy = None if arguments.confidence is None else Confidence(arguments.confidence)
         self.json, self.top = arguments.json, arguments.top
         self.classes = predictor.classes or ()
@@ -88,7 +89,7 @@ class Answers:
             print(json.dumps(self.to_json(path, found)))
             return
         print(printable(path))
-        if self.save_work is not None:
+        if self.min_completion_probability is not None:
             found = self.predict(x)
             print(self.line(found))
         else:
@@ -101,8 +102,8 @@ class Answers:
             x[0],
             self.deadline,
             policy=self.policy,
-            when_nothing=self.when_nothing,
-            save_work=self.save_work,
+            on_timeout=self.on_timeout,
+            min_completion_probability=self.min_completion_probability,
         )
 
     def improve(self, x: Tensor) -> Prediction:
@@ -119,18 +120,18 @@ class Answers:
         return found
 
     def late(self, x: Tensor, called: float) -> Prediction:
-        """Apply ``--when-nothing``: no stage was ready by the deadline."""
+        """Apply ``--on-timeout``: no stage was ready by the deadline."""
         deadline = self.deadline or 0.0
-        if self.when_nothing == "raise":
+        if self.on_timeout == "raise":
             raise DeadlineError(
                 f"no stage was ready within {show_duration(deadline)}: give a longer --deadline, or "
-                "--when-nothing wait or guess"
+                "--on-timeout wait or guess"
             )
-        if self.when_nothing == "guess":
+        if self.on_timeout == "guess":
             drawn = random.randrange(self.predictor.num_classes)
             elapsed = time.monotonic() - called
-            return uniform((drawn,), self.predictor.num_classes, True, elapsed, deadline)
-        found = self.predictor.predict(x[0], 0.0, when_nothing="wait")
+            return random_guess((drawn,), self.predictor.num_classes, True, elapsed, deadline)
+        found = self.predictor.predict(x[0], 0.0, on_timeout="wait")
         elapsed = time.monotonic() - called
         return replace(found, elapsed=elapsed, deadline=deadline, deadline_met=False)
 
@@ -185,7 +186,7 @@ class Answers:
             "deadline": found.deadline,
             "deadline_met": found.deadline_met,
             "guessed": found.guessed,
-            "ended": found.ended,
+            "stop_reason": found.stop_reason,
             "top": [{"class": name, "probability": share} for name, share in self.best(found)],
         }
 

@@ -42,13 +42,13 @@ def add_flags(parser: Parser) -> None:
         help="stop at a probability of at least P (default: never)",
     )
     parser.add_argument(
-        "--when-nothing",
+        "--on-timeout",
         choices=("raise", "wait", "guess"),
         default="raise",
         help="if no stage is ready in time: fail (raise), wait for stage 1, or guess at random",
     )
     parser.add_argument(
-        "--save-work",
+        "--min-completion-probability",
         type=probability,
         metavar="P",
         help="skip a stage that is ready in time with a probability below P, by the profile "
@@ -67,7 +67,7 @@ def add_flags(parser: Parser) -> None:
 
 def check(arguments: Namespace) -> None:
     """Raise ConfigError for a flag that another one must accompany."""
-    if arguments.save_work is not None and arguments.deadline is None:
-        raise ConfigError("--save-work is read for --deadline alone: give --deadline too")
-    if arguments.profile is not None and arguments.save_work is None:
-        raise ConfigError("--profile is read for --save-work alone: give --save-work too")
+    if arguments.min_completion_probability is not None and arguments.deadline is None:
+        raise ConfigError("--min-completion-probability needs a deadline: give --deadline too")
+    if arguments.profile is not None and arguments.min_completion_probability is None:
+        raise ConfigError("--profile is read for --min-completion-probability alone: give that too")

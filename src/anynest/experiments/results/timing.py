@@ -1,6 +1,6 @@
 """Figure 10's measurement: every network of a panel on the same inputs, one at a time, timed.
 
-The networks are the trained ones of Figure 9, run by ``anynest.runtime`` on one thread. Each input
+The networks are the trained ones of Figure 9, run by ``anynest.predict`` on one thread. Each input
 is timed ``ROUNDS`` times, in rounds that are far apart, and its fastest time counts: what slows a
 busy machine down for a moment is not the input's.
 """

@@ -77,7 +77,7 @@ def test_accuracy_at_no_more_than_any_shared_threshold_costs(seed: int, target: 
         assert report.accuracy >= target - 1e-12
     else:
         assert all(other.accuracy <= report.accuracy for other in shared)
-        assert "CANNOT BE REACHED" in report.note
+        assert "cannot be reached" in report.note
 
 
 @settings(max_examples=6, deadline=None)
@@ -94,8 +94,8 @@ def test_a_budget_is_kept_and_spent_best(seed: int, budget: float) -> None:
         assert report.cost <= budget * (1 + 1e-12)
         assert report.accuracy >= max(other.accuracy for other in good) - 1e-12
     else:
-        assert report.leaving == (1.0, 0.0, 0.0)
-        assert "stage 1 alone takes 10" in report.note
+        assert report.exit_rates == (1.0, 0.0, 0.0)
+        assert "stage 1 alone costs 10" in report.note
 
 
 @settings(max_examples=6, deadline=None)
@@ -139,7 +139,7 @@ def test_equal_confidences_leave_together() -> None:
     data = HeldOut(probabilities, labels, (1, 2))
     for target, leaving in ((0.5, (1.0, 0.0)), (0.6, (0.0, 1.0))):
         _, report = calibrate(Confidence(), data, target_accuracy=target)
-        assert report.leaving == leaving
+        assert report.exit_rates == leaving
         assert report.reached
 
 
@@ -151,7 +151,7 @@ def test_neighbouring_floats_are_told_apart() -> None:
     probabilities[1, 1] = torch.tensor([0.1, 0.9])
     data = HeldOut(probabilities, torch.tensor([0, 1]), (1, 2))
     _, report = calibrate(Confidence(), data, target_accuracy=1.0)
-    assert report.leaving == (0.5, 0.5)
+    assert report.exit_rates == (0.5, 0.5)
     assert report.reached
     for one in torch.rand(50):
         pair = torch.stack([torch.nextafter(one, torch.tensor(2.0)), one])
@@ -174,12 +174,12 @@ def test_the_report_counts() -> None:
     assert report.accuracy == pytest.approx(right / 200)
     assert report.accuracy_error == pytest.approx(math.sqrt(right / 200 * (1 - right / 200) / 200))
     assert report.cost == pytest.approx(cost / 200)
-    assert report.leaving == pytest.approx([n / 200 for n in leaving])
+    assert report.exit_rates == pytest.approx([n / 200 for n in leaving])
     assert report.stage_accuracy[2] == simulate(None, data).accuracy
     assert report.stage_cost == (10, 30, 90)
     assert report.reached is None
     assert json.loads(json.dumps(report.to_dict()))["images"] == 200
-    assert "leaving by stage" in str(report)
+    assert "exits by stage" in str(report)
 
 
 def test_expectations_are_of_images_not_chosen_on() -> None:
@@ -202,23 +202,23 @@ def test_expectations_are_of_images_not_chosen_on() -> None:
 def test_with_a_budget_for_each_image() -> None:
     data = held_out(1)
     policy, report = calibrate(Confidence() | MultiplyAdds(30), data, target_accuracy=0.5)
-    assert report.leaving[2] == 0
+    assert report.exit_rates[2] == 0
     assert report.reached
     again = simulate(policy, data)
-    assert (report.accuracy, report.cost, report.leaving) == (
+    assert (report.accuracy, report.cost, report.exit_rates) == (
         again.accuracy,
         again.cost,
-        again.leaving,
+        again.exit_rates,
     )
 
 
 @pytest.mark.parametrize(
     ("policy", "goals", "message"),
     [
-        (Confidence(), {}, "needs one goal"),
-        (Confidence(), {"target_accuracy": 0.9, "budget": 5}, "needs one goal"),
-        (Confidence(), {"target_accuracy": 90}, "must be a share above 0, got 90"),
-        (Confidence(), {"budget": 0}, "must be positive multiply-adds, got 0"),
+        (Confidence(), {}, "needs exactly one goal"),
+        (Confidence(), {"target_accuracy": 0.9, "budget": 5}, "needs exactly one goal"),
+        (Confidence(), {"target_accuracy": 90}, "must be above 0 and at most 1, found 90"),
+        (Confidence(), {"budget": 0}, "must be a positive number of multiply-adds, found 0"),
         (MultiplyAdds(5), {"budget": 5}, "of one Confidence"),
         (Confidence() | Confidence(), {"budget": 5}, "of one Confidence"),
         (Confidence() | Deadline(1), {"budget": 5}, "of one Confidence"),
@@ -231,17 +231,17 @@ def test_what_cannot_be_calibrated(policy: Any, goals: dict[str, float], message
 
 
 def test_one_stage_has_no_thresholds() -> None:
-    with pytest.raises(ValueError, match="one stage has no thresholds to choose"):
+    with pytest.raises(ValueError, match="needs at least two stages, found one"):
         calibrate(Confidence(), held_out(0, stages=1), budget=100)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels \[N\], got"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels \[N\], found"),
         ({"labels": torch.full((200,), 5)}, r"labels must lie in 0\.\.4, found 5"),
-        ({"costs": (10, 30)}, "costs must rise, one a stage of 3"),
-        ({"costs": (10, 10, 30)}, "costs must rise"),
+        ({"costs": (10, 30)}, "costs must increase, one for each of 3 stages"),
+        ({"costs": (10, 10, 30)}, "costs must increase"),
         ({"probabilities": torch.full((3, 200, 5), math.nan)}, "must be finite"),
     ],
 )
@@ -262,7 +262,7 @@ def test_a_predictor_does_what_the_report_says() -> None:
         budget = (data.costs[0] + data.costs[1]) / 2
         policy, report = calibrate(Confidence(), data, budget=budget)
         stages = [s for xs, _ in batches for s in predictor.predict(xs, None, policy=policy).stages]
-    assert report.leaving == tuple(stages.count(s) / 64 for s in (1, 2, 3))
+    assert report.exit_rates == tuple(stages.count(s) / 64 for s in (1, 2, 3))
     assert sum(data.costs[s - 1] for s in stages) / 64 <= budget
     with pytest.raises(ValueError, match="at least one image"):
         HeldOut.collect(predictor, [])

@@ -126,30 +126,30 @@ def test_grey(tmp_path: Path) -> None:
     [
         (
             torch.zeros(8, 8),
-            r"images must be \[3, H, W\] or \[B, 3, H, W\] and not empty, got \[8, 8\]",
+            r"images must be \[3, H, W\] or \[B, 3, H, W\] and not empty, found \[8, 8\]",
         ),
-        (torch.zeros(1, 8, 8), r"got \[1, 8, 8\]"),
-        (torch.zeros(8, 8, 3), r"got \[8, 8, 3\]"),
+        (torch.zeros(1, 8, 8), r"found \[1, 8, 8\]"),
+        (torch.zeros(8, 8, 3), r"found \[8, 8, 3\]"),
         (torch.zeros(0, 3, 8, 8), "not empty"),
         (torch.zeros(3, 0, 8), "not empty"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), r"or uint8 \(raw pixels\), got torch.int64"),
-        (torch.zeros(3, 8, 8, dtype=torch.complex64), "got torch.complex64"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"or uint8 \(raw pixels\), found torch.int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "found torch.complex64"),
         (torch.full((3, 8, 8), float("nan")), "must be finite, found NaN"),
         (torch.full((3, 8, 8), float("inf")), "must be finite, found NaN or infinite"),
         (torch.full((3, 8, 8), 1e300, dtype=torch.float64), "must be finite"),
-        (np.array(["a"]), "images must be numbers, got an array of <U1"),
-        (np.array([None]), "images must be numbers, got an array of object"),
+        (np.array(["a"]), "images must be numbers, found an array of <U1"),
+        (np.array([None]), "images must be numbers, found an array of object"),
         pytest.param(
             np.zeros((3, 8, 8), np.longdouble),
-            "of a type that torch has, got an array of float.*: give x.astype",
+            "have a dtype that torch has, found an array of float.*: pass x.astype",
             marks=pytest.mark.skipif(np.longdouble(1).nbytes == 8, reason="it is float64 here"),
         ),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"one picture .* got \[2, 8, 8, 3\]"),
-        (np.zeros((8, 8, 4), np.uint8), r"got \[8, 8, 4\]"),
-        (np.zeros((0, 8), np.uint8), r"got \[0, 8\]"),
-        ([], "at least one image, got an empty list"),
-        ([torch.zeros(2, 3, 8, 8)], "number 0 is a batch"),
-        ([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], "one size, got 8x8, 9x8 pixels"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"one image .* found \[2, 8, 8, 3\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"found \[8, 8, 4\]"),
+        (np.zeros((0, 8), np.uint8), r"found \[0, 8\]"),
+        ([], "at least one image, found an empty list"),
+        ([torch.zeros(2, 3, 8, 8)], "found a batch at index 0"),
+        ([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], "one size, found 8x8, 9x8 pixels"),
         ("nowhere.png", "cannot read 'nowhere.png': No such file"),
         (Image.new("F", (8, 8)), "convertible to RGB, found F: the given image"),
     ],
@@ -181,7 +181,7 @@ def test_a_bare_network_knows_no_pictures(pixels: Tensor) -> None:
         with pytest.raises(ValueError, match="need the mean, std and size of the training images"):
             ImageReader(channels, None)(form)
     five = ImageReader(5, info(3))
-    with pytest.raises(ValueError, match=r"1 channel \(grey\) or 3 \(RGB\), the network 5"):
+    with pytest.raises(ValueError, match=r"1 channel \(grey\) or 3 \(RGB\), found a network of 5"):
         five(Image.new("RGB", (8, 8)))
 
 

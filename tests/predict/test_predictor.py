@@ -6,17 +6,24 @@ turn would never come back.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from anynest.predict.in_flight import Job
+from anynest.predict.in_flight import InFlight
+from anynest.predict.options import PredictOptions
+from anynest.predict.policies import Confidence, Deadline, MultiplyAdds
 from anynest.predict.prediction import DeadlineError, NetworkError, Prediction
 from anynest.predict.predictor import AnytimePredictor
 
@@ -34,7 +41,7 @@ def test_the_newest_stage_at_the_deadline(make_session: Any, make_image: Image, 
                 prediction = predictor.predict(make_image(1.0), deadline=0.1)
                 gate.opened.set()
             assert prediction.stage == stage - 1
-            assert prediction.ended == "deadline"
+            assert prediction.stop_reason == "deadline"
             assert prediction.deadline_met
             assert not prediction.guessed
             assert prediction.elapsed >= 0.1
@@ -60,7 +67,7 @@ def test_without_deadline_to_the_end(make_session: Any, make_image: Image) -> No
     with AnytimePredictor(session) as predictor:
         for deadline in (None, math.inf, 1e300, 100):
             prediction = predictor.predict(make_image(2.0), deadline)
-            assert (prediction.stage, prediction.ended) == (3, "last stage")
+            assert (prediction.stage, prediction.stop_reason) == (3, "last stage")
             assert prediction.logits.tolist() == [6.0, 0, 0, 0]
             assert prediction.deadline == (deadline if deadline in (1e300, 100) else None)
             assert prediction.deadline_met
@@ -104,12 +111,12 @@ def test_waiting_for_the_first_stage(make_session: Any, make_image: Image, gates
     gate = gates(1, 1)
     session = make_session(on_step=gate)
     with AnytimePredictor(session) as predictor, ThreadPoolExecutor(1) as pool:
-        future = pool.submit(predictor.predict, make_image(1.0), 0.03, when_nothing="wait")
+        future = pool.submit(predictor.predict, make_image(1.0), 0.03, on_timeout="wait")
         assert gate.reached.wait(PATIENCE)
         time.sleep(0.05)  # the deadline is over
         gate.opened.set()
         prediction = future.result(PATIENCE)
-        assert (prediction.stage, prediction.ended) == (1, "deadline")
+        assert (prediction.stage, prediction.stop_reason) == (1, "deadline")
         assert not prediction.deadline_met
         assert not prediction.guessed
         settle(lambda: not session.open)
@@ -124,8 +131,8 @@ def test_guesses_are_uniform_seeded_and_marked(
     drawn = []
     for seed in (0, 0, 1):
         with AnytimePredictor(make_session(on_step=gate), seed=seed) as predictor:
-            guesses = [predictor.predict(batch, 0.0, when_nothing="guess") for _ in range(4)]
-            single = predictor.predict(make_image(1.0), 0.0, when_nothing="guess")
+            guesses = [predictor.predict(batch, 0.0, on_timeout="guess") for _ in range(4)]
+            single = predictor.predict(make_image(1.0), 0.0, on_timeout="guess")
             gate.opened.set()
         gate.opened.clear()
         drawn.append([guess.labels for guess in guesses])
@@ -158,7 +165,7 @@ def test_waiting_for_others_counts(make_session: Any, make_image: Image, gates: 
 
 def waiting(predictor: AnytimePredictor) -> int:
     """How many have called since the first one, which holds up the rest."""
-    return predictor._worker._inbox.qsize()
+    return predictor._scheduler._inbox.qsize()
 
 
 def test_first_answers_come_before_better_ones(
@@ -220,7 +227,7 @@ def test_even_an_exit_in_the_network_is_only_its_callers(
 
 def test_logits_that_are_no_numbers_are_an_error(make_session: Any, make_image: Image) -> None:
     with AnytimePredictor(make_session()) as predictor:
-        with pytest.raises(NetworkError, match="logits of stage 2 must be finite, found others"):
+        with pytest.raises(NetworkError, match="logits of stage 2 must be finite, found NaN"):
             predictor.predict(make_image(3e38), None)  # twice that is more than float32 holds
         assert predictor.predict(make_image(1.0), None).stage == 3
 
@@ -235,13 +242,21 @@ def test_what_a_session_refuses(make_session: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"deadline": -1.0}, "deadline must be seconds from 0, or None, got -1.0"),
-        ({"deadline": math.nan}, "deadline must be seconds from 0, or None, got nan"),
-        ({"deadline": "10ms"}, "deadline must be seconds from 0, or None, got '10ms'"),
-        ({"save_work": "a"}, "save_work must be a probability above 0, got 'a'"),
-        ({"when_nothing": "panic"}, "when_nothing must be one of raise, wait, guess, got 'panic'"),
-        ({"save_work": 0.0}, "save_work must be a probability above 0, got 0.0"),
-        ({"save_work": 0.9}, "save_work needs the latencies of this machine: give profile="),
+        ({"deadline": math.nan}, "deadline must be a number of seconds or None, found nan"),
+        ({"deadline": "10ms"}, "deadline must be a number of seconds or None, found '10ms'"),
+        (
+            {"min_completion_probability": "a"},
+            "min_completion_probability must be above 0 and at most 1, found 'a'",
+        ),
+        ({"on_timeout": "panic"}, "on_timeout must be one of raise, wait, guess, found 'panic'"),
+        (
+            {"min_completion_probability": 0.0},
+            "min_completion_probability must be above 0 and at most 1, found 0.0",
+        ),
+        (
+            {"min_completion_probability": 0.9},
+            "min_completion_probability needs the latencies of this machine: pass profile=",
+        ),
     ],
 )
 def test_wishes_that_make_no_sense(
@@ -252,6 +267,54 @@ def test_wishes_that_make_no_sense(
 ) -> None:
     with AnytimePredictor(make_session()) as predictor, pytest.raises(ValueError, match=message):
         predictor.predict(make_image(1.0), **arguments)
+
+
+@pytest.mark.parametrize("deadline", [-0.005, -math.inf, np.float32(-1), -1])
+def test_a_deadline_that_has_passed(make_session: Any, make_image: Image, deadline: float) -> None:
+    """Callers subtract: it is a missed deadline, not a wrong argument."""
+    with AnytimePredictor(make_session()) as predictor:
+        for policy in (None, Deadline(-1.0)):
+            with pytest.raises(
+                DeadlineError, match=r"had passed [\dinf.]+ ms before the call: give"
+            ):
+                predictor.predict(make_image(1.0), deadline, policy=policy)
+        guess = predictor.predict(make_image(1.0), deadline, on_timeout="guess")
+        assert (guess.guessed, guess.overshoot > 0) == (True, guess.deadline is not None)
+        late = predictor.predict(make_image(1.0), deadline, on_timeout="wait")
+        assert (late.stage, late.deadline_met, late.stop_reason) == (1, False, "deadline")
+        assert list(predictor.stream(make_image(1.0), deadline)) == []
+
+
+def test_numbers_of_other_types(make_session: Any, make_image: Image) -> None:
+    """They become Python numbers at the door, so a float32 does not round the clock."""
+    x = make_image(1.0)
+    with AnytimePredictor(make_session(), seed=np.int64(3)) as predictor:
+        for deadline in (np.float32(30), np.float64(30), np.int64(30), Fraction(30)):
+            policy = Deadline(deadline) | Confidence([deadline]) | MultiplyAdds(deadline)
+            options = PredictOptions.create(deadline, policy, "raise", np.float32(0.5))
+            assert all(type(v) is float for v in (options.seconds, options.due))
+            assert type(options.min_completion_probability) is float
+            parts = [part.__dict__ for part in options.policy.parts()]  # type: ignore[union-attr]
+            assert parts == [{"seconds": 30.0}, {"thresholds": (30.0,)}, {"budget": 30.0}]
+            assert "float32" not in repr(policy)
+            found = predictor.predict(x, deadline)
+            json.dumps(found.to_dict())
+            assert (found.deadline, type(found.deadline)) == (30.0, float)
+        guess = predictor.predict(x, np.float32(-0.5), on_timeout="guess")
+        json.dumps(guess.to_dict())
+    far = PredictOptions.create(np.float32(0.01), None)
+    assert far.due - far.called == pytest.approx(0.01, abs=1e-9)
+    for wrong in (True, 10**400, np.float32("nan"), 1j):
+        with pytest.raises(ValueError, match="deadline must be a number of seconds or None"):
+            PredictOptions.create(wrong, None)  # type: ignore[arg-type]
+
+
+def test_predictors_are_not_pickled(make_session: Any) -> None:
+    with AnytimePredictor(make_session()) as predictor:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="cannot be pickled or copied") as raised:
+                attempt(predictor)
+            assert "\n" not in str(raised.value)
 
 
 def test_many_threads_at_once(make_session: Any, make_image: Image) -> None:
@@ -293,7 +356,7 @@ def test_in_time_is_in_time_however_late_the_caller_wakes(
     session = make_session(on_step=gate)
     with AnytimePredictor(session) as predictor, ThreadPoolExecutor(1) as pool:
 
-        def oversleep(job: Job, until: float) -> bool:
+        def oversleep(job: InFlight, until: float) -> bool:
             assert gate.reached.wait(PATIENCE)
             time.sleep(max(0.0, until - time.monotonic()) + 0.02)
             gate.opened.set()
@@ -301,8 +364,8 @@ def test_in_time_is_in_time_however_late_the_caller_wakes(
             time.sleep(0.02)
             return wait(job, until)
 
-        wait = Job.wait
-        monkeypatch.setattr(Job, "wait", oversleep)
+        wait = InFlight.wait
+        monkeypatch.setattr(InFlight, "wait", oversleep)
         prediction = pool.submit(predictor.predict, make_image(1.0), 0.5).result(PATIENCE)
         assert (prediction.stage, prediction.deadline_met) == (2, True)
         assert prediction.overshoot > 0.02

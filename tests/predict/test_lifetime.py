@@ -127,7 +127,7 @@ class Stuck:
 import anynest.predict.scheduler
 anynest.predict.scheduler.EXIT_TIMEOUT = 0.5  # patience for a step that never ends
 stuck = AnytimePredictor(Stuck())
-stuck.predict(big[:1], 0.05, when_nothing="guess")
+stuck.predict(big[:1], 0.05, on_timeout="guess")
 """,
     "fork": """
 predictor = AnytimePredictor(model)
@@ -183,7 +183,7 @@ def live(predictor: AnytimePredictor, x: Tensor, count: int) -> None:
         if kind == 0:
             predictor.predict(x, None)
         elif kind == 1:
-            predictor.predict(x, 0.0, when_nothing="guess")
+            predictor.predict(x, 0.0, on_timeout="guess")
         elif kind == 2:
             next(predictor.stream(x))
         elif kind == 3:
@@ -205,7 +205,7 @@ def test_nothing_piles_up() -> None:
         live(predictor, x, 200)
         before = held()
         live(predictor, x, 1000)
-        settle(lambda: predictor._worker._inbox.empty())
+        settle(lambda: predictor._scheduler._inbox.empty())
         after = held()
     assert after[:2] == before[:2]
     assert abs(after[2] - before[2]) < 60  # an object a prediction would be a thousand
@@ -213,4 +213,4 @@ def test_nothing_piles_up() -> None:
 
 def test_the_docs_say_how_long_an_exit_may_take() -> None:
     told = f"finishes its node first ({EXIT_TIMEOUT:g} second at most)"
-    assert told in (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+    assert told in (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def test_what_would_be_late_is_not_begun(
     x = torch.stack([make_image(1.0)] * 1)
     session = make_session()
     with AnytimePredictor(session, profile=profile, threads=1, warm_up=False) as predictor:
-        for deadline, save_work, stage in (
+        for deadline, min_completion_probability, stage in (
             (20.0, 0.4, 3),  # half of the runs were in time
             (20.0, 0.6, 2),
             (39.0, 0.9, 3),
@@ -46,9 +46,13 @@ def test_what_would_be_late_is_not_begun(
             (None, 1.0, 3),
             (20.0, None, 3),
         ):
-            prediction = predictor.predict(x, deadline, save_work=save_work)
+            prediction = predictor.predict(
+                x, deadline, min_completion_probability=min_completion_probability
+            )
             assert prediction.stage == stage
-            assert prediction.ended == ("last stage" if stage == 3 else "saved work")
+            assert prediction.stop_reason == (
+                "last stage" if stage == 3 else "completion probability"
+            )
             assert prediction.deadline_met
             assert prediction.elapsed < 0.5  # at once
         assert [entry[1:] for entry in session.log].count((3, 1)) == 4
@@ -58,16 +62,16 @@ def test_the_first_stage_is_always_begun(make_session: Any, make_image: Image) -
     hopeless = make_profile([100.0], [100.0], [100.0])
     session = make_session()
     with AnytimePredictor(session, profile=hopeless, threads=1, warm_up=False) as predictor:
-        prediction = predictor.predict(make_image(1.0), 20.0, save_work=0.99)
-        assert (prediction.stage, prediction.ended) == (1, "saved work")
+        prediction = predictor.predict(make_image(1.0), 20.0, min_completion_probability=0.99)
+        assert (prediction.stage, prediction.stop_reason) == (1, "completion probability")
 
 
 def test_a_larger_batch_takes_longer(make_session: Any, make_image: Image) -> None:
     profile = make_profile([0.001], [1.0], [1.0])
     x = torch.stack([make_image(1.0)] * 8)  # 8 seconds a stage, at the most
     with AnytimePredictor(make_session(), profile=profile, threads=1) as predictor:
-        assert predictor.predict(x, 4.0, save_work=0.5).stage == 1
-        assert predictor.predict(x[:2], 4.0, save_work=0.5).stage == 3
+        assert predictor.predict(x, 4.0, min_completion_probability=0.5).stage == 1
+        assert predictor.predict(x[:2], 4.0, min_completion_probability=0.5).stage == 3
 
 
 def test_a_profile_from_its_file(
@@ -77,7 +81,9 @@ def test_a_profile_from_its_file(
     for source in (tmp_path, str(tmp_path / "profile.json")):
         with AnytimePredictor(make_session(), profile=source, threads=1) as predictor:
             assert predictor.profile == profile
-            assert predictor.predict(make_image(1.0), 20.0, save_work=0.6).stage == 2
+            assert (
+                predictor.predict(make_image(1.0), 20.0, min_completion_probability=0.6).stage == 2
+            )
 
 
 def test_costs_of_a_source_that_does_not_tell_them(
@@ -88,11 +94,11 @@ def test_costs_of_a_source_that_does_not_tell_them(
             assert (
                 predictor.predict(make_image(1.0), None, policy=MultiplyAdds(budget)).stage == stage
             )
-        with pytest.raises(ValueError, match="give profile="):  # nor for images of other sizes
+        with pytest.raises(ValueError, match="pass profile="):  # nor for images of other sizes
             predictor.predict(torch.zeros(1, 3, 3), None, policy=MultiplyAdds(5))
     with (
         AnytimePredictor(make_session()) as predictor,
-        pytest.raises(ValueError, match="give profile="),
+        pytest.raises(ValueError, match="pass profile="),
     ):
         predictor.predict(make_image(1.0), None, policy=MultiplyAdds(5))
 
@@ -109,4 +115,4 @@ def test_profiles_that_do_not_fit(make_session: Any, make_image: Image, profile:
         AnytimePredictor(make_session(stages=2), profile=profile)
     predictor = AnytimePredictor(make_session(), profile=profile, threads=2)
     with predictor, pytest.raises(ProfileError, match="measured for torch on cpu, 2 threads"):
-        predictor.predict(make_image(1.0), 20.0, save_work=0.6)
+        predictor.predict(make_image(1.0), 20.0, min_completion_probability=0.6)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from anynest.predict.deadline_evaluation import (
     DeadlineResult,
-    auto_deadlines,
     mean_latency,
     measure_deadlines,
+    paper_deadlines,
 )
 from anynest.predict.prediction import Prediction
 
@@ -100,7 +100,7 @@ def test_an_interruption_leaves_the_images_that_are_complete() -> None:
 
 
 def test_the_papers_deadlines() -> None:
-    found = auto_deadlines(0.006)
+    found = paper_deadlines(0.006)
     assert found[-1] is None
     assert found[:-1] == pytest.approx([0.003 + 0.0005 * i for i in range(7)])
     fake = Fake()

@@ -14,9 +14,9 @@ from anynest.predict.policies import (
     AnyOf,
     Confidence,
     Deadline,
-    Moment,
     MultiplyAdds,
     Policy,
+    PolicyInput,
     as_policy,
     check_fit,
     with_thresholds,
@@ -26,11 +26,11 @@ from anynest.predict.predictor import AnytimePredictor
 THREE = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]])  # confidences 0.5, 0.9, 0.8
 
 
-def moment(stage: int = 1, **more: Any) -> Moment:
-    return Moment(stage, THREE, **more)
+def moment(stage: int = 1, **more: Any) -> PolicyInput:
+    return PolicyInput(stage, THREE, **more)
 
 
-def stopped(policy: Policy, at: Moment) -> list[bool]:
+def stopped(policy: Policy, at: PolicyInput) -> list[bool]:
     done = policy.stop(at)
     assert done.dtype == torch.bool
     assert done.shape == (3,)
@@ -45,7 +45,7 @@ def test_confidence_of_each_image() -> None:
     assert per_stage == Confidence((0.85, 0.6))
     assert stopped(per_stage, moment(1)) == [False, True, False]
     assert stopped(per_stage, moment(2)) == [False, True, True]
-    with pytest.raises(ValueError, match="thresholds for 2 stages, and stage 3 needs one"):
+    with pytest.raises(ValueError, match="stage 3 needs a confidence threshold, found 2 of them"):
         per_stage.stop(moment(3))
 
 
@@ -54,7 +54,7 @@ def test_deadline_and_budget() -> None:
     assert stopped(Deadline(0.01), moment(elapsed=0.01)) == [True] * 3
     assert stopped(MultiplyAdds(100), moment(cost=60, next_cost=100)) == [False] * 3
     assert stopped(MultiplyAdds(100), moment(cost=60, next_cost=101)) == [True] * 3
-    with pytest.raises(ValueError, match="give profile="):
+    with pytest.raises(ValueError, match="pass profile="):
         MultiplyAdds(100).stop(moment())
 
 
@@ -90,16 +90,19 @@ def test_when_a_policy_ends_all() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Deadline(0.0), "a deadline must be positive seconds, got 0.0"),
-        (lambda: Deadline(math.inf), "a deadline must be positive seconds, got inf"),
-        (lambda: Confidence(-0.1), "must be numbers from 0, got -0.1"),
-        (lambda: Confidence(()), r"must be numbers from 0, got \(\)"),
+        (lambda: Deadline(math.nan), "a deadline must be a number of seconds, found nan"),
+        (lambda: Deadline(math.inf), "a deadline must be a number of seconds, found inf"),
+        (lambda: Confidence(-0.1), "must be numbers from 0, found -0.1"),
+        (lambda: Confidence(()), r"must be numbers from 0, found \(\)"),
         (lambda: Confidence((0.5, math.nan)), "must be numbers from 0"),
-        (lambda: MultiplyAdds(0), "a budget must be positive multiply-adds, got 0"),
-        (lambda: Deadline("10ms"), "a deadline must be positive seconds, got '10ms'"),
-        (lambda: Confidence("0.9"), "must be numbers from 0, got '0.9'"),
-        (lambda: Confidence((0.5, None)), r"must be numbers from 0, got \(0.5, None\)"),
-        (lambda: MultiplyAdds(None), "a budget must be positive multiply-adds, got None"),
+        (lambda: MultiplyAdds(0), "a budget must be a positive number of multiply-adds, found 0"),
+        (lambda: Deadline("10ms"), "a deadline must be a number of seconds, found '10ms'"),
+        (lambda: Confidence("0.9"), "must be numbers from 0, found '0.9'"),
+        (lambda: Confidence((0.5, None)), r"must be numbers from 0, found \(0.5, None\)"),
+        (
+            lambda: MultiplyAdds(None),
+            "a budget must be a positive number of multiply-adds, found None",
+        ),
     ],
 )
 def test_numbers_that_make_no_sense(make: Any, message: str) -> None:
@@ -110,7 +113,7 @@ def test_numbers_that_make_no_sense(make: Any, message: str) -> None:
 @pytest.mark.parametrize("join", [operator.or_, operator.and_])
 def test_policies_are_joined_with_policies(join: Any) -> None:
     for other in (3, [Confidence()]):
-        with pytest.raises(TypeError, match=r"\| and & join policies, got "):
+        with pytest.raises(TypeError, match=r"\| and & combine policies, found "):
             join(Confidence(0.5), other)
 
 
@@ -118,9 +121,9 @@ def test_fit_is_checked_before_anything_runs() -> None:
     for count in (2, 3):
         check_fit(Confidence((0.5,) * count), 3, False)
     for count in (1, 4):
-        with pytest.raises(ValueError, match=f"one for each of the stages 1 to 2, got {count}"):
+        with pytest.raises(ValueError, match=f"one for each of the stages 1 to 2, found {count}"):
             check_fit(Confidence((0.5,) * count) | Deadline(1.0), 3, False)
-    with pytest.raises(ValueError, match="give profile="):
+    with pytest.raises(ValueError, match="pass profile="):
         check_fit(Deadline(1.0) & MultiplyAdds(5), 3, False)
     check_fit(MultiplyAdds(5), 3, True)
 
@@ -133,26 +136,26 @@ def test_with_other_thresholds() -> None:
 
 
 def test_a_policy_of_ones_own(make_session: Any, make_image: Any) -> None:
-    seen: list[Moment] = []
+    seen: list[PolicyInput] = []
 
     class Second(Policy):
-        def stop(self, moment: Moment) -> torch.Tensor:
+        def stop(self, moment: PolicyInput) -> torch.Tensor:
             seen.append(moment)
             return torch.full((len(moment.probabilities),), moment.stage == 2)
 
     with AnytimePredictor(make_session()) as predictor:
         prediction = predictor.predict(make_image(1.0), None, policy=Second())
-        assert (prediction.stage, prediction.ended) == (2, "policy")
+        assert (prediction.stage, prediction.stop_reason) == (2, "policy")
         assert [m.stage for m in seen] == [1, 2]
         assert 0 < seen[0].elapsed <= seen[1].elapsed <= prediction.elapsed
-        with pytest.raises(TypeError, match="Policy must say what stop"):
+        with pytest.raises(TypeError, match="Policy must implement stop"):
             predictor.predict(make_image(1.0), None, policy=Policy())
 
 
 def test_the_last_stage_is_not_asked_about(make_session: Any, make_image: Any) -> None:
     with AnytimePredictor(make_session()) as predictor:
         prediction = predictor.predict(make_image(0.0), None, policy=Confidence((1.5, 1.5)))
-        assert (prediction.stage, prediction.ended) == (3, "last stage")
+        assert (prediction.stage, prediction.stop_reason) == (3, "last stage")
 
 
 def test_a_deadline_in_the_policy_holds(make_session: Any, make_image: Any) -> None:
@@ -163,7 +166,7 @@ def test_a_deadline_in_the_policy_holds(make_session: Any, make_image: Any) -> N
     with AnytimePredictor(session) as predictor:
         for policy in (Deadline(0.05), [Confidence(1.1), Deadline(0.05)]):
             prediction = predictor.predict(make_image(1.0), None, policy=policy)
-            assert (prediction.stage, prediction.ended) == (2, "deadline")
+            assert (prediction.stage, prediction.stop_reason) == (2, "deadline")
             assert prediction.deadline == 0.05
             opened.set()
             assert predictor.predict(make_image(1.0), None).stage == 3
