@@ -1,17 +1,21 @@
-"""What it costs to be anytime: nested networks beside the plain ones of each stage's size.
+"""The cost of being anytime: nested networks beside the plain networks of each stage's size.
 
-    python benchmarks/latency.py                            # two networks, both backends, one thread
-    python benchmarks/latency.py --rounds 200 --json latency.json
-    python benchmarks/latency.py --models width_nested_resnet10 --backends torch --cold
+    python benchmarks/latency.py                            # two networks, one thread, batch 1
+    python benchmarks/latency.py --rounds 101 --json latency.json
+    python benchmarks/latency.py --models width_nested_resnet10 --engines block torch --cold
 
-For each stage s: the nested network stopped after s; every stage in one run, as s is passed; the plain
-network of s's size in the same engine, with the same optimisations; and that plain network as people run it
-(eager PyTorch in inference mode; a standard graph in ONNX Runtime). Each round takes every entry once, in an
-order rotated from round to round, in one process. An entry runs twice and its second run counts, as in a
-service that has just answered; with ``--cold`` it runs once, after all the others have had the caches.
-Times are of the call as a whole, the copy of the image included. Medians and quartiles; ratios are taken
-within a round. Weights are random: times do not depend on them. earlyon's ResNet-56 with exits stands beside
-it where that package can be imported.
+Engines: ``block`` (ONNX Runtime, graphs in its block layout; docs/nchwc.md), ``standard`` (ONNX
+Runtime, the standard graphs of an export) and ``torch`` (ordinary convolutions in PyTorch). The
+first one is compared with the others. Per engine and stage s: the nested network stopped after s, and
+the plain network of stage s's size. Stopping after the last stage computes all stages one after
+another.
+
+Each round runs every entry once in one process, in an order rotated from round to round. An entry
+runs twice and its second run is timed, as in a service that has just answered; with ``--cold`` it
+runs once, after the other entries have used the caches. Times are of whole calls, the copy of the
+image included. Medians and quartiles; ratios are taken within a round. Weights are random, as times
+do not depend on them. Results are printed as Markdown. earlyon's ResNet-56 with exits is measured
+where that package can be imported.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -29,53 +33,58 @@ import torch
 from _report import ranged, surroundings, write_json
 from _rounds import interleave, ratios, spread
 
-from anynest.engines.open import open_session
+from anynest.engines.folding import FoldedNetwork
+from anynest.engines.onnx.nchwc.block_size import block_size
+from anynest.engines.onnx.session import OnnxSession
 from anynest.engines.session import Session
+from anynest.engines.torch_engine import TorchSession
 from anynest.nets import AnytimeNetwork, create_model
 
 MODELS = ["width_nested_resnet42", "depth_nested_sparse_resnet98"]
-FULL, PART = 1.0, 1.1  # the goals: every stage, and stopping after one, as a multiple of the plain
+ALL_STAGES = {  # model -> (limit, goal) of all stages one after another, as a multiple of the plain
+    "width_nested_resnet42": (1.02, 1.0),
+    "depth_nested_sparse_resnet98": (1.12, 1.05),
+}
+STOPPING = 1.1  # limit of stopping after a stage, as a multiple of the plain network
+
+Run = Callable[[], list[float]]
+
+
+def open_onnx(layout: str) -> Callable[[AnytimeNetwork, int], Session]:
+    return lambda network, threads: OnnxSession.open(network, threads=threads, layout=layout)
+
+
+def open_torch(network: AnytimeNetwork, threads: int) -> Session:
+    return TorchSession(FoldedNetwork.of(network), threads=threads)
+
+
+ENGINES: dict[str, Callable[[AnytimeNetwork, int], Session]] = {
+    "block": open_onnx("auto"),
+    "standard": open_onnx("standard"),
+    "torch": open_torch,
+}
 
 
 @dataclass(frozen=True)
-class Ways:
-    """One network in one backend.
-
-    Attributes:
-        nested: the network.
-        plain: the plain network of each stage's size, in the same engine.
-        usual: runs those once, as people run them.
-    """
+class Pair:
+    """A nested network and the plain networks of its stages' sizes, in one engine."""
 
     nested: Session
     plain: list[Session]
-    usual: list[Callable[[], object]]
 
 
-def build(name: str, backend: str, threads: int, x: torch.Tensor) -> Ways:
-    network = create_model(name, in_channels=x.shape[1]).eval()
-    alone = [
-        create_model(name, in_channels=x.shape[1], independent=stage).eval()
-        for stage in network.outputs
+def build(name: str, engine: str, threads: int, channels: int = 3) -> Pair:
+    nested = create_model(name, in_channels=channels).eval()
+    plain = [
+        create_model(name, in_channels=channels, independent=stage).eval()
+        for stage in nested.outputs
     ]
-    sessions = [open_session(net, backend=backend, threads=threads) for net in (network, *alone)]
-    usual = [as_usual(net, backend, threads, x) for net in alone]
-    return Ways(sessions[0], sessions[1:], usual)
-
-
-def as_usual(
-    network: AnytimeNetwork, backend: str, threads: int, x: torch.Tensor
-) -> Callable[[], object]:
-    if backend == "torch":
-        return lambda: network(x)
-    from anynest.engines.onnx.session import OnnxSession
-
-    session = OnnxSession.open(network, threads=threads, layout="standard")
-    return lambda: drive(session, x, 1)
+    first, *others = [ENGINES[engine](network, threads) for network in (nested, *plain)]
+    return Pair(first, others)
 
 
 def drive(session: Session, x: torch.Tensor, stage: int) -> list[float]:
-    """Run to a stage: the seconds from the call to each stage's logits."""
+    """Run up to a stage; the seconds from the call to each stage's logits."""
     marks = []
     start = time.perf_counter()
     evaluation = session.begin(x)
@@ -86,51 +95,42 @@ def drive(session: Session, x: torch.Tensor, stage: int) -> list[float]:
     return marks
 
 
-def timed(run: Callable[[], object]) -> list[float]:
-    start = time.perf_counter()
-    with torch.inference_mode():
-        run()
-    return [time.perf_counter() - start]
-
-
-def entries(ways: Ways, x: torch.Tensor, cold: bool) -> dict[Any, Callable[[], list[float]]]:
-    """By (what, stage): one turn, which gives the seconds to each stage."""
-    runs: dict[Any, Callable[[], list[float]]] = {}
-    for stage in range(1, ways.nested.num_stages + 1):
-        runs["nested", stage] = lambda stage=stage: drive(ways.nested, x, stage)
-        runs["plain", stage] = lambda session=ways.plain[stage - 1]: drive(session, x, 1)
-        runs["usual", stage] = lambda run=ways.usual[stage - 1]: timed(run)
+def entries(pairs: dict[str, Pair], x: torch.Tensor, cold: bool) -> dict[Any, Run]:
+    """By (engine, nested or plain, stage): one timed run."""
+    runs: dict[Any, Run] = {}
+    for engine, pair in pairs.items():
+        for stage, plain in enumerate(pair.plain, 1):
+            runs[engine, "nested", stage] = lambda p=pair, s=stage: drive(p.nested, x, s)
+            runs[engine, "plain", stage] = lambda p=plain: drive(p, x, 1)
     return runs if cold else {key: lambda run=run: (run(), run())[1] for key, run in runs.items()}
 
 
-def measure(name: str, backend: str, x: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """One table's numbers."""
-    ways = build(name, backend, args.threads, x)
-    stages = ways.nested.num_stages
-    found = interleave(entries(ways, x, args.cold), args.rounds)
-    whole = found["nested", stages]
+def measure(name: str, x: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """One network in all engines, in one interleaved run."""
+    pairs = {engine: build(name, engine, args.threads, x.shape[1]) for engine in args.engines}
+    found = interleave(entries(pairs, x, args.cold), args.rounds)
+    first = args.engines[0]
     rows = []
-    for stage in range(1, stages + 1):
-        stopped, plain, usual = (
-            [marks[-1] for marks in found[what, stage]] for what in ("nested", "plain", "usual")
-        )
-        passed = [marks[stage - 1] for marks in whole]
-        rows.append(
-            {
-                "stage": stage,
-                "stopped": spread(stopped),
-                "passed": spread(passed),
+    for stage in range(1, pairs[first].nested.num_stages + 1):
+        seconds = {
+            (engine, what): [marks[-1] for marks in found[engine, what, stage]]
+            for engine in args.engines
+            for what in ("nested", "plain")
+        }
+        row: dict[str, Any] = {"stage": stage, "engines": {}}
+        for engine in args.engines:
+            nested, plain = seconds[engine, "nested"], seconds[engine, "plain"]
+            row["engines"][engine] = {
+                "nested": spread(nested),
                 "plain": spread(plain),
-                "usual": spread(usual),
-                "ratio": spread(ratios(stopped, plain)),
-                "ratio_passed": spread(ratios(passed, plain)),
-                "ratio_usual": spread(ratios(stopped, usual)),
-                "least": {"stopped": min(stopped), "plain": min(plain), "usual": min(usual)},
+                "of_plain": spread(ratios(nested, plain)),
+                "of_first": spread(ratios(nested, seconds[first, "nested"])),
+                "least": {"nested": min(nested), "plain": min(plain)},
             }
-        )
+        rows.append(row)
     return {
         "model": name,
-        "backend": backend,
+        "engines": args.engines,
         "threads": args.threads,
         "image": list(x.shape),
         "cold": args.cold,
@@ -139,42 +139,53 @@ def measure(name: str, backend: str, x: torch.Tensor, args: argparse.Namespace) 
     }
 
 
-def goals(result: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """What was to be reached, the most that it may cost, and the median that was found."""
-    rows = result["rows"]
-    found = [("every stage", FULL, rows[-1]["ratio"]["median"])]
-    found += [
-        (f"stopping after stage {row['stage']}", PART, row["ratio"]["median"]) for row in rows[:-1]
+def judge(result: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """What is limited, its limit, and the median found in the first engine."""
+    first = result["engines"][0]
+    medians = [row["engines"][first]["of_plain"]["median"] for row in result["rows"]]
+    limit, _ = ALL_STAGES.get(result["model"], (STOPPING, 1.0))
+    judged = [("all stages", limit, medians[-1])]
+    judged += [(f"stopping after {s}", STOPPING, m) for s, m in enumerate(medians[:-1], 1)]
+    return judged
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The result as Markdown: a row per stage."""
+    engines: Sequence[str] = result["engines"]
+    heads = ["stage"]
+    for engine in engines:
+        heads += [f"{engine}, ms", f"plain, {engine}, ms", f"{engine} / plain"]
+    heads += [f"{engine} / {engines[0]}" for engine in engines[1:]]
+    shape = "x".join(map(str, result["image"]))
+    lines = [
+        f"**{result['model']}**, images {shape}, {result['threads']} thread(s), "
+        f"{result['rounds']} rounds{', cold' if result['cold'] else ''}",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]
-    return found
-
-
-def show(result: dict[str, Any]) -> None:
-    usual = "eager" if result["backend"] == "torch" else "standard"
-    print(
-        f"{result['model']}, {result['backend']}, {result['threads']} thread(s), "
-        f"images {result['image']}, {result['rounds']} rounds{', cold' if result['cold'] else ''}\n"
-        f"  stage{'ms':>9}{'plain':>9}{'of plain':>22}{usual:>10}{'of ' + usual:>22}"
-    )
     for row in result["rows"]:
-        nested, plain, people = (
-            f"{1e3 * row[what]['median']:.2f}" for what in ("stopped", "plain", "usual")
-        )
-        print(
-            f"  {row['stage']:5d}{nested:>9}{plain:>9}{ranged(row['ratio']):>22}"
-            f"{people:>10}{ranged(row['ratio_usual']):>22}"
-        )
-    passed = ", ".join(ranged(row["ratio_passed"]) for row in result["rows"])
-    print(f"  passed in one run: {passed} of plain")
-    for what, goal, ratio in goals(result):
-        print(
-            f"  {what}: {ratio:.3f} of plain, goal {goal}: {'met' if ratio <= goal else 'NOT MET'}"
-        )
-    print(flush=True)
+        cells = [str(row["stage"])]
+        for engine in engines:
+            found = row["engines"][engine]
+            cells += [f"{1e3 * found[what]['median']:.2f}" for what in ("nested", "plain")]
+            cells.append(ranged(found["of_plain"]))
+        cells += [ranged(row["engines"][engine]["of_first"]) for engine in engines[1:]]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        *(
+            f"- {what}: {found:.3f} of plain, limit {limit}: {'met' if found <= limit else 'NOT MET'}"
+            for what, limit, found in judge(result)
+        ),
+    ]
+    if result["model"] in ALL_STAGES:
+        lines.append(f"- goal of all stages: {ALL_STAGES[result['model']][1]} of plain")
+    return [*lines, ""]
 
 
 def measure_earlyon(rounds: int) -> dict[str, Any] | None:
-    """earlyon's own network, for orientation; one line where it is absent."""
+    """earlyon's own network, for comparison; one line if it is absent."""
     try:
         model = _earlyon.build()
     except _earlyon.Absent as reason:
@@ -186,11 +197,10 @@ def measure_earlyon(rounds: int) -> dict[str, Any] | None:
         name: {"seconds": spread(values), "ratio": spread(ratios(values, base))}
         for name, values in found.items()
     }
-    print(
-        f"earlyon ResNet-56, eager PyTorch, batch 1\n  {'leaves at':26}{'ms':>9}{'of no exits':>22}"
-    )
+    print("**earlyon ResNet-56**, eager PyTorch, batch 1\n")
+    print("| leaves at | ms | of no exits |\n|---|---|---|")
     for name, row in result.items():
-        print(f"  {name:26}{1e3 * row['seconds']['median']:9.2f}{ranged(row['ratio']):>22}")
+        print(f"| {name} | {1e3 * row['seconds']['median']:.2f} | {ranged(row['ratio'])} |")
     return result
 
 
@@ -209,25 +219,31 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--backends", nargs="+", default=["torch", "onnxruntime"])
+    parser.add_argument(
+        "--engines", nargs="+", choices=sorted(ENGINES), default=["block", "standard"]
+    )
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument(
-        "--cold", action="store_true", help="no run just before the one that counts"
-    )
+    parser.add_argument("--cold", action="store_true", help="no run just before the timed one")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     report = surroundings("cpu")
     report["versions"] |= versions()
+    report["block_size"] = block_size()
+    environment = report["environment"]
+    print(
+        f"    {report['command']}\n\n{environment['processor']}, {environment['cores']} cores, blocks "
+        f"of {report['block_size']} channels, onnxruntime {report['versions']['onnxruntime']}. "
+        "Medians; ratios with quartiles.\n"
+    )
     x = torch.randn(args.batch, 3, args.image_size, args.image_size)
     report["results"] = []
     for name in args.models:
-        for backend in args.backends:
-            report["results"].append(measure(name, backend, x, args))
-            show(report["results"][-1])
+        report["results"].append(measure(name, x, args))
+        print("\n".join(table(report["results"][-1])), flush=True)
     report["earlyon"] = measure_earlyon(args.rounds)
     if args.json:
         write_json(args.json, report)

@@ -35,41 +35,54 @@ def test_a_small_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "found.json"
-    told = "--models width_nested_resnet10 --backends torch --rounds 3 --image-size 8 --batch 2"
+    told = "--models width_nested_resnet10 --rounds 3 --image-size 8 --batch 2"
     monkeypatch.setattr(sys, "argv", ["latency.py", *told.split(), "--json", str(file)])
     monkeypatch.setitem(sys.modules, "earlyon", None)
     assert latency.main() == 0
     report = json.loads(file.read_text())
-    assert {"command", "environment", "versions", "results"} <= set(report)
+    assert {"command", "environment", "versions", "results", "block_size"} <= set(report)
     assert report["earlyon"] is None
     (result,) = report["results"]
     assert result["image"] == [2, 3, 8, 8]
     assert [row["stage"] for row in result["rows"]] == [1, 2, 3]
     for row in result["rows"]:
-        assert row["stopped"]["low"] <= row["stopped"]["median"] <= row["stopped"]["high"]
-        assert row["least"]["stopped"] <= row["stopped"]["median"]
+        assert list(row["engines"]) == ["block", "standard"]
+        for found in row["engines"].values():
+            assert found["nested"]["low"] <= found["nested"]["median"] <= found["nested"]["high"]
+            assert found["least"]["nested"] <= found["nested"]["median"]
+        assert row["engines"]["block"]["of_first"]["median"] == 1
     printed = capsys.readouterr().out
-    assert "every stage: " in printed
+    head, rule, *lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in (head, rule, *lines)}) == 1
+    assert len(lines) == 3
+    assert "all stages: " in printed
     (line,) = [line for line in printed.splitlines() if "earlyon" in line]
     assert "left out: it cannot be imported" in line
 
 
-def test_goals_are_judged_as_they_are_stated(latency: Any) -> None:
-    found = enumerate((1.05, 1.2, 0.99), 1)
-    rows = [{"stage": stage, "ratio": {"median": ratio}} for stage, ratio in found]
-    assert latency.goals({"rows": rows}) == [
-        ("every stage", 1.0, 0.99),
-        ("stopping after stage 1", 1.1, 1.05),
-        ("stopping after stage 2", 1.1, 1.2),
+def test_limits_are_judged_in_the_first_engine(latency: Any) -> None:
+    def row(stage: int, block: float) -> dict[str, Any]:
+        engines = {"block": block, "standard": 9.0}
+        return {
+            "stage": stage,
+            "engines": {name: {"of_plain": {"median": ratio}} for name, ratio in engines.items()},
+        }
+
+    rows = [row(stage, ratio) for stage, ratio in enumerate((1.05, 1.2, 0.99), 1)]
+    result = {"model": "width_nested_resnet42", "engines": ["block", "standard"], "rows": rows}
+    assert latency.judge(result) == [
+        ("all stages", 1.02, 0.99),
+        ("stopping after 1", 1.1, 1.05),
+        ("stopping after 2", 1.1, 1.2),
     ]
 
 
 def test_a_stage_is_reached_and_no_further(latency: Any) -> None:
     x = torch.randn(1, 3, 8, 8)
-    ways = latency.build("width_nested_resnet10", "torch", 1, x)
-    tasks = len(ways.nested.tasks)
+    pair = latency.build("width_nested_resnet10", "torch", 1)
+    tasks = len(pair.nested.tasks)
     steps: list[int] = []
-    begin = ways.nested.begin
+    begin = pair.nested.begin
 
     def counted(images: torch.Tensor) -> Any:
         evaluation = begin(images)
@@ -77,12 +90,12 @@ def test_a_stage_is_reached_and_no_further(latency: Any) -> None:
         evaluation.step = lambda: (steps.append(1), whole())[1]
         return evaluation
 
-    ways.nested.begin = counted
-    assert len(latency.drive(ways.nested, x, 1)) == 1
+    pair.nested.begin = counted
+    assert len(latency.drive(pair.nested, x, 1)) == 1
     assert len(steps) == tasks / 3
-    assert len(latency.drive(ways.nested, x, 3)) == 3
+    assert len(latency.drive(pair.nested, x, 3)) == 3
     assert len(steps) == tasks / 3 + tasks
-    assert len(latency.entries(ways, x, cold=False)["nested", 2]()) == 2
+    assert len(latency.entries({"torch": pair}, x, cold=False)["torch", "nested", 2]()) == 2
 
 
 class Exits(nn.Module):
