@@ -142,7 +142,7 @@ def test_wrong_images_get_one_line() -> None:
     model.kernels = "fast"
     with pytest.raises(ValueError, match="kernels must be auto, dense or stripes"):
         model(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="no module is born at stage 9"):
+    with pytest.raises(ValueError, match=r"that add modules are \[1, 2, 3\], found 9"):
         model.stage_modules(9)
 
 

@@ -1,7 +1,7 @@
-"""What each stage costs, counted from the plan alone (paper, Figure 9).
+"""The cost of each stage, counted from the plan (paper, Figure 9).
 
-One multiply-add is one multiplication and one addition, in convolutions and linear heads; a stage's *own*
-cost is what it adds to the stages before it (N4).
+A multiply-add is one multiplication and one addition, in convolutions and linear heads. A stage's
+*own* cost is what it adds to the stages before it (N4).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .growth import positive_integer
 from .plan import IMAGE, Layer, Plan
 
 
@@ -28,8 +29,13 @@ def _halved(size: int, stride: int) -> int:
 
 
 def stage_costs(plan: Plan, image_size: tuple[int, int]) -> tuple[StageCost, ...]:
-    """Count parameters and multiply-adds per stage, for one image of (height, width) pixels."""
-    resolution: dict[str, tuple[int, int]] = {IMAGE: image_size}
+    """Count parameters and multiply-adds per stage, for one image of (height, width) pixels.
+
+    Raises:
+        ValueError: a side is no positive integer.
+    """
+    height, width = (positive_integer("image_size", side) for side in image_size)
+    resolution: dict[str, tuple[int, int]] = {IMAGE: (height, width)}
     parameters: dict[int, int] = {}
     work: dict[int, int] = {}
 

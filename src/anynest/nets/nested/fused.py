@@ -1,26 +1,26 @@
-"""All nodes of a layer at once: dense kernels with zero blocks, and a backward pass that knows stages.
+"""All nodes of a layer at once: dense kernels with zero blocks and a stage-aware backward pass.
 
-The nodes of a layer that read the same layers are a block-triangular convolution: one dense kernel in
-which the weights from later channels to earlier ones are zero. Autograd alone would lose the structure:
-behind a dense kernel, the loss of stage 1 walks through all channels. Here every slice keeps an output of
-its own, and autograd says which of them a loss reached (the others' gradients are None). The backward
-pass takes the leading slices up to the last one reached and touches no channel beyond, so that the
-gradients outside w_i are absent, not zero, and cost nothing (docs/layout.md).
+The nodes of a layer that read the same layers are one block-triangular convolution: a dense kernel
+whose weights from later channels to earlier ones are zero. Autograd alone would lose that
+structure: the gradient of stage 1's loss would pass through all channels. Here every node's result
+is an output of its own, and autograd passes None for those that a loss did not reach. The backward
+pass covers the leading nodes up to the last one reached, so that gradients outside w_i are absent,
+not zero, and cost nothing (docs/layout.md).
 
-Legend: j node, u unit; ``y`` results, ``z`` convolutions' results before the norm, ``a`` activations.
+Legend: j node, u unit; ``y`` results, ``z`` convolutions before the norm, ``a`` activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .kernels import (
-    Norm,
     Shape,
     aten,
     convolve,
@@ -32,79 +32,80 @@ from .kernels import (
     normalise_backward,
     scatter,
 )
-from .node import NestedNode
+from .node import NestedNode, Norm, Pointwise
+from .plain import is_plain, transforms_active
+from .plan import Node, Unit
 from .sync import SyncBatchNorm
 
 
 class FusedRun:
-    """Nodes of a layer that read the same layers, evaluated by one kernel a group of them.
+    """Nodes of a layer that read the same layers, evaluated by one kernel per group of them.
 
     Args:
-        stripes: the nodes, in order of birth.
-        residual: ``"input"``, ``"layer"`` (another layer's result is added), or None.
+        nodes: the plan's entries, in order of birth.
+        relu: whether their results are rectified.
     """
 
-    def __init__(self, stripes: Sequence[NestedNode], residual: str | None) -> None:
-        self.stripes = tuple(stripes)
-        self.residual = residual
-        self.units = range(1, stripes[0].depth + 1)
+    def __init__(self, nodes: Sequence[Node], relu: bool) -> None:
+        self.nodes = tuple(nodes)
+        self.relu = relu
+        self.units = range(1, len(nodes[0].units) + 1)
+        self.stride = prod(unit.stride for unit in nodes[0].units)
         self.shapes: dict[tuple[object, ...], Shape] = {}
 
-    def batch_norms(self) -> list[list[list[Norm]]] | None:
-        """Per unit and node the norms as they stand, or None where the dense kernels cannot stand in.
+    def find_norms(
+        self, modules: Sequence[nn.Module], parts: Sequence[Tensor]
+    ) -> list[list[list[Norm]]] | None:
+        """Per unit and node the batch norms (one, or the pieces of a shared one).
 
-        One a node, or the pieces of one that is shared.
-
-        They can with autograd on and plain batch norms in one mode; a user may have put others in place.
+        None where the dense kernels cannot replace the modules: for modules that are not plain
+        (``plain.py``), for unlike norms, and for inputs that modules would refuse.
         """
-        if len(self.stripes) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        x = parts[0]
+        if len(modules) < 2 or not all(is_plain(module, NestedNode) for module in modules):
             return None
-        first = self.stripes[0].norms(1)[0]
+        nodes = [module for module in modules if isinstance(module, NestedNode)]
+        for node, plan in zip(nodes, self.nodes, strict=True):
+            for number, unit in enumerate(plan.units, 1):
+                if not _is_plain_convolution(getattr(node, f"conv{number}"), unit, x):
+                    return None
         rows: list[list[list[Norm]]] = []
-        for u in self.units:
-            row: list[list[Norm]] = []
-            for stripe in self.stripes:
-                row.append([])
-                for norm in stripe.norms(u):
-                    if not (
-                        (type(norm) is nn.BatchNorm2d or type(norm) is SyncBatchNorm)
-                        and type(norm) is type(first)
-                        and norm.track_running_stats
-                        and norm.affine
-                        and norm.momentum is not None  # a running mean over all batches
-                        and norm.momentum == first.momentum
-                        and norm.eps == first.eps
-                        and norm.training == first.training
-                    ):
-                        return None
-                    row[-1].append(norm)
-            rows.append(row)
-        return rows
+        for number in self.units:
+            row = [node.batch_norms(number) for node in nodes]
+            if None in row:
+                return None
+            rows.append([own for own in row if own is not None])
+        norms = [norm for row in rows for own in row for norm in own]
+        if not all(_is_like(norm, norms[0]) for norm in norms):
+            return None
+        values = x.shape[0] * prod(-(-size // self.stride) for size in x.shape[2:])
+        joint = norms[0].training and isinstance(norms[0], SyncBatchNorm)
+        # a norm over one value must fail, and an empty batch change nothing: modules do so
+        return rows if values > 1 or joint else None
 
     def __call__(
         self,
+        modules: Sequence[nn.Module],
         norms: list[list[list[Norm]]],
         parts: Sequence[Tensor],
         reads: Sequence[int],
         added: Sequence[Tensor],
     ) -> list[Tensor]:
-        """What ``NestedNode.forward`` gives for each of the nodes.
+        """The results of ``NestedNode.forward`` for each of the nodes.
 
         Args:
-            norms: what ``batch_norms`` found.
+            modules: the nodes' modules.
+            norms: the result of ``find_norms``.
             parts: the input in slices, ``[B, C_i, H, W]`` each.
             reads: how many of the parts each node reads; rising.
-            added: the slices of the layer that is added, one a node, if any.
+            added: the slices of the layer that is added, one per node, if any.
 
         Returns:
             The nodes' results, ``[B, c_j, H', W']`` each, views of one buffer.
         """
-        device = parts[0].device.type
-        dtype = parts[0].dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        device, dtype = parts[0].device.type, _compute_dtype(parts[0])
         shape = self._shape(tuple(part.shape[1] for part in parts), tuple(reads), device, dtype)
-        weights = [stripe.conv(u).weight for u in self.units for stripe in self.stripes]
+        weights = [getattr(node, f"conv{u}").weight for u in self.units for node in modules]
         gammas = [_whole([norm.weight for norm in own]) for row in norms for own in row]
         betas = [_whole([norm.bias for norm in own]) for row in norms for own in row]
         flat = [[norm for own in row for norm in own] for row in norms]
@@ -116,18 +117,60 @@ class FusedRun:
     ) -> Shape:
         key = (channels, reads, device, dtype)
         if key not in self.shapes:
-            convs = [[stripe.conv(u) for stripe in self.stripes] for u in self.units]
-            outputs = [tuple(accumulate(conv.out_channels for conv in row)) for row in convs]
+            units = list(zip(*(node.units for node in self.nodes), strict=True))
+            outputs = [tuple(accumulate(unit.outputs for unit in row)) for row in units]
+            residual = self.nodes[0].residual
             self.shapes[key] = Shape(
                 inputs=tuple(sum(channels[:count]) for count in reads),
                 outputs=tuple(outputs),
-                kernels=tuple((row[0].kernel_size[0], row[0].stride[0]) for row in convs),
+                kernels=tuple((row[0].kernel, row[0].stride) for row in units),
                 groups=tuple(node_groups(ends, device, dtype) for ends in outputs),
                 parts=channels,
-                relu=self.stripes[0].relu,
-                residual=self.residual,
+                relu=self.relu,
+                residual=residual if residual in (None, "input") else "layer",
             )
         return self.shapes[key]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision of a convolution of ``x``: autocast leaves float64 as it is."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _is_plain_convolution(module: nn.Module, unit: Unit, x: Tensor) -> bool:
+    """Whether ``module`` is the convolution that the plan describes, and fits the input."""
+    if not is_plain(module, nn.Conv2d, Pointwise):
+        return False
+    assert isinstance(module, nn.Conv2d)
+    weight, kernel, stride = module.weight, unit.kernel, unit.stride
+    return (
+        weight.shape == (unit.outputs, unit.inputs, kernel, kernel)
+        and weight.device == x.device
+        and (weight.dtype == x.dtype or _compute_dtype(x) != x.dtype)
+        and module.bias is None
+        and module.stride == (stride, stride)
+        and module.padding == (kernel // 2, kernel // 2)
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+    )
+
+
+def _is_like(norm: Norm, first: Norm) -> bool:
+    """Whether one kernel can evaluate both norms."""
+    return (
+        type(norm) is type(first)
+        and norm.track_running_stats
+        and norm.affine
+        and norm.momentum is not None  # None: the average of all batches
+        and norm.momentum == first.momentum
+        and norm.eps == first.eps
+        and norm.training == first.training
+        and norm.weight.dtype == first.weight.dtype
+    )
 
 
 def _whole(pieces: list[Tensor]) -> Tensor:
@@ -179,10 +222,10 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or transforms_active():  # create_graph, is_grads_batched
             raise RuntimeError(
-                "the dense kernels' gradients have no gradients of their own: for those set"
-                " model.kernels = 'stripes'"
+                "the gradients of dense kernels can be neither differentiated nor vectorised: set"
+                " model.kernels = 'stripes' first"
             )
         shape: Shape = ctx.shape
         nodes, units = len(shape.inputs), len(shape.kernels)
@@ -196,7 +239,7 @@ class _Fused(torch.autograd.Function):
         grad = _incoming(grads[:active], shape)
         if shape.relu:
             grad = aten.threshold_backward(grad, leading(saved.pop(), grad.shape[1]), 0)
-        through = grad  # what the residual hands on
+        through = grad  # the residual's gradient
         needs_x = any(ctx.needs_input_grad[FIRST : FIRST + len(shape.parts)])
         for u in reversed(range(units)):
             if u < units - 1:
@@ -229,7 +272,7 @@ FIRST = 3  # arguments of ``_Fused.forward`` before the tensors
 
 
 def _incoming(grads: Sequence[Tensor | None], shape: Shape) -> Tensor:
-    """The gradient of the leading nodes' results as one tensor; a node that no loss read counts zero."""
+    """The gradient of the leading nodes' results as one tensor; zero where no loss reads a node."""
     some = next(grad for grad in grads if grad is not None)
     full = []
     for j, grad in enumerate(grads):

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .node import every
+from .node import Norm, subsample
 from .sync import SyncBatchNorm, joined_backward, joined_statistics
-
-Norm = nn.BatchNorm2d | SyncBatchNorm
 
 aten = torch.ops.aten
 
@@ -107,7 +105,7 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 def pointwise(a: Tensor, size: int, stride: int) -> tuple[Tensor, int]:
     """What a convolution reads, and its stride: as ``Pointwise`` does it, and for its reason."""
-    return (every(a, stride), 1) if size == 1 and a.device.type == "cpu" else (a, stride)
+    return (subsample(a, stride), 1) if size == 1 and a.device.type == "cpu" else (a, stride)
 
 
 def convolve(
@@ -175,7 +173,7 @@ def convolve_backward(
         ] + weights
     if total is not None and step != stride:
         whole = torch.zeros_like(a[:, : total.shape[1]], memory_format=layout_of(a))
-        every(whole, stride).copy_(total)
+        subsample(whole, stride).copy_(total)
         total = whole
     return (grad if total is None else total), weights
 

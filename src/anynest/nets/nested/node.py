@@ -1,7 +1,6 @@
 """One node's module: its convolutions and batch norms, evaluated by plain PyTorch operations.
 
-This is the reference that the fused kernel (``fused.py``) is tested against, and what stage-by-stage
-inference runs.
+This is the reference for the dense kernels (``fused.py``), and what stage-by-stage inference runs.
 """
 
 from __future__ import annotations
@@ -12,25 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .plain import is_plain
 from .plan import Node, Unit
+from .sync import SyncBatchNorm
+
+Norm = nn.BatchNorm2d | SyncBatchNorm
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride; on a CPU one without, of every ``stride``-th pixel.
+    """A 1x1 convolution with a stride; on a CPU, one of stride 1 on every ``stride``-th pixel.
 
-    The same numbers, past a fault of oneDNN 3.12 (torch 2.13): on CPUs without AVX-512 its weight
-    gradient of such a convolution writes beyond its memory where the images are ``channels_last``
-    and have fewer than 8 channels.
+    Same values. It avoids a fault of oneDNN 3.12 (torch 2.13): on CPUs without AVX-512 the weight
+    gradient of a strided 1x1 convolution writes outside its memory where the images are
+    ``channels_last`` and have fewer than 8 channels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
-        return F.conv2d(every(x, self.stride[0]), self.weight, self.bias)
+        return F.conv2d(subsample(x, self.stride[0]), self.weight, self.bias)
 
 
-def every(x: Tensor, stride: int) -> Tensor:
-    """``[B, C, H, W]``: every ``stride``-th row and column, a view."""
+def subsample(x: Tensor, stride: int) -> Tensor:
+    """Every ``stride``-th row and column of ``[B, C, H, W]``, a view."""
     return x[:, :, ::stride, ::stride]
 
 
@@ -41,57 +44,78 @@ def convolution(unit: Unit) -> nn.Conv2d:
 
 
 class SharedNorm(nn.Module):
-    """A batch norm that several stripes use: channels of the norm that a group's transitions share.
+    """Some channels of a batch norm that several nodes use (a group's transitions).
 
-    The network has it as a module, the stripes only refer to it, so that its parameters are
-    registered once. Another norm may be put in the place of ``norm``, for all of them.
+    It is registered in the network, not in the nodes, so that its parameters appear once.
+    Replacing ``norm`` replaces it for all of them.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm: nn.Module = nn.BatchNorm2d(channels)
 
+    def forward(self, z: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(z)
+        return normalised
+
 
 class NestedNode(nn.Module):
-    """The slice of a layer that is born at one stage.
+    """The channels of a layer that one stage adds.
 
     Args:
         node: its sizes.
         relu: whether its result is rectified.
-        shared: the pieces that ``node.norms`` names; none where it has norms of its own.
+        shared: the pieces that ``node.norms`` names; none if it has norms of its own.
     """
 
     def __init__(self, node: Node, relu: bool, shared: Sequence[SharedNorm] = ()) -> None:
         super().__init__()
-        self._shared = tuple(shared)  # in a tuple they are not registered
+        self._shared = tuple(shared)  # modules in a tuple are not registered
         self.node = node
         self.relu = relu
         self.depth = len(node.units)
         for number, unit in enumerate(node.units, 1):
             conv = convolution(unit)
-            # He et al. 2015, by fan-in: a slice's rows are then drawn as the whole layer's would be
+            # He et al. 2015, by fan-in: the rows of a slice have the whole layer's distribution
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
             self.add_module(f"conv{number}", conv)
             if not shared:
                 self.add_module(f"norm{number}", nn.BatchNorm2d(unit.outputs))
 
     def conv(self, number: int) -> nn.Conv2d:
+        """The convolution of a unit.
+
+        Raises:
+            TypeError: another module has taken its place.
+        """
         conv = getattr(self, f"conv{number}")
-        assert isinstance(conv, nn.Conv2d)
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(
+                f"conv{number} must be an nn.Conv2d for its weights to be read, found "
+                f"{type(conv).__name__}"
+            )
         return conv
 
     def norm(self, number: int) -> nn.Module:
-        norm = getattr(self, f"norm{number}")
-        assert isinstance(norm, nn.Module)
+        """The norm of a unit that shares none."""
+        norm: nn.Module = getattr(self, f"norm{number}")
         return norm
 
     def norms(self, number: int) -> list[nn.Module]:
-        """What a unit's channels are normalised by: its own norm, or the pieces of a shared one."""
+        """The norms of a unit: its own, or those within the pieces of a shared one."""
         return [piece.norm for piece in self._shared] or [self.norm(number)]
 
+    def batch_norms(self, number: int) -> list[Norm] | None:
+        """``norms``, if calling them does nothing but batch normalisation; None otherwise."""
+        if not all(is_plain(piece, SharedNorm) for piece in self._shared):
+            return None
+        found = [norm for norm in self.norms(number) if isinstance(norm, Norm)]
+        plain = all(is_plain(norm, nn.BatchNorm2d, SyncBatchNorm) for norm in found)
+        return found if plain and len(found) == max(1, len(self._shared)) else None
+
     def normalise(self, number: int, z: Tensor) -> Tensor:
-        """A unit's norm of its convolution's result: channel by channel, so piece by piece."""
-        norms = self.norms(number)
+        """Normalise a unit's convolution, piece by piece where the norm is shared."""
+        norms = self._shared or (self.norm(number),)
         if len(norms) == 1:
             normalised: Tensor = norms[0](z)
             return normalised
@@ -109,20 +133,25 @@ class NestedNode(nn.Module):
             residual: ``[B, c, H', W']``, added to the result.
 
         Returns:
-            The node's result ``[B, c, H', W']`` and its inner activations, one per unit but the last.
+            The node's result ``[B, c, H', W']`` and its inner activations, one per unit but the
+            last.
         """
         inner: list[Tensor] = []
+        in_place = False
         for number in range(1, self.depth + 1):
-            x = self.normalise(number, self.conv(number)(x))
+            conv: nn.Module = getattr(self, f"conv{number}")
+            x = self.normalise(number, conv(x))
+            # a batch norm's result is new, and its backward pass does not read it
+            in_place = self.batch_norms(number) is not None
             if number < self.depth:
-                x = x.relu_()  # in place: no norm needs its own result for its backward pass
+                x = F.relu(x, in_place)
                 inner.append(x)
                 x = join([*below[number - 1], x])
         if residual is not None:
-            x = x.add_(residual)
-        return (x.relu_() if self.relu else x), inner
+            x = x.add_(residual) if in_place else x + residual
+        return (F.relu(x, in_place) if self.relu else x), inner
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along channels; one part is handed on as it is."""
+    """Concatenate along channels; a single part is returned as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)

@@ -115,6 +115,10 @@ class Plan:
     relu_reads: bool  # a read is rectified (sparse skips) or its source already is (residual)
     average: bool = False
 
+    def births(self) -> list[int]:
+        """The stages that add nodes."""
+        return sorted({node.birth for layer in self.layers for node in layer.nodes})
+
     def norms(self) -> tuple[Piece, ...]:
         """The pieces of shared norms, each once."""
         nodes = [node for layer in self.layers for node in layer.nodes]
@@ -124,8 +128,18 @@ class Plan:
         """The pieces of heads, each once."""
         return tuple(dict.fromkeys(piece for exit_ in self.exits for piece in exit_.head))
 
+    def check_sizes(self, most: int) -> None:
+        """Raise ValueError for a weight tensor of more than ``most`` elements."""
+        units = [unit for layer in self.layers for node in layer.nodes for unit in node.units]
+        sizes = [unit.weights for unit in units]
+        sizes += [piece.channels * self.num_classes for piece in self.heads()]
+        if max(sizes) > most:
+            raise ValueError(
+                f"a tensor must have at most {most} weights, found {max(sizes)}; narrow the network"
+            )
+
     def restrict(self, stage: int) -> Plan:
-        """The nodes that output ``stage`` depends on, and no others."""
+        """The plan of the nodes that output ``stage`` depends on."""
         (exit_,) = [e for e in self.exits if e.stage == stage]
         by_name = {layer.name: layer for layer in self.layers}
         needed: set[tuple[str, int]] = set()

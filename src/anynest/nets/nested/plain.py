@@ -1,0 +1,48 @@
+"""Which modules a fast path may replace.
+
+The dense kernels of ``fused.py`` read the weights of modules and do not call them. That gives the
+values of the modules only while calling one does nothing but its class's arithmetic. Subclasses,
+parametrizations, quantisation-aware modules, hooks (which pruning and ``weight_norm`` use), a
+replaced ``forward`` and tensor subclasses all need the call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TENSORS = (nn.Parameter, Tensor, type(None))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs hooks of its own."""
+    state = module.__dict__
+    return any(state[hooks] for hooks in _HOOKS)
+
+
+def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
+    """Whether a call of ``module`` is the ``forward`` of one of ``types`` and nothing else."""
+    if type(module) not in types or "forward" in module.__dict__ or has_hooks(module):
+        return False
+    return all(type(tensor) in _TENSORS for tensor in module._parameters.values())
+
+
+def transforms_active() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, ...) or a batched backward pass runs."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def must_call_modules() -> bool:
+    """Whether no module may be replaced now, whatever it is.
+
+    So under ``torch.compile``, hooks of all modules, ``torch.func`` and forward-mode autograd.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        or transforms_active()
+        or forward_ad._current_level >= 0
+    )
