@@ -1,6 +1,6 @@
-"""Networks that every structural test runs on: each registered model, random growths, shared parts.
+"""The networks of the structural tests: each registered model, random growths, shared parts.
 
-Large members are made thin (``base_width``) and see small images: the structure is that of the whole.
+Large members are thin (``base_width``) and read small images; their structure is complete.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Case:
     name: str
     build: Callable[[], AnytimeNetwork]
     image_size: int
+    modes: tuple[bool, ...] = (False, True)  # of training: large and random networks run in one
 
     def network(self, *, train: bool = False) -> AnytimeNetwork:
         """The network in float64, with batch-norm statistics that are not the identity's."""
@@ -51,8 +52,9 @@ def _registered(name: str) -> Case:
     def build() -> AnytimeNetwork:
         return create_model(name, base_width=2) if large else create_model(name)
 
-    # a deep one needs more than a pixel a channel at its end: norms over three values magnify rounding
-    return Case(name, build, (64 if large else 32) if imagenet else 8)
+    # norms over three values magnify rounding: a deep network needs more than a pixel at its end
+    size = (64 if large else 32) if imagenet else 8
+    return Case(name, build, size, (True,) if large else (False, True))
 
 
 def _random_growth(rng: random.Random, *, depth: bool, width: bool) -> Growth:
@@ -95,10 +97,11 @@ def _random(seed: int, *, shared: bool = False) -> Case:
         )
         kind = f"shared-{kind}"
     label = "-".join(f"{width}x{depth}" for width, depth in growth)
-    return Case(f"{seed}-{kind}-{label}", lambda: AnytimeNetwork(architecture), 16)
+    name, modes = f"{seed}-{kind}-{label}", (seed % 2 == 0,)
+    return Case(name, lambda: AnytimeNetwork(architecture), 16, modes)
 
 
-# what stages may share: the head, and the norm of a transition's versions
+# parts that stages may share: the head, and the norm of a transition's versions
 SHARED = [
     _shared("width_nested_resnet10", head="shared"),
     _shared("cascade_sparse_resnet26", head="shared"),
@@ -112,3 +115,8 @@ CASES = [
     *map(_random, range(20)),
     *SHARED,
 ]
+MODES = [(case, train) for case in CASES for train in case.modes]
+
+
+def mode_name(value: object) -> str:
+    return ("train" if value else "eval") if isinstance(value, bool) else str(value)

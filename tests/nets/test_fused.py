@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from anynest.nets import AnytimeNetwork, Architecture, create_model
 from anynest.nets.nested import fused
 from anynest.nets.nested.kernels import joined, node_groups
+from anynest.nets.nested.node import NestedNode
 
 TINY = {
     "residual": Architecture(blocks=(1, 1), growth=((1, 1), (2, 1), (4, 1)), base_width=1),
@@ -191,32 +194,104 @@ def test_joining_adjoining_slices_copies_nothing() -> None:
         torch.testing.assert_close(joined(wrong), torch.cat(wrong, dim=1))
 
 
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (0, 3, 8, 8), (2, 3, 1, 1)], ids=str)
+def test_small_batches_behave_as_with_plain_modules(shape: tuple[int, ...], train: bool) -> None:
+    """One value per channel is an error in training; an empty batch is none."""
+    torch.manual_seed(0)
+    dense = create_model("width_nested_resnet10").train(train)
+    plain = copy.deepcopy(dense)
+    plain.kernels = "stripes"
+    x = torch.randn(shape)
+    for model in (dense, plain):
+        if train and shape[0] == 1:
+            with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+                model(x)
+        else:
+            torch.stack([logits.sum() for logits in model(x)]).sum().backward()
+    for mine, theirs in zip(dense.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+        assert mine.isfinite().all()
+    for mine, theirs in zip(dense.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_wrong_precision_is_refused_as_by_plain_modules() -> None:
+    model, x = create_model("width_nested_resnet10").double(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="should be the same"):
+        model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(x.double())[0].dtype == torch.float64  # as autocast leaves convolutions
+
+
 def test_other_norms_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = calls(monkeypatch)
     model = create_model("width_nested_resnet10")
-    for stripe in [m for m in model.modules() if isinstance(m, fused.NestedNode)]:
+    for stripe in [m for m in model.modules() if isinstance(m, NestedNode)]:
         for number in range(1, stripe.depth + 1):
             setattr(stripe, f"norm{number}", nn.GroupNorm(1, stripe.conv(number).out_channels))
     assert len(model(torch.randn(2, 3, 8, 8))) == 3
     assert not seen
 
 
-def test_compiled_models_trace_and_agree() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"growth": ((1, 1), (2, 1))},
+        {"growth": ((1, 1), (1, 2)), "skips": "sparse", "head": "shared", "norm": "shared"},
+    ],
+    ids=["width", "shared"],
+)
+def test_compiled_models_are_one_graph_and_agree(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = create_model("width_nested_resnet10", base_width=2).double()
-    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    model = AnytimeNetwork(Architecture(blocks=(1, 1), base_width=2, **options)).double()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for mine, theirs in zip(compiled(x), model(x), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_gradients_of_gradients_need_plain_kernels() -> None:
+def test_gradients_of_gradients_and_batched_gradients_need_plain_kernels() -> None:
     torch.manual_seed(0)
     model = create_model("width_nested_resnet10", base_width=2).double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"model\.kernels = 'stripes'"):
-        torch.autograd.grad(model(x)[-1].sum(), x, create_graph=True)
+    rows = torch.eye(2, dtype=torch.float64)
+
+    def slope() -> Tensor:
+        return torch.autograd.grad(model(x)[-1].sum(), x, create_graph=True)[0]
+
+    def batched() -> Tensor:
+        return torch.autograd.grad(model(x)[-1].sum(1), x, rows, is_grads_batched=True)[0]
+
+    for call in (slope, batched):
+        with pytest.raises(RuntimeError, match=r"set model\.kernels = 'stripes'"):
+            call()
     model.kernels = "stripes"
-    (slope,) = torch.autograd.grad(model(x)[-1].sum(), x, create_graph=True)
-    slope.square().sum().backward()
+    slope().square().sum().backward()
     assert x.grad is not None
+    assert batched().shape == (2, *x.shape)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch itself
+def test_function_transforms_and_the_meta_device_call_the_modules() -> None:
+    torch.manual_seed(0)
+    model = create_model("width_nested_resnet10", base_width=2).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        outputs = torch.func.functional_call(model, values, (x,))
+        return torch.stack([logits.square().sum() for logits in outputs]).sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    loss(parameters).backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(grads[name], parameter.grad)
+    tangent = torch.func.jvp(lambda image: model(image)[-1], (x,), (torch.ones_like(x),))[1]
+    with forward_ad.dual_level():
+        (*_, logits) = model(forward_ad.make_dual(x, torch.ones_like(x)))
+        torch.testing.assert_close(forward_ad.unpack_dual(logits).tangent, tangent)
+    model = model.to("meta").train()
+    outputs = model(x.to("meta"))
+    torch.stack([logits.sum() for logits in outputs]).sum().backward()
+    assert [logits.shape for logits in outputs] == 3 * [(2, 10)]

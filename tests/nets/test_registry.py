@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,23 @@ def test_an_unknown_option_names_the_near_one() -> None:
         create_model("cascade_sparse_resnet26", exits="linear")
 
 
+def test_integers_of_numpy_become_pythons() -> None:
+    three, four = np.int64(3), np.int32(4)
+    growth = [(np.int64(1), 1), (2, 1)]
+    model = create_model("width_nested_resnet10", num_classes=three, base_width=four, growth=growth)
+    assert json.loads(json.dumps(model.arguments)) == {
+        "num_classes": 3,
+        "in_channels": 3,
+        "growth": [[1, 1], [2, 1]],
+        "base_width": 4,
+    }
+    assert model.subnetwork(np.int64(2)).num_stages == 1  # type: ignore[arg-type]
+    assert model.cost(np.int64(8)) == model.cost((8, 8))  # type: ignore[arg-type]
+    for size in (0, -1, 8.0, 10**30):
+        with pytest.raises(ValueError, match="image_size must be"):
+            model.cost(size)  # type: ignore[arg-type]
+
+
 def test_a_duplicate_name_raises_and_a_new_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
 
@@ -117,6 +135,15 @@ def test_a_duplicate_name_raises_and_a_new_one_works(monkeypatch: pytest.MonkeyP
         ({"num_classes": -1}, "num_classes must be a positive integer"),
         ({"stem": "mnist"}, "stem must be one of cifar, imagenet, found 'mnist'"),
         ({"independent": 4}, "numbered 1 to 3, found 4"),
+        ({"independent": 10**30}, "numbered 1 to 3, found 1000"),
+        ({"base_width": 10**30}, "base_width must be at most 2147483647, found 1000"),
+        ({"base_width": 2**31 - 1}, "at most 1152921504606846976 weights.*narrow the network"),
+        ({"num_classes": 10**30}, "num_classes must be at most 2147483647"),
+        ({"growth": [[10**30, 1]]}, "growth: stage 1 must be at most 2147483647"),
+        ({"blocks": [10**9]}, "blocks times the largest depth must be at most 10000, found 10"),
+        ({"blocks": []}, "blocks must list the blocks of each group"),
+        ({"blocks": [2, 0]}, "blocks must be a positive integer, found 0"),
+        ({"base_width": True}, "base_width must be a positive integer, found True"),
         ({"average": True}, "for ensembles"),
         ({"isolated": "yes"}, "isolated must be true or false"),
     ],
@@ -140,7 +167,7 @@ def test_wrong_images_get_one_line() -> None:
         with pytest.raises(ValueError, match="numbered 1 to 3"):
             model.subnetwork(stage)  # type: ignore[arg-type]
     model.kernels = "fast"
-    with pytest.raises(ValueError, match="kernels must be auto, dense or stripes"):
+    with pytest.raises(ValueError, match="kernels must be one of auto, stripes, found"):
         model(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"that add modules are \[1, 2, 3\], found 9"):
         model.stage_modules(9)

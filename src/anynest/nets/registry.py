@@ -1,4 +1,4 @@
-"""Names for architectures: register, list, create."""
+"""Registered architectures: register, list, describe, create."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from .nested.architecture import Architecture
+from .nested.growth import as_integer
 
 if TYPE_CHECKING:
     from .nested.network import AnytimeNetwork
@@ -42,7 +43,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def describe(name: str) -> str:
-    """What a model is, in one line: its function's docstring."""
+    """A model's description in one line: its function's docstring."""
     return " ".join((_factory(name).__doc__ or "").split())
 
 
@@ -144,15 +145,14 @@ def create_model(
     architecture = create_architecture(name, **arguments)
     from .nested.network import AnytimeNetwork  # imports torch; errors above need none
 
-    arguments = {
-        key: _as_json([list(stage) for stage in value] if key == "growth" else value)
-        for key, value in arguments.items()
-        if value is not None
-    }
+    arguments = {key: _as_json(value) for key, value in arguments.items() if value is not None}
     model = AnytimeNetwork(architecture, name, arguments)
     return model if subnetwork is None else model.subnetwork(subnetwork)
 
 
 def _as_json(value: Any) -> Any:
-    """A value as ``json`` reads it back: lists for tuples."""
-    return list(value) if isinstance(value, tuple) else value
+    """A value as ``json`` reads it back: lists for tuples, ``int`` for integers of other types."""
+    if isinstance(value, (tuple, list)):
+        return [_as_json(item) for item in value]
+    number = as_integer(value)
+    return value if number is None else number

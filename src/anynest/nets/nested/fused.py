@@ -33,7 +33,7 @@ from .kernels import (
     scatter,
 )
 from .node import NestedNode, Norm, Pointwise
-from .plain import is_plain, transforms_active
+from .plain import is_plain, is_transformed
 from .plan import Node, Unit
 from .sync import SyncBatchNorm
 
@@ -222,7 +222,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or transforms_active():  # create_graph, is_grads_batched
+        # create_graph=True, or is_grads_batched=True
+        if torch.is_grad_enabled() or any(map(is_transformed, grads)):
             raise RuntimeError(
                 "the gradients of dense kernels can be neither differentiated nor vectorised: set"
                 " model.kernels = 'stripes' first"

@@ -245,7 +245,8 @@ class _Run:
         self.inner: dict[str, list[list[Tensor]]] = {}
         self.shared: tuple[object, Slices] | None = None
         self.each: dict[int, Tensor] = {}
-        self.fuse = net.kernels == "auto" and torch.is_grad_enabled() and not must_call_modules()
+        dense = net.kernels == "auto" and torch.is_grad_enabled()
+        self.fuse = dense and not must_call_modules(x)
 
     def advance(self, stage: int, *, keep: bool) -> None:
         """Compute all nodes born after the last call and no later than ``stage``."""

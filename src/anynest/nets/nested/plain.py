@@ -30,19 +30,24 @@ def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
     return all(type(tensor) in _TENSORS for tensor in module._parameters.values())
 
 
-def transforms_active() -> bool:
-    """Whether a transform of ``torch.func`` (grad, vmap, ...) or a batched backward pass runs."""
-    return torch._C._are_functorch_transforms_active()
+def is_transformed(tensor: Tensor | None) -> bool:
+    """Whether a batched backward pass or another transform wraps the tensor."""
+    functorch = torch._C._functorch
+    return tensor is not None and (
+        functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
-def must_call_modules() -> bool:
-    """Whether no module may be replaced now, whatever it is.
+def must_call_modules(x: Tensor) -> bool:
+    """Whether no module may be replaced, whatever it is, to evaluate ``x``.
 
-    So under ``torch.compile``, hooks of all modules, ``torch.func`` and forward-mode autograd.
+    So under ``torch.compile``, hooks of all modules, ``torch.func`` and forward-mode autograd, and
+    on the meta device.
     """
     return (
         torch.compiler.is_compiling()
+        or x.is_meta
         or _has_any_global_hook()  # type: ignore[no-untyped-call]
-        or transforms_active()
+        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
