@@ -53,7 +53,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_blocks_are_the_modules_that_are_called_in_training(name: str) -> None:
     model = create_model(name, base_width=2).train()
     called = []
-    for layer in model._layers:
+    for layer in model.layers():
         for stripe in layer.children():
             stripe.register_forward_pre_hook(lambda module, _: called.append(module))
     model(torch.randn(2, 3, 16, 16))
