@@ -1,9 +1,11 @@
 """Bad input: one line that names the loss and the remedy, and ``.grad`` as it was."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -331,3 +333,25 @@ def test_a_non_finite_gradient_of_a_finite_loss_reaches_grad(method: str) -> Non
     make_combiner(method).backward([w.sqrt().sum(), w.square().sum()], [w])
     assert w.grad is not None
     assert not torch.isfinite(w.grad).all()
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    """And leave as plain Python numbers."""
+    one, two = np.float32(1.0), np.int64(2)
+    w = nn.Parameter(torch.ones(2))
+    losses = [w.sum(), w.prod() + w.square().sum()]
+    made = [
+        OSGD(np.array([1, 0]), normalize=True, C=one, calibration_steps=two, refresh=two),
+        NormSGD(C=one, calibration_steps=two),
+        WeightedSGD(np.array([1.0, 2.0], np.float32)),
+    ]
+    for combiner in made:
+        combiner.backward(losses, [w], loss_scale=one, samples=two, retain_graph=True)
+        combiner.backward(losses, [w], loss_scale=np.float64(4), samples=one, retain_graph=True)
+        stats = combiner.backward(losses, [w], retain_graph=True)
+        json.dumps([combiner.state_dict(), stats.to_dict()], allow_nan=False)
+        assert "np." not in repr(combiner)
+    assert repr(made[0]).startswith("OSGD(priority=(1, 0), normalize=True, C=1.0, calib")
+    for wrong in (np.bool_(True), np.float32("nan"), np.array([1.0, 2.0])):
+        with pytest.raises((ValueError, TypeError), match="loss_scale must be"):
+            OSGD().backward(losses, [w], loss_scale=wrong, retain_graph=True)

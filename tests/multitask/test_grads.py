@@ -1,5 +1,6 @@
 """What ``backward`` does to ``.grad``, over all methods: it adds, and leaves the rest alone."""
 
+import io
 from collections.abc import Callable
 
 import pytest
@@ -174,3 +175,33 @@ def test_stacked_rows_are_copies_and_come_back_as_they_went_in() -> None:
     again = weighted_sum(rows, torch.tensor([1.0, 0.0]))[0]
     assert again is not None
     assert torch.equal(again, kept)
+
+
+@ALL
+@pytest.mark.parametrize("size", [3, 1 << 15])
+@pytest.mark.parametrize("micro_batches", [0, 1, 2])
+def test_a_gradient_is_an_ordinary_tensor(method: str, size: int, micro_batches: int) -> None:
+    """Not a view, not shared: what works after ``loss.backward()`` works, and it saves itself."""
+    parameters = [nn.Parameter(torch.randn(n)) for n in (size, 4, 5)]
+    w, b, c = parameters
+    combiner = make_combiner(method)
+
+    def losses() -> list[Tensor]:
+        return [(w + b.sum() + c.sum()).sum(), (w * b.prod()).sin().sum() + c.sum()]
+
+    for _ in range(micro_batches):
+        combiner.accumulate(losses(), parameters)
+    if micro_batches:
+        combiner.combine()
+    else:
+        combiner.backward(losses(), parameters)
+    for p in parameters:
+        assert p.grad is not None
+        assert not p.grad._is_view()
+        assert p.grad.untyped_storage().nbytes() == p.grad.nbytes
+        p.grad.add_(1e-3 * p)
+        p.grad.detach_()
+        saved = io.BytesIO()
+        torch.save(p.grad, saved)
+        assert len(saved.getvalue()) < p.grad.nbytes + 3000
+    assert len({p.grad.data_ptr() for p in parameters if p.grad is not None}) == 3

@@ -159,6 +159,7 @@ def train_beside(
             p.grad is None for p in one.parameters()
         ]
         same_everywhere(flat(ours))
+        assert not any(p.grad._is_view() for p in ours.parameters() if p.grad is not None)
         compare_stats(found, true, limit)
         with torch.no_grad():  # both go on from the same weights
             for p, q in zip(ours.parameters(), one.parameters(), strict=True):

@@ -51,7 +51,7 @@ class NormSGD(Combiner):
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.constant = Constant(C, calibration_steps)
-        self.C, self.calibration_steps = C, calibration_steps
+        self.C, self.calibration_steps = self.constant.C, self.constant.steps
 
     def rule(
         self,
