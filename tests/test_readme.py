@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anynest import list_methods, list_models
-from anynest.cli.main import parse
+from anynest.cli.dispatch import parse
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from anynest import __version__, list_models
-from anynest.cli.main import COMMANDS, parse
+from anynest.cli.dispatch import COMMANDS, parse
 from anynest.cli.parser import Parser
 from anynest.data.locate import SOURCES
 from anynest.engines import checks, session

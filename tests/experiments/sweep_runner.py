@@ -2,7 +2,7 @@
 
 import sys
 
-from anynest.cli.main import main
+from anynest.cli import main
 from anynest.experiments.catalog import protocols
 from anynest.experiments.catalog.experiment import Experiment, grid
 from anynest.experiments.catalog.experiments import EXPERIMENTS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from anynest.cli.main import main
+from anynest.cli import main
 from anynest.experiments.catalog.protocols import Protocol
 from anynest.experiments.results import timing
 from anynest.experiments.results.records import read_results

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from anynest.cli.main import main
+from anynest.cli import main
 from anynest.experiments.catalog import tuned
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.protocols import MICRO, MINI, PAPER, Protocol

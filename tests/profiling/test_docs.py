@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from anynest.cli.main import parse
+from anynest.cli.dispatch import parse
 from anynest.nets import create_model
 from anynest.profiling import Profile, StageLatency
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from anynest.cli.main import main
+from anynest.cli import main
 from anynest.training import ConfigError, Interrupted, TrainConfig, train
 from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder

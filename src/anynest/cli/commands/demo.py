@@ -2,6 +2,7 @@
 
 import argparse
 import multiprocessing
+import os
 import signal
 import statistics
 import time
@@ -99,6 +100,8 @@ def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
     network a second thread gains little."""
     processes = min(len(jobs), usable_cores())
     context = multiprocessing.get_context("spawn")
+    # A new interpreter must not import modules of the current folder, such as a json.py there.
+    os.environ["PYTHONSAFEPATH"] = "1"
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         try:
             yield from pool.map(train_one, jobs)

@@ -61,12 +61,15 @@ def installed(name: str) -> str | None:
 
 
 def check(name: str, test: Callable[[], str]) -> dict[str, Any]:
-    """Run one check; its error is the detail of a failed one."""
-    began = time.perf_counter()
+    """Run one check on one thread: more are slower on busy cores. An error is the detail."""
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         detail, ok = test(), True
     except (ArithmeticError, RuntimeError, ValueError, OSError, ImportError) as error:
         detail, ok = " ".join(str(error).split()), False
+    finally:
+        torch.set_num_threads(threads)
     return {"name": name, "ok": ok, "detail": detail, "seconds": time.perf_counter() - began}
 
 

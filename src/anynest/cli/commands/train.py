@@ -11,6 +11,7 @@ from ...training.config.recipes import recipe
 from ...training.config.train_config import TrainConfig, read_config, read_object
 from ...training.errors import ConfigError
 from ..flags import typed_settings
+from ..interrupts import exit_on_interrupt
 
 Settings = dict[str, dict[str, Any]]
 
@@ -24,14 +25,14 @@ def run(arguments: argparse.Namespace) -> int:
     model = settings.get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str):
         create_architecture(model["name"])  # raises for an unknown name
-    config = TrainConfig.from_json(settings)
-    require_steps(typed_settings(arguments), config)
+    with exit_on_interrupt():
+        config = TrainConfig.from_json(settings)  # once every section is valid, imports torch
+        require_steps(typed_settings(arguments), config)
 
-    # Imported after every setting is checked: these import torch.
-    from ...training import train
-    from ...training.output.reporting import ConsoleReporter, NullReporter, Reporter
-    from ...training.output.summary import summary_table
-    from ..console import Console, print_json
+        from ...training import train
+        from ...training.output.reporting import ConsoleReporter, NullReporter, Reporter
+        from ...training.output.summary import summary_table
+        from ..console import Console, print_json
 
     console = Console(stderr=arguments.json)
     is_rank_zero = os.environ.get("RANK", "0") == "0"

@@ -39,7 +39,9 @@ class LocalLauncher:
 
     def __init__(self, jobs: int, command: Sequence[str] | None = None) -> None:
         self.count = jobs
-        self.command = list(command or [sys.executable, "-m", "anynest.experiments.sweep.worker"])
+        # -P: modules of the current folder, such as a json.py there, are not imported
+        default = [sys.executable, "-P", "-m", "anynest.experiments.sweep.worker"]
+        self.command = list(command or default)
         self.heard: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
         self.workers: dict[int, Worker] = {}
         self.started = 0

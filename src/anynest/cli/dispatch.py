@@ -5,6 +5,7 @@ Nothing here imports torch: a command's flags are read from ``usage/``, and only
 called is imported from ``commands/``.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..training.errors import ConfigError, Interrupted, RunError
 from .flags import import_modules
+from .interrupts import exit_on_interrupt
 from .parser import Parser, did_you_mean
 
 COMMANDS = {
@@ -44,8 +46,8 @@ example: anynest train --model width_nested_resnet10 --data digits --out runs/a
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+def dispatch(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; see the module for the statuses."""
     _open_standard_streams()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -83,7 +85,8 @@ def _run(arguments: list[str]) -> int:
             parsed = parse(arguments)
         except SystemExit:  # argparse has printed the help
             return 0
-        command = importlib.import_module(f"{__package__}.commands.{first}")
+        with exit_on_interrupt():
+            command = importlib.import_module(f"{__package__}.commands.{first}")
         status: int = command.run(parsed)
         return status
     return 0
@@ -106,7 +109,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parsed: Namespace = parser.parse_args(arguments[1:])
     if hasattr(usage, "check"):
         usage.check(parsed)
-    import_modules(getattr(parsed, "modules", []))
+    with exit_on_interrupt():
+        import_modules(getattr(parsed, "modules", []))
     return parsed
 
 
@@ -129,5 +133,6 @@ def _fail(error: BaseException, status: int, text: str | None = None) -> int:
     message = text or " ".join(str(error).split()) or type(error).__name__
     rank = os.environ.get("RANK")
     several = rank is not None and os.environ.get("WORLD_SIZE", "1") != "1"
-    print(f"anynest: {f'rank {rank}: ' if several else ''}{message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be closed too
+        print(f"anynest: {f'rank {rank}: ' if several else ''}{message}", file=sys.stderr)
     return status
