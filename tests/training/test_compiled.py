@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anynest import create_model, list_models
 from anynest.multitask import compile_for_tasks, task_gradients
+from anynest.nets.nested.node import NestedNode
 from anynest.training import TrainConfig
 from anynest.training import step as step_module
 from anynest.training.step import TrainStep
@@ -50,12 +51,17 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_blocks_are_the_modules_that_are_called_in_training(name: str) -> None:
+def test_called_nodes_are_the_modules_that_training_calls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = create_model(name, base_width=2).train()
-    called = []
-    for layer in model.layers():
-        for stripe in layer.children():
-            stripe.register_forward_pre_hook(lambda module, _: called.append(module))
+    called, forward = [], NestedNode.forward
+
+    def counted(node: NestedNode, *args: Any) -> Any:  # a hook would keep nodes from being fused
+        called.append(node)
+        return forward(node, *args)
+
+    monkeypatch.setattr(NestedNode, "forward", counted)
     model(torch.randn(2, 3, 16, 16))
     assert len(called) == len(set(called))
     assert set(called) == set(model.called_nodes())
