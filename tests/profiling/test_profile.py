@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from anynest.engines.onnx.export import directory
 from anynest.nets import create_model
 from anynest.profiling import Profile, ProfileError, StageLatency
+from anynest.profiling.profile import FILE
 from anynest.profiling.times import POINTS, quantiles, share_within
 
 MODEL = create_model("width_nested_resnet10", base_width=2, growth=((1, 1), (2, 1)))
-WAYS = [("torch", "cpu", 1, 1), ("torch", "cpu", 1, 8), ("torch", "cpu", 2, 1)]
+WAYS = [("onnxruntime", "cpu", 1, 1), ("onnxruntime", "cpu", 1, 8), ("onnxruntime", "cpu", 2, 1)]
 
 
 def runs(way: tuple[str, str, int, int], n: int = 400) -> tuple[StageLatency, ...]:
@@ -57,8 +60,8 @@ def test_probability_of_a_batch_is_bounded_by_what_was_measured(profile: Profile
 
 
 def test_what_was_not_measured_is_said(profile: Profile) -> None:
-    with pytest.raises(ProfileError, match=r"onnxruntime on cpu, 1 thread.*profile has torch on"):
-        profile.stages("onnxruntime")
+    with pytest.raises(ProfileError, match=r"torch on cpu, 1 thread.*profile has onnxruntime on"):
+        profile.stages("torch")
     with pytest.raises(ProfileError, match="4 threads"):
         profile.probability(1, 0, 1, threads=4)
     for stage in (0, 3):
@@ -152,7 +155,7 @@ def test_no_profile_at_all(text: str, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"p\.json"):
         Profile.read(file)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ProfileError, match="no text"):
+    with pytest.raises(ProfileError, match="not text"):
         Profile.read(file)
     with pytest.raises(ProfileError, match="`anynest profile` writes one"):
         Profile.read(tmp_path / "none.json")
@@ -169,3 +172,30 @@ def test_a_missing_key_and_a_missing_stage(profile: Profile) -> None:
         Profile.loads(json.dumps(data))
     with pytest.raises(ProfileError, match="each of the stages"):
         replace(profile, rows=profile.rows[1:])
+
+
+def test_numbers_may_be_numpys_and_what_leaves_is_plain(profile: Profile) -> None:
+    plain = profile.probability(2, 0.0015, 0.0055)
+    found = profile.probability(
+        np.int64(2),
+        np.float64(0.0015),
+        np.float32(0.0055),
+        threads=np.int64(1),  # type: ignore
+    )
+    assert type(found) is float
+    assert found == pytest.approx(plain, abs=0.01)
+    times = [np.float32(1.0), np.float32(3.0)]
+    row = StageLatency.of(np.int64(1), ("torch", "cpu", np.int64(1), np.int64(1)), times, times)  # type: ignore
+    whole = replace(profile, rows=(row, replace(row, stage=2)), plain=())
+    assert Profile.loads(whole.dumps()) == whole
+    assert {type(value) for value in (row.stage, row.threads, row.mean, *row.quantiles)} == {
+        int,
+        float,
+    }
+    for wrong in (True, 1.0, "1", 0):
+        with pytest.raises(ProfileError, match="must be a whole number from 1"):
+            profile.stages(batch_size=wrong)  # type: ignore[arg-type]
+
+
+def test_an_export_may_be_overwritten_with_its_profile_in_it() -> None:
+    assert directory.PROFILE == FILE

@@ -1,7 +1,6 @@
-"""What each stage of a network costs, counted and measured (docs/profile.md)."""
+"""Costs and latencies of a network's stages, counted and measured (docs/profile.md)."""
 
-from .errors import ProfileError
 from .profile import Profile
-from .times import StageLatency
+from .times import ProfileError, StageLatency
 
 __all__ = ["Profile", "ProfileError", "StageLatency"]

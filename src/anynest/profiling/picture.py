@@ -12,19 +12,24 @@ COLORS = ("#c8500f", "#3b75af", "#2f8f5b", "#8a4f9e", "#888888", "#b59b00")
 
 
 def draw_profile(profile: Profile, errors: Sequence[float], split: str, path: Path) -> None:
-    """Write the picture as PNG, whole or not at all.
+    """Write the picture as PNG, atomically.
 
     Args:
-        errors: of every stage, shares from 0 to 1.
-        split: what they were measured on, for the axis.
+        profile: the latencies and costs.
+        errors: of every stage, from 0 to 1.
+        split: the data they were measured on, for the axis label.
+        path: the file.
     """
     save_figure(profile_figure(profile, errors, split), path)
 
 
 def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any:
-    """Left: error against the median latency of the smallest batch, with the 95 % quantile as a
-    bar; right: against multiply-adds. Hollow: what the plain network of the stage's size costs,
-    at the height of the stage, for its own error is another run's matter."""
+    """Error against the median latency of the smallest batch (left, with a bar to the 95 % quantile)
+    and against multiply-adds (right).
+
+    Hollow marks are plain networks of the stages' sizes, drawn at their stage's error, as their own is
+    not known.
+    """
     if len(errors) != profile.num_stages:
         raise ValueError(
             f"there must be an error for each of {profile.num_stages} stages, found {len(errors)}"
@@ -62,7 +67,7 @@ def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any
 
 
 def _log_ticks(axes: Any) -> None:
-    """A logarithmic horizontal axis with numbers such as 0.5, 2, 10."""
+    """A logarithmic horizontal axis with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")

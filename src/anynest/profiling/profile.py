@@ -1,4 +1,4 @@
-"""A network's costs and latencies, measured once, as JSON that the predictor reads."""
+"""A network's costs and latencies, as JSON that the predictor reads."""
 
 import json
 from collections.abc import Iterable
@@ -8,25 +8,25 @@ from typing import Any
 
 from ..nets import StageCost
 from ..store import write_whole
-from .errors import ProfileError
-from .times import StageLatency
+from .times import ProfileError, StageLatency, Way, whole_number
 
 FORMAT = "anynest-profile-1"
 FILE = "profile.json"
-Way = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What every stage of one network costs, on one machine.
+    """The costs of every stage of a network on one machine.
 
     Attributes:
-        model, arguments: the network, as ``create_model(model, **arguments)`` builds it.
-        image_size: pixels a side of the images that it was measured with.
+        model: the network's registered name.
+        arguments: ``create_model(model, **arguments)`` builds it.
+        image_size: pixels per side of the images that it was measured with.
         costs: parameters and multiply-adds of every stage, own and up to it.
-        rows: latency of every stage, one row for each stage and way (backend, device, threads,
-            batch size), the stages of a way together and in order.
-        plain_costs, plain: the same of the plain network of each stage's size; may be empty.
+        rows: latencies: a row per stage and way to run the network (backend, device, threads, batch
+            size), the stages of a way together and in order.
+        plain_costs: costs of the plain network of each stage's size; may be empty.
+        plain: their latencies; may be empty.
         environment: hardware and versions.
     """
 
@@ -56,25 +56,31 @@ class Profile:
 
     @property
     def num_stages(self) -> int:
+        """S."""
         return len(self.costs)
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """(backend, device, threads, batch size) of all that was measured, in order."""
+        """(backend, device, threads, batch size) of all rows, in order."""
         return tuple(dict.fromkeys(row.way for row in self.rows))
 
     def stages(
-        self, backend: str = "torch", device: str = "cpu", threads: int = 1, batch_size: int = 1
+        self,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        threads: int = 1,
+        batch_size: int = 1,
     ) -> tuple[StageLatency, ...]:
         """The latency of every stage in one way to run the network, from stage 1.
 
-        For a batch size that was not measured it is that of the next larger one; above the
-        largest, times grow in proportion to it. Either is an upper bound rather than a guess.
+        A batch size that was not measured has the latency of the next larger one; above the
+        largest, latency grows in proportion to the batch size. Both are upper bounds.
 
         Raises:
             ProfileError: nothing was measured with this backend, device and threads.
         """
-        return _select(self.rows, backend, device, threads, batch_size)
+        size = whole_number("batch_size", batch_size)
+        return _select(self.rows, backend, device, whole_number("threads", threads), size)
 
     def probability(
         self,
@@ -82,28 +88,39 @@ class Profile:
         elapsed: float,
         deadline: float,
         *,
-        backend: str = "torch",
+        backend: str = "onnxruntime",
         device: str = "cpu",
         threads: int = 1,
         batch_size: int = 1,
     ) -> float:
-        """The probability, 0 to 1, that ``stage`` is finished ``deadline`` seconds after the call
-        if the stage before it (for stage 1: nothing but waiting) was finished at ``elapsed``.
+        """The probability that a stage is finished in time.
 
-        It is the share of the profile's runs in which the step between the two took at most
-        ``deadline - elapsed``: the past counts by what it leaves, and no more. A machine busier
-        than it was when measured is slower than this says.
+        It is the share of the measured runs in which the stage took at most
+        ``deadline - elapsed`` seconds. A machine busier than during the measurement is slower.
+
+        Args:
+            stage: from 1.
+            elapsed: seconds from the call to the end of the stage before (for stage 1: to now).
+            deadline: seconds from the call.
+            backend: the backend; the others likewise as in ``stages``.
+            device: where it computes.
+            threads: within one step.
+            batch_size: images at once.
+
+        Returns:
+            0 to 1.
 
         Raises:
             ProfileError: no such stage, or nothing measured in this way.
         """
+        stage = whole_number("stage", stage, least=0)
         if not 1 <= stage <= self.num_stages:
             raise ProfileError(f"stages are numbered 1 to {self.num_stages}, found {stage}")
         rows = self.stages(backend, device, threads, batch_size)
-        return rows[stage - 1].step_within(deadline - elapsed)
+        return rows[stage - 1].step_within(float(deadline) - float(elapsed))
 
     def dumps(self) -> str:
-        """As JSON text: one row a line."""
+        """The profile as JSON text, one row per line."""
         head = {
             "format": FORMAT,
             "model": self.model,
@@ -118,16 +135,18 @@ class Profile:
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON, whole or not at all (RunError)."""
+        """Write the JSON file atomically (RunError)."""
         write_whole(Path(path), self.dumps().encode())
 
     @classmethod
     def loads(cls, text: str, where: str = "the profile") -> "Profile":
-        """The profile that ``dumps`` wrote. ProfileError, one line naming ``where``, for others."""
+        """Parse what ``dumps`` wrote. ProfileError, in one line that names ``where``."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ProfileError(f"{where} is no JSON: {error}; profile the network again") from error
+            raise ProfileError(
+                f"{where} is not JSON: {error}; profile the network again"
+            ) from error
         try:
             return cls(**_parse(data))
         except ProfileError as error:
@@ -135,13 +154,13 @@ class Profile:
 
     @classmethod
     def read(cls, path: str | Path) -> "Profile":
-        """The profile in a file, or in the folder of a run that was profiled."""
+        """Read the profile in a file or in the folder of a profiled run."""
         path = Path(path)
         file = path / FILE if path.is_dir() else path
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no text"
+            reason = error.strerror if isinstance(error, OSError) else "not text"
             raise ProfileError(
                 f"cannot read the profile {file}: {reason}; `anynest profile` writes one"
             ) from error
@@ -178,14 +197,14 @@ def _select(
 
 def _row_json(row: StageCost | StageLatency) -> dict[str, Any]:
     data = asdict(row)
-    if isinstance(row, StageLatency):  # for people and other programs; the reader has quantiles
+    if isinstance(row, StageLatency):  # shown for other readers; ours uses the quantiles
         lists = {key: data.pop(key) for key in ("quantiles", "step_quantiles")}
         data |= {"p50": row.p50, "p95": row.p95, "p99": row.p99} | lists
     return data
 
 
 def _parse(data: Any) -> dict[str, Any]:
-    """The arguments of ``Profile``; ProfileError where a key or a type is not as it must be."""
+    """The arguments of ``Profile``; ProfileError for a wrong key or type."""
     kinds = {"model": str, "arguments": dict, "image_size": int, "environment": dict}
     lists = ("costs", "plain_costs", "rows", "plain")
     _require_keys(data, {"format", *kinds, *lists}, "it")

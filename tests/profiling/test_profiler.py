@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from anynest.profiling import ProfileError
-from anynest.profiling.latency import Subject, measure, once
+from anynest.profiling.profiler import Subject, measure, time_once
 
 
 @dataclass
@@ -115,7 +115,7 @@ def test_threads_are_set_for_each_and_put_back() -> None:
 def test_a_failing_network_is_closed_and_heard() -> None:
     net = Fake("n", Clock(), [], (1.0,), fail=True)
     with pytest.raises(RuntimeError, match="broken"):
-        once(subject(net))
+        time_once(subject(net))
     assert net.open == 0
 
 
