@@ -49,7 +49,6 @@ def agree(session: Session, network: AnytimeNetwork, batch: int) -> None:
 
 @pytest.mark.parametrize("single_file", [False, True], ids=["stages", "single"])
 def test_an_exported_folder(network: AnytimeNetwork, tmp_path: Path, single_file: bool) -> None:
-    pytest.importorskip("onnxruntime")
     export(network, tmp_path / "out", image_size=8, single_file=single_file)
     manifest = read_manifest(tmp_path / "out")
     assert manifest.architecture["head"] == "shared"

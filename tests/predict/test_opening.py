@@ -61,7 +61,6 @@ def test_trained_weights_know_their_images_and_classes(
 
 
 def test_an_exported_folder(model: AnytimeNetwork, weights: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     from anynest.engines.onnx.export.export import export
 
     export(weights, tmp_path / "out")
