@@ -1,17 +1,17 @@
-"""Deadlines under load: how late answers come, which stage they are, and what a long life costs.
+"""How late predictions return after their deadline, on idle and on loaded cores.
 
-    python benchmarks/deadlines.py                              # the table: a second process loads every core
-    python benchmarks/deadlines.py --load none --predictions 1000
-    python benchmarks/deadlines.py --leak 100000                # threads, handles and memory over a long life
+    python benchmarks/deadlines.py                        # the tables, in at most six minutes
+    python benchmarks/deadlines.py --loads none --ways none,slice --seconds 60
+    python benchmarks/deadlines.py --leak 100000          # threads, handles and memory over time
 
-Every prediction is preceded by a bare ``threading.Event().wait`` of the same length, in the same process and
-under the same load: nothing in Python can wake up more punctually than that. The ways to compute (a thread,
-a process of its own) take turns within a round, so that all meet the same machine.
+One deadline falls into each stage of the network: halfway between the stages' times, measured
+first on the idle machine. The ways to schedule the computing thread take turns within a round.
+Each prediction follows a bare ``threading.Event().wait`` of the same length in the same process:
+no Python program wakes more punctually than that.
 
-Load: one process with a busy thread for each core, started and ended here. ``same``: in this process's
-session, as a job started from the same terminal. ``own``: in a session of its own, as another user's
-program; where Linux groups processes by session, its scheduler then shares the cores between the two
-groups rather than among the threads.
+Loads, started and ended here: ``none``; ``same``: a process with a busy thread per core, in this
+session; ``own``: the same in a session of its own, as another user's program. Where Linux groups
+processes by session (autogroups), cores are shared between the groups, not among the threads.
 """
 
 from __future__ import annotations
@@ -31,21 +31,31 @@ from typing import Any
 
 import _long_life
 import torch
+from _markdown import heading
 from _report import surroundings
 from torch import Tensor
 
 from anynest import AnytimePredictor, create_model
+from anynest.engines.open import open_session
+from anynest.engines.session import BACKENDS, Evaluation, Session
+from anynest.predict.thread_scheduling import SCHEDULING
 from anynest.store import write_whole
 from anynest.store.hardware import usable_cores
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-ALLOWED = 0.002  # seconds at p99.9 beyond what the bare wait overshoots
+LOADS = ("none", "same", "own")
+LOAD_NAMES = {
+    "none": "Idle cores",
+    "same": "Every core loaded, by a process of the same session",
+    "own": "Every core loaded, by a process in a session of its own",
+}
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+ALONE_RUNS = 50
 BUSY = """
 import hashlib, sys, threading
 def work():
     data = bytes(1 << 20)
     while True:
-        hashlib.sha256(data).digest()  # without the interpreter's lock
+        hashlib.sha256(data).digest()  # releases the interpreter's lock
 for _ in range(int(sys.argv[1]) - 1):
     threading.Thread(target=work, daemon=True).start()
 work()
@@ -54,12 +64,12 @@ work()
 
 @contextlib.contextmanager
 def load(kind: str) -> Iterator[None]:
-    """A second process that keeps every core busy; ended by its number at the end."""
+    """Keep every core busy with a second process."""
     if kind == "none":
         yield
         return
     busy = subprocess.Popen(
-        [sys.executable, "-c", BUSY, str(usable_cores())], start_new_session=kind == "own"
+        [sys.executable, "-P", "-c", BUSY, str(usable_cores())], start_new_session=kind == "own"
     )
     try:
         time.sleep(1.0)
@@ -69,59 +79,79 @@ def load(kind: str) -> Iterator[None]:
         busy.wait()
 
 
-class Watched:
-    """A session that remembers when the first stage of the newest evaluation came out of the network."""
+class WatchedSession:
+    """A session that records when the network finished the first stage of the last evaluation."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self.first: dict[int, float] = {}
+        self.first_stage_at: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def begin(self, x: Tensor) -> Any:
-        evaluation = self._session.begin(x)
-        step = evaluation.step
-
-        def stepped() -> Tensor | None:
-            logits: Tensor | None = step()
-            if logits is not None and evaluation.stage == 1:
-                self.first[id(evaluation)] = time.monotonic()
-            return logits
-
-        return _Evaluation(evaluation, stepped)
+    def begin(self, x: Tensor) -> WatchedEvaluation:
+        return WatchedEvaluation(self._session.begin(x), self)
 
 
-class _Evaluation:
-    def __init__(self, evaluation: Any, step: Any) -> None:
-        self._evaluation, self.step = evaluation, step
+class WatchedEvaluation:
+    """An evaluation of a ``WatchedSession``."""
+
+    def __init__(self, evaluation: Evaluation, session: WatchedSession) -> None:
+        self._evaluation, self._session = evaluation, session
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._evaluation, name)
 
+    def step(self) -> Tensor | None:
+        logits = self._evaluation.step()
+        if logits is not None and self._evaluation.stage == 1:
+            self._session.first_stage_at = time.monotonic()
+        return logits
+
 
 @dataclass
-class Cell:
-    """What one way to compute did with one deadline."""
+class Row:
+    """The predictions of one way under one deadline and load."""
 
+    load: str
+    deadline: float
+    in_stage: int
+    way: str
     stages: Counter[int] = field(default_factory=Counter)
-    overshoot: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
-    missed: list[float] = field(default_factory=list)
+    empty_in_time: int = 0
 
-    def row(self) -> dict[str, Any]:
-        empty = self.stages.pop(0, 0)
-        beyond = quantiles(self.overshoot)["p99.9"] - quantiles(self.bare)["p99.9"]
+    def ask(self, predictor: AnytimePredictor, session: WatchedSession, x: Tensor) -> None:
+        """One bare wait, then one prediction."""
+        self.bare.append(bare_wait(self.deadline))
+        session.first_stage_at = None
+        called = time.monotonic()
+        prediction = predictor.predict(x, self.deadline, on_timeout="guess")
+        returned = time.monotonic()
+        self.stages[prediction.stage] += 1
+        if prediction.stop_reason == "deadline":
+            self.late.append(returned - called - self.deadline)
+        first = session.first_stage_at
+        if prediction.guessed and first is not None and first <= called + self.deadline:
+            self.empty_in_time += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, times in seconds."""
+        count = len(self.bare)
         return {
-            "stages": dict(sorted(self.stages.items())),
-            "empty": empty,
-            "empty_though_in_time": len(self.missed),
-            "longest_such": max(self.missed, default=0.0),
-            "cut": len(self.overshoot),
-            "overshoot": quantiles(self.overshoot),
+            "load": self.load,
+            "deadline": self.deadline,
+            "in_stage": self.in_stage,
+            "way": self.way,
+            "predictions": count,
+            "cut": len(self.late),
+            "late": quantiles(self.late),
             "bare": quantiles(self.bare),
-            "beyond_bare_p99.9": beyond,
-            "kept": beyond <= ALLOWED,
+            "stages": {stage: n for stage, n in sorted(self.stages.items()) if stage},
+            "mean_stage": sum(stage * n for stage, n in self.stages.items()) / max(1, count),
+            "empty": self.stages[0],
+            "empty_in_time": self.empty_in_time,
         }
 
 
@@ -129,123 +159,127 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     """Of seconds; zeros where there are none."""
     ordered = sorted(values) or [0.0]
     last = len(ordered) - 1
-    return {
-        name: ordered[min(last, int(share * len(ordered)))] for name, share in QUANTILES.items()
-    }
+    return {name: ordered[min(last, int(q * len(ordered)))] for name, q in QUANTILES.items()}
 
 
 def bare_wait(seconds: float) -> float:
-    """How late a thread wakes that does nothing else."""
+    """Seconds by which a wait without any other work is too long."""
     event = threading.Event()
     start = time.monotonic()
     event.wait(seconds)
     return time.monotonic() - start - seconds
 
 
-def ask(
-    predictor: AnytimePredictor, watched: Watched | None, x: Tensor, deadline: float, cell: Cell
-) -> None:
-    """One bare wait, one prediction."""
-    cell.bare.append(bare_wait(deadline))
-    if watched is not None:
-        watched.first.clear()
-    called = time.monotonic()
-    prediction = predictor.predict(x, deadline, on_timeout="guess")
-    cell.stages[prediction.stage] += 1
-    if prediction.ended == "deadline":
-        cell.overshoot.append(prediction.elapsed - deadline)
-    if prediction.guessed and watched is not None:
-        late = [at - called - deadline for at in list(watched.first.values())]
-        cell.missed += [-seconds for seconds in late if seconds <= 0]
+def stage_times(predictor: AnytimePredictor, x: Tensor) -> list[float]:
+    """Median seconds to each stage on the idle machine."""
+    runs = [[p.elapsed for p in predictor.stream(x)] for _ in range(ALONE_RUNS)]
+    return [sorted(column)[ALONE_RUNS // 2] for column in zip(*runs, strict=True)]
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for name in options.networks:
-        network = create_model(name).eval()
-        x = torch.randn(network.in_channels, options.image_size, options.image_size)
-        with contextlib.ExitStack() as stack:
-            ways = {way: stack.enter_context(opened(network, way, options)) for way in options.ways}
-            full = {way: alone(pair[0], x) for way, pair in ways.items()}
-            for kind in options.load:
-                for deadline in options.deadlines:
-                    cells = {way: Cell() for way in ways}
-                    with load(kind):
-                        for _ in range(options.predictions):
-                            for way, (predictor, watched) in ways.items():
-                                ask(predictor, watched, x, deadline, cells[way])
-                    for way, cell in cells.items():
-                        about = {
-                            "network": name,
-                            "backend": options.backend,
-                            "way": way,
-                            "load": kind,
-                            "deadline": deadline,
-                            "predictions": options.predictions,
-                            "all_stages_alone": full[way],
-                        }
-                        rows.append(about | cell.row())
-                        show(rows[-1])
-    return rows
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All rows, in about ``options.seconds``."""
+    network = create_model(options.network).eval()
+    x = torch.randn(network.in_channels, options.image_size, options.image_size)
+    session = open_session(network, backend=options.backend, threads=options.threads)
+    with contextlib.closing(session), contextlib.ExitStack() as stack:
+        watched = WatchedSession(session)
+        predictors = {
+            way: stack.enter_context(AnytimePredictor(watched, scheduling=way))  # type: ignore[arg-type]
+            for way in options.ways
+        }
+        started = time.monotonic()
+        times = stage_times(next(iter(predictors.values())), x)
+        middles = [(a + b) / 2 for a, b in zip([0.0, *times], times, strict=False)]
+        deadlines = options.deadlines or middles
+        rows: list[Row] = []
+        for number, kind in enumerate(options.loads, 1):
+            here = [
+                Row(kind, deadline, 1 + sum(t <= deadline for t in times), way)
+                for deadline in deadlines
+                for way in options.ways
+            ]
+            until = started + options.seconds * number / len(options.loads)
+            with load(kind):
+                while time.monotonic() < until:
+                    for row in here:
+                        row.ask(predictors[row.way], watched, x)
+            rows += here
+    return {
+        "network": options.network,
+        "backend": options.backend,
+        "kernel_threads": options.threads,
+        "stage_times": times,
+        "rows": [row.to_json() for row in rows],
+    }
 
 
-@contextlib.contextmanager
-def opened(
-    network: Any, way: str, options: argparse.Namespace
-) -> Iterator[tuple[AnytimePredictor, Watched | None]]:
-    """A predictor, and what watches its session where it has a thread."""
-    source = options.exports / network.name if options.exports else network
-    with AnytimePredictor(source, options.backend, threads=options.threads) as predictor:
-        watched = Watched(predictor.session)
-        with AnytimePredictor(watched) as driven:  # type: ignore[arg-type]
-            yield driven, watched
+def markdown(result: dict[str, Any]) -> str:
+    """The tables as they stand in the documentation."""
+    times = ", ".join(f"{1e3 * seconds:.2f}" for seconds in result["stage_times"])
+    lines = [
+        *heading(result),
+        "",
+        f"`{result['network']}`, {result['backend']}, kernels with {result['kernel_threads']} "
+        f"thread(s); stages after {times} ms on the idle machine. Times in ms past the deadline, "
+        "p50 / p90 / p99 / p99.9.",
+    ]
+    for kind in dict.fromkeys(row["load"] for row in result["rows"]):
+        lines += [
+            "",
+            f"**{LOAD_NAMES[kind]}**",
+            "",
+            "| deadline | way | n | late | bare wait | mean stage | no answer | of these in time |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [line(row) for row in result["rows"] if row["load"] == kind]
+    return "\n".join(lines)
 
 
-def alone(predictor: AnytimePredictor, x: Tensor, runs: int = 20) -> list[float]:
-    """Seconds to each stage on the machine as it is: the median of some runs."""
-    times = [[p.elapsed for p in predictor.stream(x)] for _ in range(runs)]
-    return [sorted(column)[runs // 2] for column in zip(*times, strict=True)]
+def line(row: dict[str, Any]) -> str:
+    """One row of a table."""
 
-
-def show(row: dict[str, Any]) -> None:
     def ms(values: dict[str, float]) -> str:
-        return " / ".join(f"{1e3 * values[name]:.2f}" for name in ("p50", "p99", "p99.9", "max"))
+        return " / ".join(f"{1e3 * seconds:.2f}" for seconds in values.values())
 
-    shares = ", ".join(
-        f"{stage}: {100 * n / row['predictions']:.1f} %" for stage, n in row["stages"].items()
-    )
-    print(
-        f"{row['network']}, {row['backend']}, {row['way']}, load {row['load']}, "
-        f"{1e3 * row['deadline']:g} ms, {row['predictions']} predictions\n"
-        f"  stages {shares}; empty {row['empty']}, of these in time {row['empty_though_in_time']}\n"
-        f"  overshoot, ms p50 / p99 / p99.9 / max of {row['cut']} that were cut: "
-        f"{ms(row['overshoot'])}\n"
-        f"  a bare wait's {ms(row['bare'])}; p99.9 beyond it {1e3 * row['beyond_bare_p99.9']:.2f} ms: "
-        f"{'kept' if row['kept'] else 'NOT KEPT'}",
-        flush=True,
-    )
+    cells = [
+        f"{1e3 * row['deadline']:.2f} ms, in stage {row['in_stage']}",
+        row["way"],
+        str(row["predictions"]),
+        ms(row["late"]),
+        ms(row["bare"]),
+        f"{row['mean_stage']:.3f}",
+        str(row["empty"]),
+        str(row["empty_in_time"]),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    listed = {"type": lambda text: text.split(",")}
-    parser.add_argument("--networks", default=["width_nested_resnet42"], **listed)  # type: ignore[arg-type]
-    parser.add_argument("--backend", default="torch", choices=("torch", "onnxruntime"))
-    parser.add_argument("--exports", type=Path, help="folder with an exported folder a network")
-    parser.add_argument("--ways", default=["thread"], **listed)  # type: ignore[arg-type]
-    parser.add_argument("--load", default=["same", "own"], help="none, same, own", **listed)  # type: ignore[arg-type]
+
+    def some_of(known: Sequence[str]) -> dict[str, Any]:
+        def split(text: str) -> list[str]:
+            if wrong := set(text.split(",")) - set(known):
+                raise argparse.ArgumentTypeError(f"choose from {','.join(known)}, found {wrong}")
+            return text.split(",")
+
+        return {"type": split, "default": list(known), "help": f"of {','.join(known)}"}
+
+    parser.add_argument("--network", default="width_nested_resnet42")
+    parser.add_argument("--backend", default="onnxruntime", choices=BACKENDS)
+    parser.add_argument("--ways", **some_of(SCHEDULING))
+    parser.add_argument("--loads", **some_of(LOADS))
     parser.add_argument(
         "--deadlines",
-        default=[0.005, 0.010],
         type=lambda text: [float(part) for part in text.split(",")],
-        help="seconds, between commas",
+        help="seconds, separated by commas (default: one in each stage)",
     )
-    parser.add_argument("--predictions", type=int, default=10_000, help="of each way and deadline")
+    parser.add_argument("--seconds", type=float, default=330.0, help="for all measurements")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--leak", type=int, metavar="N", help="a life of N predictions instead")
+    parser.add_argument("--threads", type=int, default=1, help="of the kernels")
+    parser.add_argument("--leak", type=int, metavar="N", help="make N predictions instead")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(arguments)
 
@@ -255,9 +289,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = surroundings("cpu")
     if options.leak:
-        result["lives"] = [_long_life.live(options.leak)]
+        result["life"] = _long_life.live(options.leak)
     else:
-        result["rows"] = measure(options)
+        result |= measure(options)
+        print(markdown(result), flush=True)
     if options.json:
         write_whole(options.json, json.dumps(result, indent=2).encode())
 

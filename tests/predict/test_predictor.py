@@ -6,6 +6,7 @@ turn would never come back.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import math
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from anynest.predict.in_flight import InFlight
+from anynest.predict.monotonicity import softmax
 from anynest.predict.options import PredictOptions
 from anynest.predict.policies import Confidence, Deadline, MultiplyAdds
 from anynest.predict.prediction import DeadlineError, NetworkError, Prediction
@@ -307,6 +309,35 @@ def test_numbers_of_other_types(make_session: Any, make_image: Image) -> None:
     for wrong in (True, 10**400, np.float32("nan"), 1j):
         with pytest.raises(ValueError, match="deadline must be a number of seconds or None"):
             PredictOptions.create(wrong, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["predict", "stream", "apredict", "astream"])
+def test_no_result_is_lost_while_it_is_published(
+    make_session: Any, make_image: Image, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The network was in time; its probabilities come after the deadline."""
+
+    def slow(state: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(0.3)
+        return softmax(state, logits)
+
+    async def asynchronous() -> Prediction:
+        if way == "apredict":
+            return await predictor.apredict(make_image(1.0), 0.15)
+        return await anext(predictor.astream(make_image(1.0), 0.15))
+
+    with AnytimePredictor(make_session()) as predictor:
+        monkeypatch.setattr(predictor, "_rule", slow)
+        if way.startswith("a"):
+            found = asyncio.run(asynchronous())
+        elif way == "stream":
+            (found,) = predictor.stream(make_image(1.0), 0.15)
+        else:
+            found = predictor.predict(make_image(1.0), 0.15)
+    assert (found.stage, found.deadline_met, found.guessed) == (1, True, False)
+    if "stream" not in way:
+        assert found.elapsed >= 0.3
+        assert found.stop_reason == "deadline"
 
 
 def test_predictors_are_not_pickled(make_session: Any) -> None:

@@ -56,6 +56,7 @@ class InFlight:
         self._results = results
         self._on_result = on_result
         self._evaluation: Evaluation | None = None
+        self._finished_at = math.inf  # the newest stage, which may not be published yet
         self._over = threading.Lock()
         self._over.acquire()
 
@@ -68,6 +69,16 @@ class InFlight:
         if ended:
             self._over.release()
         return ended
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the caller, at the deadline, waits for the first result.
+
+        So it does with ``on_timeout="wait"``, and where the network has finished stage 1 in time
+        but its result is not published yet.
+        """
+        wait = self.options.on_timeout == "wait" or self._finished_at <= self.options.due
+        return self.result is None and wait
 
     def cancel(self) -> None:
         """Ask for no further step; the running one is told to stop, where the engine can."""
@@ -125,18 +136,20 @@ class InFlight:
             raise NetworkError(f"the network failed in stage {stage}: {_line(error)}") from error
         if logits is None:
             return True
-        logits = logits.to("cpu", torch.float32, copy=True)  # engines compute in inference mode
+        logits = logits.to("cpu", torch.float32, copy=True)  # waits for a GPU
+        at = time.monotonic()
+        if self._too_late(at):
+            return False
+        self._finished_at = at
         if not math.isfinite(float(logits.sum())):
             raise NetworkError(f"the logits of stage {stage} must be finite, found NaN or infinity")
-        result, indices = self._results.add(stage, evaluation.num_stages, logits)
-        if self._too_late(result.at):
-            return False
+        result, indices = self._results.add(stage, evaluation.num_stages, logits, at)
         self.result = result
         if self._on_result is not None:
             self._on_result(result)
         if indices is not None:
             evaluation.compact(indices)
-        return result.stop_reason is None
+        return result.stop_reason is None and not self._too_late(time.monotonic())
 
     def _end(self) -> None:
         evaluation, self._evaluation = self._evaluation, None

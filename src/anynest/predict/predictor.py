@@ -154,7 +154,7 @@ class AnytimePredictor:
         options = PredictOptions.create(deadline, policy, on_timeout, min_completion_probability)
         request = self._submit(options, self._images(x))
         try:
-            if not request.wait(options.due) and _must_wait(request):
+            if not request.wait(options.due) and request.must_wait:
                 request.wait(math.inf)
             return self._conclude(request)
         finally:
@@ -185,7 +185,7 @@ class AnytimePredictor:
                 async with asyncio.timeout(left if left < math.inf else None):
                     await over.wait()
             except TimeoutError:
-                if _must_wait(request):
+                if request.must_wait:
                     await over.wait()
             return self._conclude(request)
         finally:
@@ -308,11 +308,6 @@ class AnytimePredictor:
             stop_reason=result.stop_reason,
             classes=self.classes,
         )
-
-
-def _must_wait(request: InFlight) -> bool:
-    """Whether the caller waits for stage 1 after the deadline."""
-    return request.result is None and request.options.on_timeout == "wait"
 
 
 def _deadline_error(options: PredictOptions) -> DeadlineError:

@@ -26,7 +26,7 @@ class StageResult:
     Attributes:
         stages: the newest finished stage of each image.
         confidence: the largest probability; the smallest such value in the batch.
-        at: completion time by ``time.monotonic``.
+        at: when the network finished the stage, by ``time.monotonic``.
         stop_reason: why no stage follows; None where one does.
     """
 
@@ -66,8 +66,10 @@ class StageResults:
         self._newest: StageResult | None = None
 
     @torch.no_grad()
-    def add(self, stage: int, num_stages: int, logits: Tensor) -> tuple[StageResult, Tensor | None]:
-        """Add the logits ``[b, K]`` of a finished stage.
+    def add(
+        self, stage: int, num_stages: int, logits: Tensor, at: float
+    ) -> tuple[StageResult, Tensor | None]:
+        """Add the logits ``[b, K]`` of a stage that was finished ``at`` this time.
 
         Returns:
             The result, and the indices of the images to go on with; None for all of them.
@@ -77,7 +79,7 @@ class StageResults:
         if stop_reason is None:
             done = self._done(stage, probabilities)
             stop_reason = self._stop_reason(stage, done)
-        result = self._newest = self._merge(stage, logits, probabilities, stop_reason)
+        result = self._newest = self._merge(stage, logits, probabilities, at, stop_reason)
         if stop_reason is not None or done is None or not bool(done.any()):
             return result, None
         indices = (~done).nonzero().squeeze(1)
@@ -106,7 +108,12 @@ class StageResults:
         return None
 
     def _merge(
-        self, stage: int, logits: Tensor, probabilities: Tensor, stop_reason: str | None
+        self,
+        stage: int,
+        logits: Tensor,
+        probabilities: Tensor,
+        at: float,
+        stop_reason: str | None,
     ) -> StageResult:
         """The newest result of every image."""
         newest = self._newest
@@ -119,4 +126,4 @@ class StageResults:
         confidence = float(probabilities.amax(dim=1).amin())
         if self.single:
             logits, probabilities = logits[0], probabilities[0]
-        return StageResult(stages, logits, probabilities, confidence, time.monotonic(), stop_reason)
+        return StageResult(stages, logits, probabilities, confidence, at, stop_reason)

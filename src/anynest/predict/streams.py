@@ -38,7 +38,7 @@ class Stream(Iterator[Prediction]):
         try:
             result = self._results.get(timeout=_seconds_left(self._request.options.due))
         except Empty:
-            result = None
+            result = self._results.get() if self._request.must_wait else None
         if result is None:
             self.close()
             if self._request.error is not None:
@@ -93,12 +93,18 @@ class AsyncStream(AsyncIterator[Prediction]):
     async def _next(self) -> StageResult | None:
         if self._request is None:
             self._request = await self._start(self._collector())
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_seconds_left(self._request.options.due)):
-                while not self._results:
-                    self._changed.clear()
-                    await self._changed.wait()
+                await self._wait()
+        except TimeoutError:
+            if self._request.must_wait:
+                await self._wait()
         return self._results.popleft() if self._results else None
+
+    async def _wait(self) -> None:
+        while not self._results:
+            self._changed.clear()
+            await self._changed.wait()
 
     def _collector(self) -> OnResult:
         """Collects results without a reference to this stream, which may be dropped."""

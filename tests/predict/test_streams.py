@@ -249,6 +249,21 @@ def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
         assert run(busy_neighbour()) == [1, 2, 3]
 
 
+def test_a_loop_that_is_busy_past_the_deadline_hears_of_the_last_stage(
+    make_session: Any, make_image: Image
+) -> None:
+    async def main() -> None:
+        call = asyncio.ensure_future(predictor.apredict(make_image(1.0), 0.2))
+        await asyncio.sleep(0)  # computing starts
+        time.sleep(0.3)
+        found = await call
+        assert (found.stage, found.stop_reason, found.deadline_met) == (3, "last stage", True)
+        assert found.overshoot > 0
+
+    with AnytimePredictor(make_session()) as predictor:
+        run(main())
+
+
 def test_many_at_once(make_session: Any, make_image: Image) -> None:
     async def main() -> None:
         calls = [predictor.apredict(make_image(float(n)), 30.0) for n in range(60)]
