@@ -12,15 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
-from .prediction import Prediction
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .prediction import Prediction
+
+    Predict = Callable[[Tensor, float | None], Prediction]
 
 SHARES = tuple(0.5 + 0.5 * i / 6 for i in range(7))  # of the largest network's mean latency
-Predict = Callable[[Tensor, float | None], Prediction]
 
 
 @dataclass

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-COUNT = 7
-SHARES = tuple(0.5 + 0.5 * i / (COUNT - 1) for i in range(COUNT))
+from ...predict.deadline_evaluation import SHARES as SHARES
+
+COUNT = len(SHARES)
 
 
 @dataclass(frozen=True)
