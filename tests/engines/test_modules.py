@@ -177,6 +177,15 @@ def test_stages_of_a_subclass_are_called(caplog: pytest.LogCaptureFixture) -> No
     assert "must have AnytimeNetwork's stages, found Staged" in caplog.text
 
 
+def test_a_replaced_container_is_refused(tmp_path: Path) -> None:
+    network = changed(lambda _: None)
+    network.group1 = nn.Sequential(network.group1)
+    for refuse in (lambda: open_session(network), lambda: export(network, tmp_path / "out")):
+        with pytest.raises(TypeError, match="group1 must stay a plain container") as error:
+            refuse()
+        assert "\n" not in str(error.value)
+
+
 def test_a_convolution_of_another_size_is_not_folded() -> None:
     network = changed(lambda _: None)
     conv = network.get_submodule(f"{NODE}.conv1")

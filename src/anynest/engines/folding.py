@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..nets import AnytimeNetwork
 from ..nets.nested.layer import NestedLayer
 from ..nets.nested.node import NestedNode, Pointwise, SharedNorm
+from ..nets.nested.plain import has_hooks, is_plain
 from ..nets.nested.plan import Node, Plan, Unit
 from ..nets.nested.sync import SyncBatchNorm
 
@@ -71,11 +72,13 @@ class FoldedNetwork:
 
         Raises:
             FoldError: a module is not plain, or a norm has no running statistics.
+            TypeError: a layer or a container of layers was replaced.
         """
         if type(network).stages is not AnytimeNetwork.stages or "stages" in vars(network):
             raise FoldError(
                 f"the network must have AnytimeNetwork's stages, found {_kind(network)}"
             )
+        network.layers()  # TypeError if a container was replaced: ``stages`` would refuse it too
         plan = network.plan
         convolutions = {}
         for layer in plan.layers:
@@ -176,16 +179,4 @@ def _plain(network: AnytimeNetwork, name: str, *types: type[nn.Module]) -> nn.Mo
 
 
 def _kind(module: nn.Module) -> str:
-    return f"{type(module).__name__}{' with hooks' if _has_hooks(module) else ''}"
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
-    """Whether a call of ``module`` is the ``forward`` of one of ``types`` and nothing else."""
-    if type(module) not in types or "forward" in vars(module) or _has_hooks(module):
-        return False
-    tensors = (nn.Parameter, Tensor, type(None))
-    return all(type(tensor) in tensors for tensor in module._parameters.values())
+    return f"{type(module).__name__}{' with hooks' if has_hooks(module) else ''}"

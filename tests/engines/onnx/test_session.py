@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from anynest.engines.onnx import executor_cache
+from anynest.engines.onnx import session as onnx_session
 from anynest.engines.onnx.executor import Buffers
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.nchwc.block_size import block_size
@@ -182,6 +183,19 @@ def test_memory_is_given_back(session: OnnxSession) -> None:
     gc.collect()
     ours = [s for s in gc.get_objects() if type(s) is Buffers and s.executor in executors(session)]
     assert len(ours) <= POOLED_COUNT
+
+
+def test_large_buffers_are_released(session: OnnxSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool has a limit in bytes beside the one in number; the newest buffers stay."""
+    running = [session.begin(images(count)) for count in (1, 1, 2)]
+    size = max(evaluation._buffers.nbytes for evaluation in running if evaluation._buffers)
+    monkeypatch.setattr(onnx_session, "POOLED_BYTES", size)
+    for evaluation in running:
+        evaluation.close()
+    assert [buffers.shape[0] for buffers in session._free] == [2]
+    monkeypatch.setattr(onnx_session, "POOLED_BYTES", size - 1)
+    session.begin(images(2)).close()
+    assert not session._free
 
 
 def executors(session: OnnxSession) -> list[object]:

@@ -27,10 +27,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SerializedGraphs:
-    """Standard graphs, serialised, and their inputs and outputs."""
+    """Standard graphs.
+
+    Attributes:
+        models: each stage's graph, serialised.
+        stages: their inputs and outputs.
+        in_channels: C.
+        num_classes: K.
+    """
 
     models: tuple[bytes, ...]
     stages: tuple[StageNames, ...]
+    in_channels: int
+    num_classes: int
 
 
 class ExecutorCache:
@@ -39,8 +48,6 @@ class ExecutorCache:
     Args:
         network: None for graphs that must run as they are (quantised ones).
         graphs: an export's; None builds them from the network.
-        in_channels: C.
-        num_classes: K.
         threads: within one operation; None leaves ONNX Runtime's choice.
         layout: one of ``LAYOUTS``.
         providers: ONNX Runtime's execution providers.
@@ -50,14 +57,11 @@ class ExecutorCache:
         self,
         network: FoldedNetwork | None,
         graphs: SerializedGraphs | None,
-        in_channels: int,
-        num_classes: int,
         threads: int | None,
         layout: str,
         providers: Sequence[str],
     ) -> None:
         self.network, self.graphs = network, graphs
-        self.in_channels, self.num_classes = in_channels, num_classes
         self.threads, self.providers = threads, tuple(providers)
         self.layout = layout
         self._lock = threading.Lock()
@@ -101,7 +105,7 @@ class ExecutorCache:
             return f"it needs {CPU[0]} alone"
         if block_size() == 1:
             return "this onnxruntime has no block-layout kernels on this processor"
-        if self.in_channels >= block_size():
+        if self.network.in_channels >= block_size():
             return f"images must have fewer than {block_size()} channels"
         return ""
 
@@ -113,12 +117,14 @@ class ExecutorCache:
             self.graphs = SerializedGraphs(
                 tuple(model.SerializeToString() for model in models),
                 tuple(stage.names for stage in stages),
+                self.network.in_channels,
+                self.network.num_classes,
             )
         executor = Executor(
             self.graphs.models,
             self.graphs.stages,
-            self.in_channels,
-            self.num_classes,
+            self.graphs.in_channels,
+            self.graphs.num_classes,
             threads=self.threads,
             providers=self.providers,
         )

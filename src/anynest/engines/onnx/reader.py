@@ -58,7 +58,10 @@ def read_export(folder: str | Path) -> Export:
         lacking = isinstance(error, KeyError)
         reason = f"it lacks {error}" if lacking else " ".join(str(error).split())[:300]
         raise RunFolderError(f"{folder} is not a valid export: {reason}; export again") from error
-    return Export(manifest, SerializedGraphs(tuple(contents), manifest.stages), network)
+    graphs = SerializedGraphs(
+        tuple(contents), manifest.stages, manifest.in_channels, manifest.num_classes
+    )
+    return Export(manifest, graphs, network)
 
 
 def _read_file(folder: Path, entry: GraphFile) -> bytes:

@@ -31,8 +31,6 @@ class OnnxSession:
     Args:
         network: its folded weights; None for graphs that run as they are (quantised ones).
         graphs: an export's; None builds them from the network.
-        in_channels: C.
-        num_classes: K.
         image_size: (H, W) that the graphs were made for; None accepts any size.
         threads: within one operation; None leaves ONNX Runtime's choice.
         layout: ``"blocked"``: graphs for this processor's kernels (docs/nchwc.md); ``"standard"``:
@@ -51,8 +49,6 @@ class OnnxSession:
         network: FoldedNetwork | None,
         graphs: SerializedGraphs | None = None,
         *,
-        in_channels: int,
-        num_classes: int,
         image_size: tuple[int, int] | None = None,
         threads: int | None = 1,
         layout: str = "auto",
@@ -69,17 +65,13 @@ class OnnxSession:
                     f"providers must be among {', '.join(available)}, which this onnxruntime has, "
                     f"found {name!r}"
                 )
-        self.num_stages = len(network.outputs) if network else len(graphs.stages if graphs else ())
-        self.in_channels, self.num_classes = in_channels, num_classes
+        described = network or graphs
+        assert described is not None
+        self.num_stages = len(network.outputs if network else graphs.stages if graphs else ())
+        self.in_channels, self.num_classes = described.in_channels, described.num_classes
         self.image_size = image_size
         self._executors = ExecutorCache(
-            network,
-            graphs,
-            in_channels,
-            num_classes,
-            check_threads(threads),
-            layout,
-            tuple(providers or CPU),
+            network, graphs, check_threads(threads), layout, providers or CPU
         )
         self._lock = threading.Lock()
         self._free: list[Buffers] = []  # the last used first
@@ -109,23 +101,13 @@ class OnnxSession:
             return cls(
                 export.network,
                 export.graphs,
-                in_channels=export.manifest.in_channels,
-                num_classes=export.manifest.num_classes,
                 image_size=export.manifest.image_size,
                 threads=threads,
                 layout=layout,
                 providers=providers,
             )
         assert found.network is not None
-        network = fold(found.network)
-        session = cls(
-            network,
-            in_channels=network.in_channels,
-            num_classes=network.num_classes,
-            threads=threads,
-            layout=layout,
-            providers=providers,
-        )
+        session = cls(fold(found.network), threads=threads, layout=layout, providers=providers)
         if found.info is not None:  # prepared before the first call; other sizes are accepted too
             session._executors.find(found.info.image_size, found.info.image_size)
         return session
@@ -150,7 +132,7 @@ class OnnxSession:
         with self._lock:
             self._closed = True
             self._free.clear()
-            self._executors = ExecutorCache(None, None, 0, 0, None, "standard", CPU)
+            self._executors = ExecutorCache(None, None, None, "standard", CPU)
 
     # -- memory -------------------------------------------------------------------------------------
     def _take(self, executor: Executor, batch: int, height: int, width: int) -> Buffers:
