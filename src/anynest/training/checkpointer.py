@@ -1,9 +1,11 @@
 """When a run saves, and how a checkpoint reaches and leaves every rank."""
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+from ..data import Dataset
 from ..nets import AnytimeNetwork
 from .config.run_config import RunConfig
 from .distributed import World
@@ -75,8 +77,10 @@ class Checkpointer:
         return f"{kept}; try a lower --lr, --warmup-epochs or --clip in a new run"
 
 
-def require_fit(saved: dict[str, Any], folder: RunFolder, model: AnytimeNetwork) -> None:
-    """RunFolderError for a checkpoint of another version or of another network."""
+def require_fit(
+    saved: dict[str, Any], folder: RunFolder, model: AnytimeNetwork, data: Dataset
+) -> None:
+    """RunFolderError for a checkpoint of another version, network or data set."""
     if saved.get("format") != FORMAT:
         raise RunFolderError(
             f"the checkpoints in {folder.path} must have format {FORMAT}, found "
@@ -94,3 +98,31 @@ def require_fit(saved: dict[str, Any], folder: RunFolder, model: AnytimeNetwork)
                 f"{name} must be {wanted}, found {found}; resume with the config that they were "
                 "made with"
             )
+    require_data(json.loads(saved["data"]), data, folder)
+
+
+def require_data(expected: dict[str, Any], data: Dataset, folder: RunFolder) -> None:
+    """RunFolderError, naming the change, where the data is not that of the checkpoint.
+
+    Args:
+        expected: ``Dataset.describe()`` of the checkpoint's data.
+        data: the data found now; where it lies does not matter.
+        folder: the run's folder.
+    """
+    found: dict[str, Any] = data.describe()
+    if found["fingerprint"] == expected["fingerprint"]:
+        return
+    parts = {
+        "train": "training images have",
+        "validation": "validation images have",
+        "test": "test images have",
+        "classes": "classes have",
+        "in_channels": "number of channels has",
+        "image_size": "image size has",
+    }
+    key = next((key for key in parts if found[key] != expected[key]), None)
+    counts = "" if key is None else f": {found[key]} found, {expected[key]} expected"
+    raise RunFolderError(
+        f"the {parts.get(key or '', 'content of the images has')} changed since the checkpoint in "
+        f"{folder.path}{counts}; restore the data to resume, or train in another folder"
+    )

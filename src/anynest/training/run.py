@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import Dataset
+from ..data import DataError, Dataset
 from ..nets import AnytimeNetwork, sync_batch_norm
 from .config.train_config import TrainConfig
 from .cuda_graph import require_capturable
@@ -80,7 +80,12 @@ def train(
         if model is None:
             with torch.device("meta"):  # refuse a wrong name or option before reading any data
                 config.model.build(num_classes=2, in_channels=1)
-        data = config.data.load() if data is None else data
+        if data is None:
+            try:
+                data = config.data.load()
+            except DataError as error:
+                hint = "; if the data has moved, give its new place (--data)" if resume else ""
+                raise type(error)(f"{error}{hint}") from error
         require_same(data, world)
         seed_everything(config.run.seed)
         model = build_network(config, data, model, device)
@@ -138,13 +143,15 @@ def open_run(folder: RunFolder, config: TrainConfig | None, resume: bool) -> byt
 
 def require_same(data: Dataset, world: World) -> None:
     """ConfigError, on every rank, where ranks have read other data."""
-    sizes = [len(split) for split in (data.train, data.validation, data.test)]
-    found = world.gather(f"{data.label}, {sizes} images".encode())
-    if len(set(found)) > 1:
-        other = next(rank for rank, told in enumerate(found) if told != found[0])
+    if world.size == 1:
+        return
+    prints = world.gather(data.fingerprint.encode())
+    if len(set(prints)) > 1:
+        found = [told.decode() for told in world.gather(str(data).encode())]
+        other = next(rank for rank, told in enumerate(prints) if told != prints[0])
         raise ConfigError(
-            f"all ranks must read the same data, found {found[0].decode()} on rank 0 and "
-            f"{found[other].decode()} on rank {other}: put the same files on every machine"
+            f"all ranks must read the same data, found {found[0]} on rank 0 and {found[other]} on "
+            f"rank {other}: put the same files on every machine"
         )
 
 

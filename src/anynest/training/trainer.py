@@ -76,8 +76,9 @@ class Trainer:
         """Train what is left, from the newest checkpoint on."""
         saved = self.checkpointer.newest()
         if saved is not None:
-            require_fit(saved, self.folder, self.model)
+            require_fit(saved, self.folder, self.model, self.data)
             self.position = Position(**saved["position"])
+        self.world.run_on_rank_zero(lambda: self.folder.keep_config(self.config))
         self.logger.start([] if saved is None else json.loads(saved["history"]))
         self.announce(resumed=saved is not None)
         self.reporter.begin(self.phases * self.epochs * self.batches, self.position.step)
@@ -217,6 +218,7 @@ class Trainer:
             "format": FORMAT,
             "model": self.model.state_dict(),
             "step": self.step.state_dict(),
+            "data": json.dumps(self.data.describe()),
             "position": asdict(self.position),
             "seconds": self.seconds,
             "history": json.dumps(self.logger.history, allow_nan=False),

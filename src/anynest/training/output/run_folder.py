@@ -95,21 +95,33 @@ class RunFolder:
         remove_leftovers(self.path)
 
     def reopen(self, config: TrainConfig | None) -> TrainConfig:
-        """The config of the run to go on with; a given one must be the same.
+        """The config of the run to continue; a given one must be the same, but for ``data.source``.
 
-        Errors: RunFolderError where no run began; ConfigError names the keys that differ.
+        Data may have moved: whether it is the same is known once it is read.
+
+        Raises:
+            RunFolderError: no run was started here.
+            ConfigError: names the keys that differ.
         """
         if not self.started:
             raise RunFolderError(
                 f"{self.path} holds no run to resume (no config.json): start one without --resume"
             )
         stored = read_config(self.config)
-        if config is not None and (changes := differences(stored.to_json(), config.to_json())):
+        if config is None:
+            return stored
+        changes = differences(stored.to_json(), config.to_json())
+        if changes := [change for change in changes if change[0] != "data.source"]:
             raise ConfigError(
                 f"{self.path} was started with another config: {_in_words(changes)}; "
                 "leave that out to resume, or start in another folder"
             )
-        return stored
+        return config
+
+    def keep_config(self, config: TrainConfig) -> None:
+        """Write ``config.json`` where it differs from ``config``, whose data has moved."""
+        if read_config(self.config) != config:
+            write_whole(self.config, config.dumps().encode())
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
