@@ -274,6 +274,17 @@ def test_loss_that_is_not_finite(tmp_path: Path, tiny: Tiny, method: str) -> Non
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.parametrize("method", ["osgd", "sgd-mean", "greedy"])
+def test_batches_of_one_value_a_channel(tmp_path: Path, tiny: Tiny, method: str) -> None:
+    """Not a matter of the learning rate."""
+    config = tiny(data={"batch_size": 1, "image_size": 4, "limit": 20}, method={"name": method})
+    words = r"--batch-size\) must be above 1 for images of 4 pixels a side, found 1"
+    with pytest.raises(ConfigError, match=words) as caught:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert "lr" not in str(caught.value)
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """After the seventh step, the second of an epoch, put a number into stage 2's last bias."""
     real, calls = TrainStep.__call__, 0

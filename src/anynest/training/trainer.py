@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import Dataset
 from ..nets import AnytimeNetwork
 from .checkpointer import FORMAT, Checkpointer, require_fit
 from .config.train_config import TrainConfig
 from .distributed import Poll, World
-from .errors import Interrupted, RunError
+from .errors import ConfigError, Interrupted, RunError
 from .evaluation import Evaluation, evaluate
 from .metrics import RunningMetrics
 from .metrics_logger import MetricsLogger, epoch_line
@@ -27,7 +28,7 @@ from .output.reporting import Reporter, counted
 from .output.run_folder import RunFolder
 from .randomness import random_state, restore_random_state
 from .signals import StopRequest
-from .step import TrainStep, set_rate
+from .step import StepOutput, TrainStep, set_rate
 from .training_phases import count_phases, make_phase
 
 
@@ -116,10 +117,7 @@ class Trainer:
             self.check_in()
             done = position.epoch * self.batches + position.batch
             set_rate(self.step.optimizer, self.config.schedule.rate(done, self.batches))
-            try:
-                output = self.step(images, labels, measure=measured and position.batch == 0)
-            except RunError as error:
-                raise RunError(f"{error} {self.where()}; {self.checkpointer.advice()}") from error
+            output = self.take_step(images, labels, measured and position.batch == 0)
             self.metrics.add(output.losses_S, output.logits, labels)
             if self.world.leads:  # cosines are the same on all ranks
                 self.metrics.add_cosines(output.cosines)
@@ -130,6 +128,21 @@ class Trainer:
             self.reporter.batch(label, self.config.data.batch_size)
             if self.checkpointer.is_due(position.step):
                 self.save()
+
+    def take_step(self, images: Tensor, labels: Tensor, measure: bool) -> StepOutput:
+        """Take a step; an error says where it occurred and what to do."""
+        try:
+            return self.step(images, labels, measure=measure)
+        except RunError as error:
+            raise RunError(f"{error} {self.where()}; {self.checkpointer.advice()}") from error
+        except ValueError as error:
+            if "value per channel" not in str(error):  # of torch's batch norm
+                raise
+            raise ConfigError(
+                f"data.batch_size (--batch-size) must be above {len(images)} for images of "
+                f"{images.shape[-1]} pixels a side, found {self.config.data.batch_size}: a batch "
+                "norm has one value a channel and no variance; take larger batches or images"
+            ) from error
 
     def end_epoch(self) -> None:
         """Validate, add the epoch's line, and save."""
