@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from anynest.cli.main import main
+from anynest.cli import main
 from PIL import Image
 
 from anynest.data import DataError
