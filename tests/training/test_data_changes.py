@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from anynest.cli import main
 from PIL import Image
 
+from anynest.cli import main
 from anynest.data import DataError
 from anynest.training import Interrupted, RunFolderError, TrainConfig, read_config, train
 from anynest.training.output.reporting import NullReporter
