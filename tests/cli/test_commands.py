@@ -207,23 +207,32 @@ def test_models_list_and_patterns(capsys: Out) -> None:
     assert named == list_models("width*10")
 
 
-def test_a_model_of_ones_own(tiny: list[str], tmp_path: Path) -> None:
+def test_a_model_of_ones_own(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.py").write_text(
         "import anynest\nfrom anynest.nets import Architecture\n\n@anynest.register\n"
         "def my_resnet8() -> Architecture:\n"
         "    return Architecture(blocks=(1, 1), growth=((1, 1), (2, 1)), base_width=2)\n"
     )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
-    def run(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "anynest", *argv]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    def start_anew() -> None:
+        monkeypatch.setattr(registry, "_FACTORIES", {**known})
+        sys.modules.pop("mine", None)
 
-    done = run(*tiny, "--model", "my_resnet8", "--import", "mine", "--out", "run", "--quiet")
-    assert done.returncode == 0, done.stderr
+    known = dict(registry._FACTORIES)
+    start_anew()
+    own = [*tiny, "--model", "my_resnet8"]
+    assert main([*own, "--import", "mine", "--out", "run", "--quiet"]) == 0
     assert "mine" not in (tmp_path / "run" / "config.json").read_text()
+    start_anew()
     with pytest.raises(RunFolderError, match="import its module first"):
         load(tmp_path / "run")
-    assert run("evaluate", "run", "--import", "mine").returncode == 0
+    assert main(["evaluate", "run"]) == 2
+    assert main(["evaluate", "run", "--import", "mine"]) == 0
+    start_anew()
 
 
 def test_doctor(capsys: Out) -> None:

@@ -1,7 +1,5 @@
-"""Commands as real processes: signals, pipes, the demo."""
+"""Commands as real processes: signals, closed streams, files of the current folder."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from anynest.cli import main
+from anynest.experiments.sweep.local_launcher import LocalLauncher, close_pipes
+
 ANYNEST = [sys.executable, "-m", "anynest"]
+Out = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
@@ -19,68 +22,114 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]", count: int) -> None:
-    """Until the run has come ``count`` batches far, at least."""
-    deadline = time.monotonic() + 120
+def newest_step(folder: Path) -> int:
+    steps = [int(path.stem.split("-")[1]) for path in folder.glob("checkpoints/step-*.ckpt")]
+    return max(steps, default=0)
+
+
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until the process has written a checkpoint."""
+    before, deadline = newest_step(folder), time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(p.stem.split("-")[1]) for p in folder.glob("checkpoints/step-*.ckpt")]
-        if steps and max(steps) >= count:
+        if newest_step(folder) > before:
             return
         time.sleep(0.01)
     raise AssertionError(f"no checkpoint: {process.communicate()}")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_killed_interrupted_and_resumed(tmp_path: Path, tiny: list[str]) -> None:
-    """SIGKILL from outside, --resume, Ctrl-C, the command it names: the same bits at the end."""
+    """SIGKILL, --resume, Ctrl-C, the command that it names: the same bits at the end."""
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    longer = [*tiny, "--batch-size", "64", "--epochs", "8", "--save-batches", "5"]
-    beside = start(*longer, "--out", str(whole), "--quiet")
+    longer = [*tiny, "--batch-size", "64", "--epochs", "16", "--save-batches", "5"]
     process = start(*longer, "--out", str(cut), "--quiet")
-    wait_for_checkpoint(cut, process, 15)
+    wait_for_checkpoint(cut, process)
     process.kill()
     process.communicate()
-    assert process.returncode == -signal.SIGKILL
     process = start("train", "--resume", str(cut))
-    wait_for_checkpoint(cut, process, 60)
+    wait_for_checkpoint(cut, process)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=120)
     assert process.returncode == 130, shown
     command = shown.strip().split("go on with: ")[-1]
     assert command == f"anynest train --resume {cut}"
-    process = start(*command.split()[1:], "--json")
-    out, shown = process.communicate(timeout=120)
-    assert process.returncode == 0, shown
-    assert len(json.loads(out)["test"]["error"]) == 2
-    assert beside.communicate(timeout=120)
-    assert beside.returncode == 0
+    assert main(command.split()[1:]) == 0
+    assert main([*longer, "--out", str(whole), "--quiet"]) == 0
     assert (cut / "weights.safetensors").read_bytes() == (
         whole / "weights.safetensors"
     ).read_bytes()
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [*ANYNEST, "models", "width_nested_resnet10"], stdout=writer, stderr=subprocess.PIPE
-    )
-    os.close(writer)
-    assert done.returncode == 0
-    assert done.stderr == b""
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from anynest.cli import main
+sys.exit(main(["evaluate", "no_such_run"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["argparse", "anynest.training", "torch", "torch._C"])
+def test_ctrl_c_while_a_package_is_imported(module: str) -> None:
+    code = f"MODULE = {module!r}\n{INTERRUPTED_IMPORT}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "anynest: stopped\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "shown"),
+    [
+        ("models >&-", 0, ""),
+        ("models width_nested_resnet10 >&- <&-", 0, ""),
+        ("models --json >&- 2>&-", 0, ""),
+        ("models --frobnicate 2>&-", 2, ""),
+        ("models 2>&1 | true", 0, ""),
+        ("models width_nested_resnet10 2>&1 | true", 0, ""),
+        ("models > /dev/full", 2, "anynest: [Errno 28] No space left on device\n"),
+        ("models --frobnicate 2> /dev/full", 2, ""),
+    ],
+)
+def test_closed_and_full_streams(command: str, status: int, shown: str) -> None:
+    if "/dev/full" in command and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    line = f"set -o pipefail; {sys.executable} -m anynest {command}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (status, shown, "")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with modules named as the standard library's; the file they write."""
+    marker = tmp_path / "imported"
+    for name in ("json", "pickle", "random", "socket", "struct", "tempfile", "threading"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(tmp_path)
+    return marker
+
+
+def test_workers_of_a_sweep_ignore_the_current_folder(hostile: Path) -> None:
+    worker = LocalLauncher(1).start()
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(120) == 0
+    assert not hostile.exists()
+    close_pipes(worker)
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    process = start("demo", "--epochs", "1", "--seeds", "1", "--out", str(folder))
-    out, shown = process.communicate(timeout=240)
-    assert process.returncode == 0, shown
-    assert "OSGD" in out
-    assert "1 seed, 1 epoch each" in out
-    assert "deviation" not in out
-    assert "(0.0)" not in out
-    assert "reduced run" in out
-    assert out.rstrip().endswith(f"picture: {folder / 'demo.png'}")
-    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+def test_demo(hostile: Path, capsys: Out) -> None:
+    assert main(["demo", "--epochs", "1", "--seeds", "1", "--out", "demo"]) == 0
+    shown = capsys.readouterr().out
+    assert "OSGD" in shown
+    assert "1 seed, 1 epoch each" in shown
+    assert "deviation" not in shown
+    assert "(0.0)" not in shown
+    assert "reduced run" in shown
+    assert shown.rstrip().endswith("picture: demo/demo.png")
+    assert Path("demo/demo.png").read_bytes().startswith(b"\x89PNG")
+    assert not hostile.exists()
