@@ -5,6 +5,8 @@ The reference is the same network with one kernel per node, whose modules are al
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from anynest import OSGD
 from anynest.nets import AnytimeNetwork, create_model
 from anynest.nets.nested import fused
 
@@ -231,3 +235,50 @@ def test_weights_of_replaced_modules_are_refused_in_one_line() -> None:
         node(model).conv(1)
     with pytest.raises(TypeError, match=r"head2 must be an nn.Linear .* found Identity"):
         model.classifier(2)
+
+
+class Checkpointed(Wrapped):
+    """A node that is evaluated again in the backward pass."""
+
+    def __init__(self, inner: nn.Module, keep_statistics: bool) -> None:
+        super().__init__(inner)
+        self.keep_statistics = keep_statistics
+
+    def forward(self, *args: Any) -> Any:
+        contexts = self.contexts if self.keep_statistics else noop_context_fn
+        return checkpoint(self.inner, *args, use_reentrant=False, context_fn=contexts)
+
+    def contexts(self) -> tuple[Any, Any]:
+        return contextlib.nullcontext(), self
+
+    def __enter__(self) -> None:  # once per recomputation
+        self.set_momentum(0.0)
+
+    def __exit__(self, *_: object) -> None:
+        self.set_momentum(0.1)
+
+    def set_momentum(self, momentum: float) -> None:
+        for norm in self.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = momentum
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["as it is", "statistics kept"])
+def test_checkpointed_nodes_have_the_same_gradients(keep: bool) -> None:
+    """docs/networks.md: S + 1 evaluations per step, unless recomputation leaves statistics alone."""
+    torch.manual_seed(0)
+    plain = create_model("width_nested_resnet10").double()
+    model, x = copy.deepcopy(plain), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    layer = model.get_submodule("group1.layer2")
+    norm = node(model).norm1
+    layer.stage1 = Checkpointed(layer.stage1, keep)
+    first = layer.stage1.inner.norm1
+    layer.stage2 = Checkpointed(node(model), keep)
+    for network in (plain, model):
+        OSGD().backward([out.square().mean() for out in network(x)], network.parameters())
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    assert first.num_batches_tracked == 1 + model.num_stages
+    assert norm.num_batches_tracked in (1 + 2, 1 + 3)  # losses 2 and 3 reach it
+    theirs = plain.get_submodule("group1.layer2.stage1").norm1
+    assert torch.allclose(first.running_mean, theirs.running_mean) == keep

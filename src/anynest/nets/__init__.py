@@ -10,6 +10,7 @@ from .nested.architecture import Architecture
 from .nested.cost import StageCost
 from .nested.growth import Growth, Stage, parse_growth
 from .registry import create_architecture, create_model, describe, list_models, register
+from .staged import Staged
 from .zoo import cascade, ensemble, resnet, sparse_resnet  # each registers its models
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "Growth",
     "Stage",
     "StageCost",
+    "Staged",
     "SyncBatchNorm",
     "cascade",
     "create_architecture",

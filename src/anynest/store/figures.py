@@ -1,4 +1,4 @@
-"""Pictures: a figure that needs no display, its common parts, and its file, whole or absent."""
+"""Figures that need no display, their common parts, and their atomic files."""
 
 import io
 from pathlib import Path
@@ -8,21 +8,21 @@ from .files import write_whole
 
 
 def stage_colors(stages: int) -> list[Any]:
-    """From dark blue (stage 1) to orange, the same in every picture and readable on white."""
+    """One color per stage, from dark blue to orange, the same in every figure."""
     from matplotlib import colormaps
 
     return [colormaps["plasma"](0.68 * i / max(1, stages - 1)) for i in range(stages)]
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """As PNG, whole or not at all."""
+    """Write a PNG file atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_whole(path, buffer.getvalue())
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure of its own, in inches, that needs no display and touches no global state."""
+    """A figure of this size in inches, without a display and without global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,9 +32,11 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def plain_log_ticks(axes: Any, zero: float | None = None) -> None:
-    """Numbers such as 0.5, 2, 10 on a logarithmic axis, where it would print powers of ten.
+    """Label a logarithmic axis with numbers such as 0.5, 2, 10 instead of powers of ten.
 
-    ``zero``: the place on the axis where 0 is drawn, and labelled so.
+    Args:
+        axes: the axes, whose y axis is labelled.
+        zero: the position on the axis where 0 is drawn.
     """
     from matplotlib.ticker import (
         FixedLocator,

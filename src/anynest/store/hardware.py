@@ -28,8 +28,14 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def find_device(name: str | torch.device, what: str = "device") -> torch.device:
-    """``auto`` is the first of cuda, mps, cpu. ValueError, one line, where the device is not there;
-    ``what`` it calls the option.
+    """The device of a name; ``auto`` is the first available one of cuda, mps, cpu.
+
+    Args:
+        name: ``auto``, or a name that ``torch.device`` accepts.
+        what: the option's name in the error.
+
+    Raises:
+        ValueError: there is no such device here.
 
     >>> find_device("cpu")
     device(type='cpu')
@@ -64,7 +70,7 @@ def usable_cores() -> int:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The name of the processor, from the system."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -1,7 +1,7 @@
-"""Final weights: a safetensors file whose metadata says how to build the network around them.
+"""Final weights: a safetensors file whose metadata describes the network.
 
-Reading one executes nothing: the metadata is JSON, and the model's name is looked up among the
-registered ones. ``load(path)`` needs nothing but the file, or the folder of a finished run.
+Reading a file executes nothing: the metadata is JSON, and the model's name is looked up among the
+registered ones. ``load(path)`` needs only the file, or the folder of a finished run.
 """
 
 from __future__ import annotations
@@ -31,11 +31,19 @@ MAX_SIDE = 1 << 16  # pixels of an image's side
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a weights file says about its network and the images that it was trained on.
+    """The metadata of a weights file: its network and the images that it was trained on.
 
-    Pixels from 0 to 1 are normalised by ``mean`` and ``std``, one number a channel. ``fit``: how a
-    picture of another size came to ``image_size``: the shorter side resized and the centre cut out
-    (``crop``, image folders), or resized as a whole (``whole``, sets in memory).
+    Attributes:
+        model: the registered name.
+        arguments: of ``create_model``.
+        classes: their names, in the order of the logits.
+        mean: by which pixels from 0 to 1 are normalised, one number per channel.
+        std: likewise.
+        image_size: pixels of a side.
+        data: the data set's name.
+        anynest: the version that wrote the file.
+        fit: how a picture of another size was fitted: ``crop`` (the shorter side resized, the
+            centre cropped; image folders) or ``whole`` (resized; sets in memory).
     """
 
     model: str
@@ -49,7 +57,7 @@ class WeightsInfo:
     fit: str = "crop"
 
     def metadata(self) -> dict[str, str]:
-        """As safetensors keeps it: texts, JSON where they hold more than a text."""
+        """The metadata of a safetensors file: strings, with JSON for other values."""
         return {
             "format": FORMAT,
             "model": self.model,
@@ -65,12 +73,12 @@ class WeightsInfo:
 
 
 def is_number(x: Any) -> bool:
-    """A finite one, also in float32."""
+    """Whether ``x`` is a number that is finite in float32."""
     return type(x) in (int, float) and abs(x) < 3e38
 
 
 def check_preparation(info: WeightsInfo) -> None:
-    """ValueError, one line, where no image can be prepared like this; types are checked before."""
+    """Raise ValueError if no image can be prepared with these values, whose types are right."""
     if not info.std or len(info.mean) != len(info.std):
         raise ValueError(
             "mean and std must have one number a channel, found "
@@ -87,7 +95,11 @@ def check_preparation(info: WeightsInfo) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
-    """Write the model's state with ``info``, whole or not at all (RunError)."""
+    """Write the model's state with ``info``, atomically.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     from safetensors.torch import save as to_bytes  # imports torch
 
     state = {
@@ -98,8 +110,10 @@ def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
 
 
 def _in_order(data: bytes) -> bytes:
-    """The same file with its metadata sorted: safetensors lists them in an order of chance, and
-    the same weights should be the same bytes."""
+    """The same file with sorted metadata, so that the same weights are the same bytes.
+
+    safetensors writes them in a random order.
+    """
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -109,7 +123,11 @@ def _in_order(data: bytes) -> bytes:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The weights file that ``path`` names: itself, or the one of a finished run's folder."""
+    """The weights file of ``path``: itself, or the one in a finished run's folder.
+
+    Raises:
+        RunFolderError: there is none.
+    """
     path = Path(path)
     if not path.is_dir():
         if not path.exists():
@@ -130,7 +148,11 @@ def weights_file(path: str | Path) -> Path:
 
 
 def read_info(path: str | Path) -> WeightsInfo:
-    """The metadata of a weights file or run folder; RunFolderError, one line, for a bad file."""
+    """The metadata of a weights file or run folder.
+
+    Raises:
+        RunFolderError: the file is missing or damaged, or another program wrote it.
+    """
     file = weights_file(path)
     try:
         with safe_open(file, framework="np") as opened:
@@ -156,7 +178,7 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
             image_size=json.loads(metadata["image_size"]),
             data=metadata["data"],
             anynest=metadata["anynest"],
-            fit=metadata.get("fit", "crop"),  # files of before it was told
+            fit=metadata.get("fit", "crop"),  # absent in the first version's files
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{file} has damaged metadata: {error!r}; write it again") from error
@@ -186,7 +208,8 @@ def _list(metadata: dict[str, str], key: str) -> tuple[Any, ...]:
 def load(path: str | Path) -> AnytimeNetwork:
     """The trained network in a weights file or a finished run's folder, in eval mode on the CPU.
 
-    Raises: RunFolderError, one line, for a missing, damaged or foreign file.
+    Raises:
+        RunFolderError: the file is missing, damaged, or no weights file of this package.
 
     Example:
         ``model = anynest.load("runs/a")``
@@ -214,7 +237,7 @@ def load(path: str | Path) -> AnytimeNetwork:
 
 
 def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
-    """Before any memory is taken: the file's tensors are the network's, name by name."""
+    """Compare the tensors' shapes with the network's before memory is allocated."""
     with open(file, "rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         header = json.loads(opened.read(length))
@@ -228,7 +251,7 @@ def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
 
 
 def _check_counts(file: Path, info: WeightsInfo, model: AnytimeNetwork) -> None:
-    """The metadata are this network's: its channels and its classes."""
+    """Check that the metadata has as many channels and classes as the network."""
     for what, found, wanted in (
         ("mean and std", len(info.mean), model.in_channels),
         ("classes", len(info.classes), model.num_classes),

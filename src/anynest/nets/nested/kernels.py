@@ -1,10 +1,11 @@
-"""The pieces of the fused kernel: block-triangular convolutions, norms over all nodes, their backward.
+"""Parts of the dense kernels: block-triangular convolutions, norms over all nodes, and gradients.
 
-All act on leading channels of dense buffers and know nothing of autograd (``fused.py`` does).
+All act on the leading channels of dense buffers, without autograd (``fused.py`` adds it).
 
-A unit's nodes are cut into *groups* of neighbours; each group is one dense kernel, with zeros where an
-earlier node of the group does not read a later one. One group is fewest launches, one group a node
-fewest multiplications; ``node_groups`` has the rule and benchmarks.md the measurements behind it.
+A unit's nodes are divided into *groups* of neighbours. Each group is one dense kernel, with zeros
+where an earlier node of the group does not read a later one. One group has the fewest launches, one
+group per node the fewest multiplications; ``node_groups`` has the rule, docs/benchmarks.md the
+measurements.
 
 Legend: j node, u unit; ``z`` a convolution's result before the norm, ``a`` a unit's input.
 """
@@ -23,9 +24,10 @@ from .sync import SyncBatchNorm, joined_backward, joined_statistics
 
 aten = torch.ops.aten
 
-# On a CPU in float32, a layer of at least this many channels is cut in halves: for stripes (1, 1, 2) that
-# leaves 12/16 of the dense kernel's multiplications. Below it, and in bf16, copies cost more than is saved.
-WORTH_CUTTING = 64
+# On a CPU in float32, a layer of at least this many channels is two groups: for widths (1, 1, 2)
+# that leaves 12/16 of the dense kernel's multiplications. In narrower layers, and in bf16, the
+# copies cost more than that saves.
+MIN_CHANNELS_TO_SPLIT = 64
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def node_groups(
     ends: Sequence[int], device: str, dtype: torch.dtype
 ) -> tuple[tuple[int, int], ...]:
     """Which neighbouring nodes share one dense kernel, from their cumulative channels."""
-    cut = device == "cpu" and dtype == torch.float32 and ends[-1] >= WORTH_CUTTING
+    cut = device == "cpu" and dtype == torch.float32 and ends[-1] >= MIN_CHANNELS_TO_SPLIT
     groups: list[tuple[int, int]] = []
     first, start = 0, 0
     for j, end in enumerate(ends):
@@ -71,7 +73,7 @@ def node_groups(
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along channels, without a copy where the parts adjoin in one buffer."""
+    """Concatenate along channels, without a copy if the parts are adjacent in one buffer."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -98,20 +100,24 @@ def leading(x: Tensor, channels: int) -> Tensor:
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """How a dense buffer lies in memory."""
+    """The memory format of a dense buffer."""
     nhwc = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
 def pointwise(a: Tensor, size: int, stride: int) -> tuple[Tensor, int]:
-    """What a convolution reads, and its stride: as ``Pointwise`` does it, and for its reason."""
+    """The input and the stride of a convolution; see ``Pointwise`` for the reason."""
     return (subsample(a, stride), 1) if size == 1 and a.device.type == "cpu" else (a, stride)
 
 
 def convolve(
     a: Tensor, weights: Sequence[Tensor], shape: Shape, unit: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """All nodes' convolutions of one unit; the result and the groups' dense kernels."""
+    """All nodes' convolutions of one unit.
+
+    Returns:
+        The result ``[B, c, H', W']`` and the groups' dense kernels.
+    """
     size, stride = shape.kernels[unit]
     a, stride = pointwise(a, size, stride)
     results, kernels = [], []
@@ -140,7 +146,11 @@ def convolve_backward(
     active: int,
     needs_input: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Back through ``convolve`` for the leading ``active`` nodes; the nodes' weight gradients."""
+    """The backward pass of ``convolve`` for the leading ``active`` nodes.
+
+    Returns:
+        The gradient of ``a``, if needed, and those of the nodes' weights.
+    """
     size, stride = shape.kernels[unit]
     taken, step = pointwise(a, size, stride)
     total: Tensor | None = None
@@ -186,11 +196,12 @@ def _add_leading(total: Tensor, part: Tensor) -> Tensor:
 def normalise(
     z: Tensor, gamma: Tensor, beta: Tensor, norms: Sequence[Norm]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Batch norm over all nodes' channels; running statistics go back to each node's own buffers.
+    """Batch norm over all nodes' channels; updates each norm's running statistics.
 
-    Returns the result, and what its backward pass needs: the batch's mean and inverse deviation, or
-    outside training the running mean and variance; over ranks the mean, the variance, and how many
-    values a channel has.
+    Returns:
+        The result and the arguments of its backward pass: in training the mean and the inverse
+        standard deviation of the batch, in evaluation the running mean and variance, over ranks the
+        mean, the variance and the number of values per channel.
     """
     first = norms[0]
     if first.training and isinstance(first, SyncBatchNorm):
@@ -213,8 +224,8 @@ def normalise(
         return a, mean, variance, None
     sizes = [norm.num_features for norm in norms]
     updated = (*torch.split(mean, sizes), *torch.split(variance, sizes))
-    # as torch's kernel writes them, without counting a version: a shared norm's other uses have them
-    # saved for their backward passes, which in training do not read them
+    # .data, as torch's kernel does not count a version either: other uses of a shared norm have
+    # saved these for their backward passes, which in training do not read them
     torch._foreach_copy_([kept.data for kept in means + variances], updated)
     counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     torch._foreach_add_(counts, 1)
@@ -232,7 +243,7 @@ def normalise_backward(
     count: Tensor | None,
     group: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Back through ``normalise`` for the leading channels that ``grad`` has."""
+    """The backward pass of ``normalise`` for the leading channels, those of ``grad``."""
     channels = grad.shape[1]
     mean, spread = mean[:channels], spread[:channels]
     if count is not None:
@@ -254,7 +265,7 @@ def normalise_backward(
 
 
 def scatter(out: list[Tensor | None], first: int, whole: Tensor, widths: Sequence[int]) -> None:
-    """Hand a gradient back in the slices in which its tensor came, as far as it reaches."""
+    """Split a gradient into the slices of its tensor, as far as it reaches."""
     start = 0
     for number, width in enumerate(widths):
         if start + width > whole.shape[1]:

@@ -90,7 +90,8 @@ class NestedLayer(nn.Module):
                     residual = x[:, entry.start :]
                 elif added is not None:
                     residual = slices[number]
-                result, activations = nodes[number](x, inner, residual)
+                below = [tuple(known) for known in inner]  # checkpointing keeps the arguments
+                result, activations = nodes[number](x, below, residual)
                 for known, new in zip(inner, activations, strict=True):
                     known.append(new)
                 results.append(result)

@@ -24,8 +24,8 @@ MAX_WEIGHTS = 1 << 60  # of one tensor: their bytes are counted in 64 bits
 class AnytimeNetwork(nn.Module):
     """A network with S outputs, each of which contains the ones before it.
 
-    ``model(x)`` returns the list of S logits ``[B, K]``; ``model.stages(x)`` yields ``(1, logits)``,
-    ``(2, logits)``, ... on demand and computes every node once.
+    ``model(x)`` returns the list of S logits ``[B, K]``; ``model.stages(x)`` yields
+    ``(1, logits)``, ``(2, logits)``, ... on demand and computes every node once.
 
     Modules within a node may be replaced, parametrized or hooked, and nodes and layers wrapped:
     such nodes are called one by one. Hooks of the network itself run in ``model(x)`` alone.

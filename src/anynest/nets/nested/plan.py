@@ -1,10 +1,11 @@
 """The graph of a network as pure data: layers, their nodes, and what each node reads.
 
-A *node* is a layer's slice of channels, with the stage at which it is born. The one wiring rule: **a node
-born at stage b is wired as the plain network of stage b's size wires it**. All it reads is then born no
-later than b (N1), nothing is computed twice (N2), and stage 1 is exactly the plain network of its size.
-Where a deeper stage changes what a *sum* of layers means (a group's output), each reader takes the sum as it
-stands at its own birth, and a transition that acts on such a sum is a layer of its own, one per version.
+A *node* is a layer's slice of channels, with a *birth stage*: the stage that adds it. The wiring
+rule: **a node born at stage b is wired as in the plain network of stage b's size**. It then reads
+only nodes born no later than b (N1), nothing is computed twice (N2), and stage 1 is exactly the
+plain network of its size. Where a deeper stage adds terms to a *sum* of layers (a group's output),
+each reader takes the sum as of its own birth, and a transition of such a sum is a layer of its own,
+one per version.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution and its batch norm. ``inputs``: all channels read; ``outputs``: the node's own."""
+    """A convolution and its batch norm.
+
+    Attributes:
+        inputs: all channels that it reads.
+        outputs: the node's own channels.
+    """
 
     inputs: int
     outputs: int
@@ -31,9 +37,12 @@ class Unit:
 
 
 class Piece(NamedTuple):
-    """Channels of a head or of a shared norm: those new at one stage, with parameters of their own.
+    """The channels that one stage adds to a head or to a shared norm, with their own parameters.
 
-    name: dotted path of the module that holds them; birth: the stage that adds it.
+    Attributes:
+        name: dotted path of the module.
+        birth: the stage that adds it.
+        channels: their number.
     """
 
     name: str
@@ -48,10 +57,11 @@ class Node:
     Attributes:
         birth: the stage that adds it, from 1.
         start: its first channel within the layer's output.
-        reads: layers whose sum is the input, taken with all their nodes born no later than ``birth``.
-        residual: what is added to the result: ``"input"``, a layer's name, or None.
-        units: the convolutions, in order; unit 2 reads unit 1 of this node and of the layer's earlier ones.
-        norms: the shared norm of a node of one unit, in pieces that adjoin; empty where norms are its own.
+        reads: layers whose sum is the input, with all their nodes born no later than ``birth``.
+        residual: the term added to the result: ``"input"``, a layer's name, or None.
+        units: the convolutions, in order; unit 2 reads unit 1 of this node and of the layer's
+            earlier nodes.
+        norms: the shared norm of a node of one unit, in adjacent pieces; empty if it shares none.
     """
 
     birth: int
@@ -68,8 +78,8 @@ class Layer:
 
     Attributes:
         name: dotted path of the layer's module.
-        nodes: with rising birth and adjoining channels.
-        relu: whether the layer's result is rectified (where it is not, its readers rectify the sum).
+        nodes: with increasing birth and adjacent channels.
+        relu: whether the layer's result is rectified (otherwise its readers rectify the sum).
         pool: whether 3x3 max pooling with stride 2 follows (ImageNet's stem).
     """
 
@@ -79,7 +89,7 @@ class Layer:
     pool: bool = False
 
     def runs(self) -> Iterator[tuple[int, ...]]:
-        """Births of consecutive nodes that read the same layers, and so can share one kernel."""
+        """Births of consecutive nodes that read the same layers and so can share one kernel."""
         run: list[Node] = []
         for node in self.nodes:
             if run and (node.reads, node.residual) != (run[-1].reads, run[-1].residual):
@@ -93,7 +103,10 @@ class Layer:
 class Exit:
     """An output: global average pooling of a sum of layers, then a linear head.
 
-    head: the columns for the features, in pieces that adjoin; the first one has the bias.
+    Attributes:
+        stage: the output's stage.
+        reads: the layers that it sums.
+        head: the columns for the features, in adjacent pieces; the first one has the bias.
     """
 
     stage: int
@@ -107,12 +120,12 @@ class Exit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole network: layers in an order in which each comes after all that it reads."""
+    """The graph of a network; each layer comes after the layers that it reads."""
 
     layers: tuple[Layer, ...]
     exits: tuple[Exit, ...]
     num_classes: int
-    relu_reads: bool  # a read is rectified (sparse skips) or its source already is (residual)
+    relu_reads: bool  # whether reads are rectified (sparse skips); residual layers already are
     average: bool = False
 
     def births(self) -> list[int]:

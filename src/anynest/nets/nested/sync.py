@@ -1,16 +1,16 @@
 """Batch norm over the samples of all ranks, on any device that torch.distributed serves.
 
-``torch.nn.SyncBatchNorm`` runs on GPUs alone and is no ``BatchNorm2d``. This one is built on two small
-collectives of any backend, and the fused kernels know it. With it W ranks compute what one process
-computes on the joined batch, forward and backward, uneven parts and empty ones included.
+``torch.nn.SyncBatchNorm`` needs a GPU and is no ``BatchNorm2d``. This one uses two small
+collectives of any backend, and the dense kernels support it. W ranks compute the values and
+gradients of one process on the joined batch, also where the parts are uneven or empty.
 
 Backward, with n the values of a channel over all ranks and x^ the normalised ones:
 
     dL/dx = gamma / sigma (dL/dy - sum(dL/dy) / n - x^ sum(dL/dy x^) / n),    sums over all ranks
 
-so each rank's pass must start with what its loss counts in the joined one (combiners see to that).
+so each rank must scale its loss by its share of the joined batch (combiners do).
 
-Legend: C channels, W ranks; ``z`` what is normalised, [B, C, ...].
+Legend: C channels, W ranks; ``z`` the input, [B, C, ...].
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ aten = torch.ops.aten
 
 
 def joined_statistics(z: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C] and variance [C] (biased) over all ranks' samples, and the values a channel has."""
+    """Mean [C] and biased variance [C] over all ranks' samples, and the values per channel."""
     channels = z.shape[1]
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     mine = z.new_zeros(2 * channels + 1, dtype=wide)
@@ -61,7 +61,7 @@ def joined_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of z, and this rank's part of those of gamma and beta."""
     if grad.numel():
-        # with the statistics as constants; what flows through them is taken off below
+        # with constant statistics; their gradients are subtracted below
         through, gamma_grad, beta_grad = aten.native_batch_norm_backward(
             grad, z, gamma, mean, variance, None, None, False, eps, [True, True, True]
         )
@@ -100,10 +100,10 @@ class _Joined(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """A batch norm whose statistics in training mode are those of all ranks' samples together.
+    """A batch norm whose statistics in training are those of all ranks' samples together.
 
-    Takes the place of BatchNorm1d, 2d or 3d, with the same state. All ranks of ``group`` must call it
-    the same number of times, forward and backward.
+    Replaces BatchNorm1d, 2d or 3d, with the same state. All ranks of ``group`` must call it equally
+    often, forward and backward.
     """
 
     def __init__(self, num_features: int, group: Any, **options: Any) -> None:
@@ -112,7 +112,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @classmethod
     def of(cls, norm: _BatchNorm, group: Any) -> SyncBatchNorm:
-        """In the place of a norm, with its very parameters and buffers."""
+        """A norm that shares the parameters and buffers of ``norm``."""
         made = cls(
             norm.num_features,
             group,
@@ -128,13 +128,13 @@ class SyncBatchNorm(_BatchNorm):
         return made
 
     def remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics; the variance that is kept is the unbiased one."""
+        """Update the running statistics, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share: float | Tensor
-        if self.momentum is None:  # the plain average of all batches
+        if self.momentum is None:  # the average of all batches
             share = self.num_batches_tracked.to(mean.dtype).reciprocal()
         else:
             share = self.momentum
@@ -151,7 +151,7 @@ class SyncBatchNorm(_BatchNorm):
         return apply(z, gamma, beta, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
-        memo[id(self.group)] = self.group  # the copy meets the same ranks
+        memo[id(self.group)] = self.group  # process groups cannot be copied
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         made.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -163,10 +163,10 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def sync_batch_norm(network: nn.Module, group: Any) -> nn.Module:
-    """Put a ``SyncBatchNorm`` in the place of every BatchNorm1d, 2d and 3d within a network.
+    """Replace every BatchNorm1d, 2d and 3d within a network by a ``SyncBatchNorm``, in place.
 
-    Parameters and buffers stay the same tensors under the same names. Returns the network, which is
-    changed in place (a network that is itself a norm is returned anew).
+    Parameters and buffers stay the same tensors under the same names. Returns the network (a new
+    module if the network itself is a norm).
 
     Args:
         group: the process group, such as ``torch.distributed.group.WORLD``.

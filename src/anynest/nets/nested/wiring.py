@@ -1,9 +1,10 @@
-"""From an architecture to its plan: which layers a stage has, and what each of its nodes reads.
+"""From an architecture to its plan: the layers of each stage and the inputs of their nodes.
 
-Within a group (one resolution) the layers of the full network are numbered 1..L. Stage s keeps every m-th
-of them (1, 1+m, 1+2m, ...; m = full depth / depth of s; section 3.3.1), or the first ones (a cascade). In
-the stage's own numbering p = 1, 2, 3, ..., item 0 is the group's input and the group's output is what an item
-after the last would read. A sparse layer p reads p-1, p-2, p-4, p-8, ...; a residual one p-1.
+Within a group (one resolution) the layers of the full network are numbered 1..L. Stage s keeps
+every m-th of them (1, 1+m, 1+2m, ...; m = full depth / depth of s; section 3.3.1), or the first
+ones (a cascade). In the stage's own numbering p = 1, 2, 3, ..., item 0 is the group's input, and
+the group's output is the input of an item after the last. A sparse layer p reads p-1, p-2, p-4,
+p-8, ...; a residual one p-1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .architecture import Architecture
 from .growth import Stage
 from .plan import IMAGE, Exit, Layer, Node, Piece, Plan, Unit
 
-# Layers come in the order (group, place): the stem, then per group its transitions, layers and exits.
+# The order of layers is (group, kind, number): the stem, then per group transitions, layers, exits.
 Place = tuple[int, int, int]
 
 
@@ -36,7 +37,7 @@ def build_plan(architecture: Architecture) -> Plan:
 
 
 def _relabel(plan: Plan, stage: int) -> Plan:
-    """Make a one-stage plan the member ``stage`` of an ensemble."""
+    """Rename the layers of a one-stage plan to those of member ``stage`` of an ensemble."""
 
     def rename(name: str) -> str:
         return name if name in (IMAGE, "input") else f"member{stage}.{name}"
@@ -70,14 +71,14 @@ def _relabel(plan: Plan, stage: int) -> Plan:
 
 
 class _Builder:
-    """Walks stage after stage through the network of that stage's size, adding the nodes it lacks."""
+    """Adds, stage after stage, the nodes that the network of that stage's size still lacks."""
 
     def __init__(self, architecture: Architecture) -> None:
         self.arch = architecture
         self.layers: dict[str, tuple[Place, Layer]] = {}
-        # per group: what its transition reads, by the transition's name, in order of making
+        # per group: the layers that each transition reads, by its name, in order of creation
         self.transitions: list[dict[str, tuple[str, ...]]] = [{} for _ in architecture.blocks]
-        # what stages share so far: the transitions' norm, per group, and the head
+        # shared so far: the transitions' norm, per group, and the head
         self.norms: list[list[Piece]] = [[] for _ in architecture.blocks]
         self.head: list[Piece] = []
 
@@ -93,7 +94,7 @@ class _Builder:
 
     # -- sizes ------------------------------------------------------------------------------------
     def _channels(self, group: int) -> int:
-        """Channels that a group's layers put out at width 1; group -1 is the stem."""
+        """Output channels of a group's layers at width 1; group -1 is the stem."""
         if group < 0:
             return self.arch.base_width
         return self.arch.base_width * self.arch.expansion << group
@@ -104,7 +105,7 @@ class _Builder:
     def _changes_shape(self, group: int) -> bool:
         return self._stride(group) != 1 or self._channels(group) != self._channels(group - 1)
 
-    # -- which layers, and what they read -----------------------------------------------------------
+    # -- layers and their inputs ------------------------------------------------------------------
     def _indices(self, group: int, size: Stage) -> tuple[int, ...]:
         """The full network's numbers of the layers that a stage has in a group."""
         full = self.arch.blocks[group] * self.arch.max_depth
@@ -115,7 +116,7 @@ class _Builder:
         return tuple(range(1, min(full, max(0, total - before)) + 1))
 
     def _fetch(self, group: int, position: int, stage: int, size: Stage) -> tuple[str, ...]:
-        """What the stage's item ``position`` of a group reads, nearest first."""
+        """The layers that the stage's item ``position`` of a group reads, nearest first."""
         if self.arch.skips == "residual":
             back = [position - 1]
         else:
@@ -137,13 +138,13 @@ class _Builder:
         return self._fetch(group - 1, len(self._indices(group - 1, size)) + 1, stage, size)
 
     def _item_zero(self, group: int, stage: int, size: Stage) -> tuple[str, ...]:
-        """The group's input, brought to the group's shape where that differs."""
+        """The group's input, converted to the group's shape if that differs."""
         reads = self._group_input(group, stage, size)
         if not self._changes_shape(group):
             return reads
         versions = self.transitions[group]
         name = next(reversed(versions), "")
-        if versions.get(name) != reads:  # what the input sums has changed: a new transition
+        if versions.get(name) != reads:  # the input sums other layers now: a new transition
             name = f"group{group + 1}.transition{len(versions) + 1}"
             versions[name] = reads
         place = (group, 0, len(versions))
@@ -155,7 +156,7 @@ class _Builder:
         self._grow(name, place, stage, size, reads, None, (unit,), relu=False, norms=shared)
         return (name,)
 
-    # -- building -----------------------------------------------------------------------------------
+    # -- building ---------------------------------------------------------------------------------
     def _grow(
         self,
         name: str,
@@ -170,10 +171,11 @@ class _Builder:
         pool: bool = False,
         norms: tuple[Piece, ...] = (),
     ) -> None:
-        """Give a layer the channels of ``size``, by one node, unless it has them.
+        """Extend a layer to the channels of ``size`` by one node, unless it has them.
 
-        ``units`` are in channels at width 1; the node reads all channels of the stage and adds its own.
-        ``norms``: a shared norm of all the layer's channels; the node uses the pieces of its own.
+        Args:
+            units: in channels at width 1; the node reads all channels of the stage.
+            norms: a shared norm of all the layer's channels; the node uses the pieces of its own.
         """
         nodes = self.layers[name][1].nodes if name in self.layers else ()
         start = nodes[-1].start + nodes[-1].units[-1].outputs if nodes else 0
@@ -195,7 +197,7 @@ class _Builder:
         self.layers[name] = (place, Layer(name, (*nodes, node), relu, pool))
 
     def _stage(self, stage: int, size: Stage) -> Exit:
-        """Add what the network of this stage's size has and the earlier stages lack."""
+        """Add the nodes of the network of this stage's size that the earlier stages lack."""
         arch = self.arch
         residual = arch.skips == "residual"
         kernel, stride = (3, 1) if arch.stem == "cifar" else (7, 2)
@@ -246,7 +248,7 @@ class _Builder:
 
 
 def _extend(pieces: list[Piece], name: str, stage: int, channels: int) -> tuple[Piece, ...]:
-    """Bring pieces to a number of channels, by one more that ``stage`` adds, unless they have them."""
+    """Extend pieces to a number of channels by one that ``stage`` adds, unless they have them."""
     missing = channels - sum(piece.channels for piece in pieces)
     if missing:
         pieces.append(Piece(name, stage, missing))

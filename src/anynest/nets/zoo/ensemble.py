@@ -1,6 +1,6 @@
-"""Ensembles of independent networks, one a stage, behind the same interface (Figure 1).
+"""Ensembles of independent networks, one per stage, with the same interface (Figure 1).
 
-Output s is the s-th network's own; ``average=True`` makes it the mean of the logits 1..s.
+Output s is that of network s; with ``average=True`` it is the mean of the logits 1..s.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ def ensemble_resnet42() -> Architecture:
 
 @register
 def ensemble_sparse_resnet98() -> Architecture:
-    """Plain Sparse ResNets of depth 14, 26, 50, 98: the Oracle's members of the depth-nested one."""
+    """Plain Sparse ResNets of depth 14, 26, 50, 98: Oracle members of the depth-nested one."""
     return replace(depth_nested_sparse_resnet98(), isolated=True)
 
 

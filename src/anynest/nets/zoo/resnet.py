@@ -1,7 +1,7 @@
 """Width-nested and even-width ResNets (paper, section 3.3.2; Lee & Shin 2018).
 
-ResNet-42 is not 6n+2: we take three groups of 7, 7 and 6 basic blocks (2 * 20 + 2 = 42), with 8, 16 and 32
-channels at width 1 (docs/networks.md weighs the alternatives).
+ResNet-42 is not of the form 6n+2: three groups of 7, 7 and 6 basic blocks (2 * 20 + 2 = 42), with
+8, 16 and 32 channels at width 1 (docs/networks.md compares the alternatives).
 """
 
 from ..nested.architecture import Architecture

@@ -1,7 +1,8 @@
-"""Depth-nested and width-depth nested Sparse ResNets (paper, sections 3.3.1 and 3.3.3; Zhu et al. 2018).
+"""Sparse ResNets nested in depth, and in width and depth.
 
-Sparse ResNet-98 is 6 * 16 + 2: three groups of 16 basic blocks at 16, 32 and 64 channels; Sparse ResNet-66
-is 8 * 8 + 2: four groups of 8 at 64 to 512 channels (docs/networks.md).
+Paper, sections 3.3.1 and 3.3.3; Zhu et al. 2018. Sparse ResNet-98 is 6 * 16 + 2: three groups of 16
+basic blocks at 16, 32 and 64 channels; Sparse ResNet-66 is 8 * 8 + 2: four groups of 8 at 64 to 512
+channels (docs/networks.md).
 """
 
 from ..nested.architecture import Architecture
@@ -21,7 +22,7 @@ def depth_nested_sparse_resnet98() -> Architecture:
 
 @register
 def alternating_nested_sparse_resnet98() -> Architecture:
-    """Sparse ResNet-98 for CIFAR, growing in width and depth by turns (Figure 6, Table 1)."""
+    """Sparse ResNet-98 for CIFAR, growing in width and depth alternately (Figure 6, Table 1)."""
     return Architecture(blocks=(4, 4, 4), growth=ALTERNATING, base_width=4, skips="sparse")
 
 
@@ -41,7 +42,7 @@ def depth_nested_sparse_resnet14() -> Architecture:
 
 @register
 def alternating_nested_sparse_resnet14() -> Architecture:
-    """A small Sparse ResNet that grows in width and depth by turns, for laptops and tests."""
+    """A small Sparse ResNet that grows in width and depth alternately, for laptops and tests."""
     return Architecture(blocks=(1, 1, 1), growth=ALTERNATING[:4], base_width=4, skips="sparse")
 
 
