@@ -134,8 +134,11 @@ def test_small_alike_images_keep_their_size(make_folder: Make) -> None:
 
 
 def test_imagenet_is_known_by_its_classes(make_folder: Make) -> None:
-    classes = tuple(f"n{i:08d}" for i in range(1000))
-    assert load(make_folder(classes=classes, n=1, shape=(4, 4, 3)), holdout=0).label == "ImageNet"
+    place = make_folder(classes=("n00000000",), n=1, shape=(4, 4, 3))
+    for split in ("train", "val"):
+        for i in range(1, 1000):
+            (place / split / f"n{i:08d}").symlink_to(place / split / "n00000000")
+    assert load(place, holdout=0).label == "ImageNet"
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -307,12 +310,11 @@ def test_skipping_in_evaluation_leaves_out_and_counts(
     assert str(bad[0]) in caplog.messages[0]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_skipping_in_training_keeps_the_batch_size(make_folder: Make, workers: int) -> None:
+def test_skipping_in_training_keeps_the_batch_size(make_folder: Make) -> None:
     place = make_folder()
     _spoil(place)
     split = load(place, holdout=0, image_size=70, on_corrupt="skip").train
-    made = stream(split, 4, workers=workers)
+    made = stream(split, 4)
     batches = list(made.batches(0))
     assert [len(y) for _, y in batches] == [4, 4, 4]
     assert len(made.skipped_images) == 2

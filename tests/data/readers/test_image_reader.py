@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import random
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,15 @@ def test_grey_pictures_for_a_grey_network(mode: str, tmp_path: Path) -> None:
     assert torch.equal(pixels[0], torch.from_numpy(np.array(expected)))
 
 
+def write_huge(file: Path) -> None:
+    """A PNG whose header states 10,000 x 10,000 pixels."""
+    noise(8, 8).save(file)
+    data = bytearray(file.read_bytes())
+    data[16:24] = struct.pack(">II", 10_000, 10_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    file.write_bytes(data)
+
+
 def refused(path: Path | str, grey: bool = False, fit: str = "crop") -> str:
     reader = ImageFileReader(8, *(((0.5,), (0.5,)) if grey else RGB), fit)
     with pytest.raises(DataError) as caught:
@@ -133,7 +144,7 @@ def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
     noise(30, 30).save(file)
     file.write_bytes(file.read_bytes()[:1000])
     assert "cannot decode" in refused(file)
-    Image.new("1", (10_000, 10_000)).save(file)
+    write_huge(file)
     assert "images must have at most 89478485 pixels" in refused(file)
     Image.new("1", (1_000_000, 1)).save(file)
     assert "elongated" in refused(file)
@@ -155,7 +166,7 @@ def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
         assert warnings.filters == before
     second.__exit__(None, None, None)
     assert warnings.filters == before
-    Image.new("1", (10_000, 10_000)).save(file)
+    write_huge(file)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert "images must have at most 89478485 pixels" in refused(file)
@@ -202,7 +213,7 @@ def test_hostile_bytes_end_in_one_line(tmp_path: Path) -> None:
         file = tmp_path / f"a.{suffix}"
         noise(12, 12).save(file)
         whole = file.read_bytes()
-        for _ in range(40):
+        for _ in range(20):
             data = bytearray(whole)
             for _ in range(draw.randrange(1, 12)):
                 data[draw.randrange(len(data))] = draw.randrange(256)

@@ -215,10 +215,9 @@ def test_sizes_differ(make_parquet: Make) -> None:
     assert load(place, image_size=32).label == "set (resized to 32)"  # most came in that size
 
 
-@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
-def test_elongated_images_have_another_size(make_parquet: Make, size: tuple[int, int]) -> None:
-    place = make_parquet(edit=replacing(2, encoded("L", size)))
-    fails(place, f"found {size[0]}x{size[1]}")
+def test_elongated_images_have_another_size(make_parquet: Make) -> None:
+    place = make_parquet(edit=replacing(2, encoded("L", (1, 20_000))))
+    fails(place, "found 1x20000")
     assert load(place, image_size=8).train.images.shape[2:] == (8, 8)
 
 
