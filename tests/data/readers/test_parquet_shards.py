@@ -61,7 +61,8 @@ def test_naming_schemes(names: list[str], tmp_path: Path) -> None:
         (["train-00000-of-00001.parquet", "train-00001-of-00001.parquet"], "found 2 of 1"),
         (["train-0.parquet", "train-2.parquet"], "complete, found 2 of 3"),
         (["train-5.parquet"], "complete, found 1 of 5"),
-        (["train/0001.parquet", "train/0002.parquet", "train/0004.parquet"], "found 3 of 4"),
+        (["train/0000.parquet", "train/0001.parquet", "train/0003.parquet"], "found 3 of 4"),
+        (["train/0001.parquet"], "complete, found 1 of 2"),
         (
             ["train-00000-of-00001-aaaa.parquet", "train-00000-of-00001-bbbb.parquet"],
             "every shard must be there once, found",

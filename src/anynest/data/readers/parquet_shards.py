@@ -119,9 +119,11 @@ def _check_complete(split: str, shards: list[_Shard]) -> None:
                 "remove the outdated one"
             )
     indices = {shard.index for shard in shards if shard.index is not None}
-    start, end = (min(min(indices), 1), max(indices) + 1)
+    start, end = 0, max(indices) + 1
     if first.total is not None:
-        start, end = 0, first.total
+        end = first.total
+    elif not first.file.stem.isdecimal():  # train-1, train-2; the Hub counts from 0000
+        start = min(min(indices), 1)
     if indices != set(range(start, end)):
         raise DataError(
             f"the shards of {first.file} must be complete, found {len(shards)} of {end - start}: "
