@@ -212,5 +212,5 @@ def test_nothing_piles_up() -> None:
 
 
 def test_the_docs_say_how_long_an_exit_may_take() -> None:
-    told = f"finishes its node first ({EXIT_TIMEOUT:g} second at most)"
+    told = f"finishes its step first ({EXIT_TIMEOUT:g} second at most)"
     assert told in (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
