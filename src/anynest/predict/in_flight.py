@@ -87,6 +87,11 @@ class InFlight:
         if evaluation is not None:
             evaluation.cancel()
 
+    def abort(self, error: BaseException) -> None:
+        """Cancel, and raise ``error`` in the caller."""
+        self.error = error
+        self.cancel()
+
     # -- the scheduler's side ---------------------------------------------------------------------
     @property
     def urgency(self) -> tuple[bool, float, float]:

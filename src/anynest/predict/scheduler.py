@@ -20,7 +20,7 @@ from ..engines.session import Session
 from .in_flight import CLOSED, InFlight
 from .thread_scheduling import schedule_thread
 
-EXIT_TIMEOUT = 1.0  # seconds that interpreter exit waits for running steps, all together
+EXIT_TIMEOUT = 5.0  # seconds that interpreter exit waits for running steps, all together
 MAX_EVALUATIONS = 16  # open at a time; each holds the buffers of one batch
 
 Inbox = SimpleQueue["InFlight | None"]
@@ -36,11 +36,12 @@ class Scheduler:
 
     def __init__(self, session: Session, scheduling: str = "auto") -> None:
         self._inbox: Inbox = SimpleQueue()
+        self._requests: list[InFlight] = []  # changed by the thread alone
         self._closed = False
         self._process = os.getpid()
         self._thread = threading.Thread(
             target=_run,
-            args=(session, self._inbox, scheduling),
+            args=(session, self._inbox, self._requests, scheduling),
             name="anynest-predictor",
             daemon=True,
         )
@@ -68,6 +69,8 @@ class Scheduler:
         """End the thread after the running step. Does not block; safe from a finalizer."""
         self._closed = True
         self._inbox.put(None)
+        for request in tuple(self._requests):
+            request.abort(RuntimeError(CLOSED))
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread's end. Returns whether it has ended."""
@@ -76,9 +79,8 @@ class Scheduler:
         return not self._thread.is_alive()
 
 
-def _run(session: Session, inbox: Inbox, scheduling: str) -> None:
+def _run(session: Session, inbox: Inbox, requests: list[InFlight], scheduling: str) -> None:
     schedule_thread(scheduling)
-    requests: list[InFlight] = []
     while True:
         while not requests or not inbox.empty():
             request = inbox.get()
