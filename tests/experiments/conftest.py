@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from anynest.experiments.catalog import protocols
+from anynest.experiments.catalog.cell import Cell
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.protocols import Protocol
-from anynest.experiments.sweep.cell import Cell
 from anynest.experiments.sweep.sweep import Sweep
 
 SETTINGS = {

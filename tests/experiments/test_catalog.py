@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from anynest.experiments.catalog import fig8
+from anynest.experiments.catalog.cell import Cell
 from anynest.experiments.catalog.designs import CIFAR, DESIGNS, IMAGENET
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.experiments import EXPERIMENTS, find_experiments
 from anynest.experiments.catalog.protocols import FAST, MICRO, MINI, PAPER, PROTOCOLS, find_protocol
 from anynest.experiments.catalog.variants import settings_of, title_of
-from anynest.experiments.sweep.cell import Cell
 from anynest.experiments.sweep.job import Job
 from anynest.training import RECIPES, ConfigError
 

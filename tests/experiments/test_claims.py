@@ -11,13 +11,13 @@ from anynest.experiments.catalog import fig8
 from anynest.experiments.catalog.experiment import Run
 from anynest.experiments.catalog.experiments import EXPERIMENTS
 from anynest.experiments.catalog.fig9 import PANELS
+from anynest.experiments.catalog.fig10 import measurements
 from anynest.experiments.catalog.paper import ERRORS
 from anynest.experiments.catalog.protocols import PAPER
 from anynest.experiments.claims.claim import Pairs, judge_differences
 from anynest.experiments.claims.claim_list import CLAIMS, judge_all
-from anynest.experiments.claims.evidence import Evidence
 from anynest.experiments.claims.significance import LEVEL, above_zero, below_zero, holm
-from anynest.experiments.results.timing import plans
+from anynest.experiments.results.evidence import Evidence
 from anynest.experiments.results.tradeoff import Point, curve_differences
 
 DATA = "made up"
@@ -147,7 +147,7 @@ def test_results_of_other_protocols_data_and_settings_are_passed_over() -> None:
 
 
 def test_deadlines_are_judged_panel_by_panel() -> None:
-    keys = {(plan.panel.name, plan.seed): plan.key for plan in plans(PAPER, 3)}
+    keys = {(one.panel.name, one.seed): one.key for one in measurements(PAPER, 3)}
 
     def line(panel: str, seed: int, schemes: dict[str, float]) -> dict[str, object]:
         noise = 0.001 * seed

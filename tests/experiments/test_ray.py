@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from anynest.experiments.catalog.cell import Cell, overlay
 from anynest.experiments.results.records import read_results
-from anynest.experiments.sweep.cell import Cell, overlay
 from anynest.experiments.sweep.job import Job, run_job
 from anynest.experiments.sweep.launcher import Event
 from anynest.experiments.sweep.ray_launcher import RayLauncher, import_ray

@@ -16,36 +16,38 @@ from anynest.cli import main
 from anynest.experiments.catalog.designs import DESIGNS
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.experiments import EXPERIMENTS
+from anynest.experiments.catalog.fig10 import measurements
 from anynest.experiments.catalog.paper import METHODS, printed_error
 from anynest.experiments.catalog.protocols import FAST, MICRO, PAPER, Protocol
-from anynest.experiments.catalog.table1 import DESIGNS as TABLE_1
 from anynest.experiments.claims.claim_list import CLAIMS, judge_all
-from anynest.experiments.claims.evidence import Evidence
 from anynest.experiments.report import make_report
-from anynest.experiments.report.blocks import cosines, figure8, figure9, figure10
-from anynest.experiments.report.render import html as page_of
-from anynest.experiments.report.render import markdown as text_of
+from anynest.experiments.report import write as report_files
+from anynest.experiments.report.blocks import cosines
+from anynest.experiments.report.blocks.drawings import DRAW
+from anynest.experiments.report.render import drawing
 from anynest.experiments.report.render.document import (
     Block,
-    Cell,
     Code,
     Document,
     Fold,
-    Group,
     Heading,
     Items,
     Picture,
     Pictures,
+    RowGroup,
     Table,
+    TableCell,
     Text,
     Tile,
     Tiles,
     pictures_of,
 )
+from anynest.experiments.report.render.pages import render_html, render_markdown
 from anynest.experiments.report.section import Section, split
+from anynest.experiments.report.sources import order
 from anynest.experiments.results.deadline_errors import SHARES
+from anynest.experiments.results.evidence import Evidence
 from anynest.experiments.results.figures import FIGURES
-from anynest.experiments.results.timing import plans
 
 Line = dict[str, Any]
 CIFAR, SMALL = "CIFAR-10", "CIFAR-10 (resized to 12)"
@@ -91,17 +93,17 @@ def lines_of(protocol: Protocol, data: str, seeds: int, family: str = "cifar") -
         run for e in EXPERIMENTS.values() if e.family == family for run in e.runs(protocol)
     )
     found = [cell_line(run, protocol, seed, data) for run in runs for seed in range(seeds)]
-    for plan in plans(protocol, seeds):
-        random = np.random.default_rng([plan.seed, ord(plan.panel.name)])
-        schemes = [*plan.anytime, "oracle-all", "oracle-each"]
+    for one in measurements(protocol, seeds):
+        random = np.random.default_rng([one.seed, ord(one.panel.name)])
+        schemes = [*one.anytime, "oracle-all", "oracle-each"]
         found.append(
             {
                 "kind": "deadlines",
-                "key": plan.key,
+                "key": one.key,
                 "protocol": protocol.name,
                 "data": data,
-                "panel": plan.panel.name,
-                "seed": plan.seed,
+                "panel": one.panel.name,
+                "seed": one.seed,
                 "error": {s: random.uniform(0, 1, len(SHARES) + 1).tolist() for s in schemes},
                 "biggest": "the biggest",
             }
@@ -180,7 +182,20 @@ def lines() -> list[Line]:
 
 @pytest.fixture(scope="module")
 def full(lines: list[Line]) -> Document:
-    return document(lines)
+    """With real drawings, made once."""
+    return document(sorted(lines, key=order))
+
+
+@pytest.fixture
+def real_drawings() -> None:
+    """For tests of the pictures themselves."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a report."""
+    if "real_drawings" not in request.fixturenames:
+        monkeypatch.setattr(drawing, "svg_of", lambda figure: '<svg viewBox="0 0 1 1"></svg>')
 
 
 def errors_in(lines: list[Line], design: str, variant: str, stage: int) -> list[float]:
@@ -227,9 +242,9 @@ def test_table_1_is_what_the_lines_say(protocol: Protocol, data: str) -> None:
     ]
     compared = protocol is not MICRO
     found = document(lines)
-    rows = Page(page_of.render(found)).table("Table 1: test error")
-    text = text_of.render(found)
-    for design in TABLE_1:
+    rows = Page(render_html(found)).table("Table 1: test error")
+    text = render_markdown(found)
+    for design in ("depth", "width", "alternating", "simultaneous"):
         title = DESIGNS[design].title
         (start,) = [i for i, row in enumerate(rows) if title in " ".join(row[0])]
         assert (rows[start][0][0].strip() == title) == compared  # micro's networks have own names
@@ -250,14 +265,14 @@ def test_the_best_of_the_papers_methods_is_bold_and_a_better_control_underlined(
         for variant, error in errors.items()
     ]
     found = document(lines)
-    text, page = text_of.render(found), page_of.render(found)
+    text, page = render_markdown(found), render_html(found)
     row = next(line for line in text.splitlines() if line.startswith("| 1 w1 | 20.0"))
     assert re.findall(r"\*\*([^*]*)\*\*", row) == ["10.0", "10.0"]  # equal as they are printed
     assert "<ins>5.0</ins>" in row
     assert page.count("<b>10.0</b>") >= 6
     assert '<td class="apart below"><span>5.0</span>' in page
     alone = document([cell_line(Run("width", "osgd"), PAPER, 0, CIFAR)])
-    assert "<b>" not in page_of.render(alone).split("Table 1: ")[1].split("</table>")[0]
+    assert "<b>" not in render_html(alone).split("Table 1: ")[1].split("</table>")[0]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +289,7 @@ def test_the_papers_numbers_stand_beside_its_networks_on_its_data_alone(
     protocol: Protocol, data: str, compared: bool
 ) -> None:
     runs = [run for name in ("table1", "table2") for run in EXPERIMENTS[name].runs(protocol)]
-    page = Page(page_of.render(document([cell_line(run, protocol, 0, data) for run in runs])))
+    page = Page(render_html(document([cell_line(run, protocol, 0, data) for run in runs])))
     for number in (1, 2):
         cells = [cell for row in page.table(f"Table {number}: test") for cell in row]
         notes = [note for cell in cells for note in cell[1:] if note.startswith("paper")]
@@ -292,7 +307,7 @@ def test_table_3_has_both_errors_and_differences_in_points() -> None:
         )
         for run in EXPERIMENTS["table3"].runs(PAPER)
     ]  # fmt: skip
-    rows = Page(page_of.render(document(lines))).table("Table 3: top-1 and top-5")
+    rows = Page(render_html(document(lines))).table("Table 3: top-1 and top-5")
     assert [cell[0] for cell in rows[0]][1:5] == [
         "SGD, top-1", "SGD, top-5", "OSGD, top-1", "OSGD, top-5",
     ]  # fmt: skip
@@ -303,7 +318,7 @@ def test_table_3_has_both_errors_and_differences_in_points() -> None:
         ["5.0", "paper 9.4", "−4.4 points"],
     ]
     small = [{**line, "test_images": 100} for line in lines]
-    assert "paper 29.2" not in page_of.render(document(small))
+    assert "paper 29.2" not in render_html(document(small))
 
 
 def test_verdicts_are_the_claims(lines: list[Line], full: Document) -> None:
@@ -311,7 +326,7 @@ def test_verdicts_are_the_claims(lines: list[Line], full: Document) -> None:
     assert {verdict.outcome for verdict in wanted.values()} == {"holds", "fails", "undecided"}
     (found,) = make_report(lines, [], []).to_json()["sections"]
     assert found["claims"] == {name: verdict.to_json() for name, verdict in wanted.items()}
-    page = Page(page_of.render(full))
+    page = Page(render_html(full))
     for claim in CLAIMS:
         assert (wanted[claim.name].outcome, claim.text.replace("*", "")) in [
             (tone, title.strip()) for tone, title in page.badges
@@ -330,17 +345,17 @@ def test_what_is_missing_is_listed(lines: list[Line]) -> None:
     kept = [line for line in lines if line["key"] not in gone]
     report = make_report(kept, [], [])
     (found,) = report.to_json()["sections"]
-    page = Page(page_of.render(report.document()))
-    text = text_of.render(report.document())
+    page = Page(render_html(report.document()))
+    text = render_markdown(report.document())
     for name, experiment in EXPERIMENTS.items():
         cells = cells_of(experiment.runs(PAPER), PAPER, 3)
         absent = experiment.family == "imagenet"
         wanted = {cell.name for cell in cells if absent or cell.key in gone}
-        measured = [plan for plan in plans(PAPER, 3) if experiment.measured]
+        measured = [one for one in measurements(PAPER, 3) if experiment.measured]
         wanted |= {
-            f"latencies, panel {plan.panel.name}, seed {plan.seed}"
-            for plan in measured
-            if plan.key in gone
+            f"latencies, panel {one.panel.name}, seed {one.seed}"
+            for one in measured
+            if one.key in gone
         }
         assert set(found["missing"][name]) == wanted
         total = len(cells) + len(measured)
@@ -363,22 +378,22 @@ def test_images_of_another_section_are_not_missing_here(lines: list[Line]) -> No
 def test_every_experiment_shows_up_in_every_section(full: Document) -> None:
     some = document([cell_line(Run("width", "osgd"), MICRO, 0, SMALL)])
     for found in (full, some, document([])):
-        page, text = page_of.render(found), text_of.render(found)
+        page, text = render_html(found), render_markdown(found)
         for name, experiment in EXPERIMENTS.items():
             assert f">{name}<" in page
             assert f"| {name} | {experiment.source} |" in text
-    assert "There are no results yet." in page_of.render(document([]))
+    assert "There are no results yet." in render_html(document([]))
 
 
 def test_every_number_is_labelled_with_its_protocol_and_data(full: Document) -> None:
-    page = Page(page_of.render(full))
+    page = Page(render_html(full))
     free = ("Claims of the paper, by protocol and data", "Table 3 as the paper prints it")
     for caption, _ in page.tables:
         assert caption.startswith(free) or caption.endswith("; protocol paper, CIFAR-10"), caption
 
 
 def test_the_page_loads_nothing(full: Document) -> None:
-    text = page_of.render(full)
+    text = render_html(full)
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object", "image", "base"} & set(page.tags)
     for _, key, value in page.attributes:
@@ -407,7 +422,7 @@ def test_hostile_words_stay_words() -> None:
         {"kind": "cell", "key": "k", "protocol": HOSTILE, "data": "D"},
     ]  # fmt: skip
     found = make_report(lines, [], [HOSTILE]).document()
-    text, rendered = page_of.render(found), text_of.render(found)
+    text, rendered = render_html(found), render_markdown(found)
     page = Page(text)
     assert not {"script", "img"} & set(page.tags)
     assert not [key for _, key, _ in page.attributes if key.startswith("on")]
@@ -429,10 +444,10 @@ BLOCKS: list[Block] = [
     Tiles((Tile(HOSTILE, "1"),)),
     Table(HOSTILE, ("a",), ()),
     Table("a", (HOSTILE,), ()),
-    Table("a", ("a",), (Group(((Cell(HOSTILE),),)),)),
-    Table("a", ("a", "b"), (Group(((Cell("a"), Cell("b", (HOSTILE,))),)),)),
-    Table("a", ("a",), (Group((), HOSTILE),)),
-    Table("a", ("a",), (Group((), "a", HOSTILE),)),
+    Table("a", ("a",), (RowGroup(((TableCell(HOSTILE),),)),)),
+    Table("a", ("a", "b"), (RowGroup(((TableCell("a"), TableCell("b", (HOSTILE,))),)),)),
+    Table("a", ("a",), (RowGroup((), HOSTILE),)),
+    Table("a", ("a",), (RowGroup((), "a", HOSTILE),)),
     Pictures(HOSTILE, ()),
     Pictures("a", (Picture("a", HOSTILE, "<svg/>"), Picture("b", "b", "<svg/>"))),
     Fold(HOSTILE, ()),
@@ -444,7 +459,7 @@ BLOCKS: list[Block] = [
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: type(block).__name__)
 def test_every_text_of_every_block_is_escaped(block: Block) -> None:
     found = Document("title", (block,))
-    text, rendered = page_of.render(found), text_of.render(found)
+    text, rendered = render_html(found), render_markdown(found)
     page = Page(text)
     assert not {"script", "img"} & set(page.tags)
     assert not [key for _, key, _ in page.attributes if key.startswith("on")]
@@ -457,15 +472,14 @@ def test_every_text_of_every_block_is_escaped(block: Block) -> None:
     assert in_summary or not re.search(r"(?<!\\)\[c|(?<!\\)`a|(?<!\\)\*b", rendered)
 
 
-def test_the_same_lines_give_the_same_bytes(lines: list[Line], full: Document) -> None:
-    from anynest.experiments.report.records import order
-
+def test_the_same_lines_give_the_same_bytes(
+    lines: list[Line], full: Document, real_drawings: None
+) -> None:
     shuffled = [*lines[100:], *lines[:100]]
     again = document(sorted(shuffled, key=order))
-    once = document(sorted(lines, key=order))
-    assert page_of.render(again) == page_of.render(once)
-    assert text_of.render(again) == text_of.render(once)
-    assert [p.svg for p in pictures_of(again.blocks)] == [p.svg for p in pictures_of(once.blocks)]
+    assert render_html(again) == render_html(full)
+    assert render_markdown(again) == render_markdown(full)
+    assert [p.svg for p in pictures_of(again.blocks)] == [p.svg for p in pictures_of(full.blocks)]
 
 
 @pytest.mark.parametrize(
@@ -479,7 +493,7 @@ def test_the_same_lines_give_the_same_bytes(lines: list[Line], full: Document) -
 )
 def test_part_of_the_lines_is_enough(lines: list[Line], keep: Callable[[Line], bool]) -> None:
     found = document([line for line in lines if keep(line)])
-    assert "No results yet." in page_of.render(found) + text_of.render(found)
+    assert "No results yet." in render_html(found) + render_markdown(found)
 
 
 def test_lines_that_no_protocol_has_are_counted_and_left_out() -> None:
@@ -496,7 +510,7 @@ def test_lines_that_no_protocol_has_are_counted_and_left_out() -> None:
     (found,) = report.to_json()["sections"]
     assert (found["cells"], found["passed_over"]) == (1, 5)
     assert report.unknown == {"nano": 1}
-    page = page_of.render(report.document())
+    page = render_html(report.document())
     assert "Left out: 5 lines of cells that the protocol does not have" in page
     assert "Left out: 1 line of the protocol nano" in page
 
@@ -504,7 +518,7 @@ def test_lines_that_no_protocol_has_are_counted_and_left_out() -> None:
 def test_more_seeds_than_asked_for_all_count() -> None:
     run = Run("width", "osgd")
     lines = [cell_line(run, PAPER, seed, CIFAR) for seed in range(5)]
-    rows = Page(page_of.render(document(lines, seeds=2))).table("Table 1: test error")
+    rows = Page(render_html(document(lines, seeds=2))).table("Table 1: test error")
     mean = np.mean(errors_in(lines, "width", "osgd", 3))
     assert any(row[3][0].startswith(f"{mean:.1f} (") for row in rows if len(row) > 3)
     missing = make_report(lines, [], [], 2).to_json()["sections"][0]["missing"]["table1"]
@@ -516,17 +530,16 @@ def test_more_seeds_than_asked_for_all_count() -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are drawn, instead of their text."""
     made: list[Any] = []
-    for module in (figure8, figure9, figure10, cosines):
-        monkeypatch.setattr(module, "svg_of", lambda figure: made.append(figure) or "<svg/>")
+    monkeypatch.setattr(drawing, "svg_of", lambda figure: made.append(figure) or "<svg/>")
     return made
 
 
 def test_figures_8_and_9_draw_the_series(lines: list[Line], drawn: list[Any]) -> None:
     part = section(lines)
     (eight,) = FIGURES["fig8"](part.evidence)
-    figure8.draw(eight, part)
+    DRAW["fig8"](eight, part)
     for figure in FIGURES["fig9"](part.evidence):
-        figure9.draw(figure, part)
+        DRAW["fig9"](figure, part)
     for made, figure in zip(drawn, [eight, *FIGURES["fig9"](part.evidence)], strict=True):
         (axes,) = made.axes
         means = {tuple(spot.mean for spot in series.spots) for series in figure.series}
@@ -544,7 +557,7 @@ def test_figure_10_draws_the_bars_in_the_papers_order(lines: list[Line], drawn: 
     part = section(lines)
     found = FIGURES["fig10"](part.evidence)
     for figure in found:
-        figure10.draw(figure, part)
+        DRAW["fig10"](figure, part)
     names = [[bars.get_label() for bars in made.axes[0].containers] for made in drawn]
     names = [[name for name in row if not name.startswith("_")] for row in names]
     assert names == [
@@ -579,7 +592,7 @@ def test_cosines_are_means_over_the_seeds(lines: list[Line], drawn: list[Any]) -
     ]
     assert any(np.allclose(line.get_ydata(), pair) for line in thin)
     assert [list(line.get_xdata()) for line in thin] == [[1, 2, 4]] * 6
-    shown = Page(page_of.render(Document("t", tuple(blocks)))).table("Cosines of the last epoch")
+    shown = Page(render_html(Document("t", tuple(blocks)))).table("Cosines of the last epoch")
     assert [row[2] for row in shown if row[0] == ["stages 1 and 3"]][1] == [signed(pair[-1], 2)]
     assert len(drawn) == 6
     greedy = {**cell_line(Run("width", "greedy"), PAPER, 0, CIFAR), "cosines": []}
@@ -587,7 +600,7 @@ def test_cosines_are_means_over_the_seeds(lines: list[Line], drawn: list[Any]) -
 
 
 def test_numbers_of_figures_stand_below_them(lines: list[Line], full: Document) -> None:
-    page = Page(page_of.render(full))
+    page = Page(render_html(full))
     for name, series_of in FIGURES.items():
         for figure in series_of(Evidence.of(lines, PAPER, CIFAR)):
             rows = page.table(f"{figure.name}, ")
@@ -616,7 +629,7 @@ def some(tmp_path: Path) -> Path:
 
 
 def test_the_command_writes_both_files_and_their_pictures(
-    some: Path, tmp_path: Path, capsys: Out
+    some: Path, tmp_path: Path, capsys: Out, real_drawings: None
 ) -> None:
     out = tmp_path / "a" / "out"
     assert main(["report", str(some), "--out", str(out)]) == 0
@@ -762,6 +775,6 @@ def test_what_cannot_be_written_leaves_what_was_there(
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     monkeypatch.undo()
 
-    monkeypatch.setattr(page_of, "render", full)  # nothing is written before all is made
+    monkeypatch.setattr(report_files, "render_html", full)  # nothing is written before all is made
     assert main(["report", str(some), "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()

@@ -11,11 +11,11 @@ from PIL import Image
 
 from anynest.cli import main
 from anynest.experiments.catalog import protocols
+from anynest.experiments.catalog.cell import overlay
 from anynest.experiments.catalog.experiment import Run
 from anynest.experiments.catalog.protocols import MICRO, Protocol
-from anynest.experiments.claims.evidence import Evidence
+from anynest.experiments.results.evidence import Evidence
 from anynest.experiments.results.records import read_results
-from anynest.experiments.sweep.cell import overlay
 
 Out = pytest.CaptureFixture[str]
 

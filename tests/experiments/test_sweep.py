@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from anynest.experiments.catalog.cell import Cell, overlay
 from anynest.experiments.results.records import add_results, read_results
-from anynest.experiments.sweep.cell import Cell, overlay
 from anynest.experiments.sweep.job import (
-    EPOCHS_TOLD,
+    COSINE_EPOCHS,
     Job,
     describe,
-    finished_line,
+    finished_record,
     load_once,
     revision,
     run_job,
@@ -88,8 +88,8 @@ def test_a_line_tells_all_that_a_number_needs(tmp_path: Path, cells: list[Cell])
     assert line["revision"] == revision()
     assert line["seconds"] > 0
     assert json.loads(json.dumps(line, allow_nan=False)) == line
-    assert finished_line(cell, tmp_path) == line
-    assert finished_line(cells[0], tmp_path) is None
+    assert finished_record(cell, tmp_path) == line
+    assert finished_record(cells[0], tmp_path) is None
 
 
 def test_every_measure_is_told_under_its_own_name(tmp_path: Path, cells: list[Cell]) -> None:
@@ -128,7 +128,7 @@ def test_the_test_split_is_never_told_as_the_one_held_out(
 def test_cosines_are_told_of_few_epochs_evenly_spaced(measured: int, told: int) -> None:
     history = [{"epoch": n, "cosines": [[1.0, 0.5], [0.5, 1.0]]} for n in range(1, measured + 1)]
     found = [entry["epoch"] for entry in thinned_cosines([{"epoch": 0, "cosines": None}, *history])]
-    assert len(found) == told <= EPOCHS_TOLD
+    assert len(found) == told <= COSINE_EPOCHS
     step = found[0] if found else 1
     assert found == [step * n for n in range(1, told + 1)]
     assert measured - step < (found[-1] if found else 1) <= max(measured, 1)
@@ -223,7 +223,7 @@ def test_a_cell_goes_on_within_and_equals_an_uninterrupted_one(
     job = Job(cells[1], tmp_path / "cut", "digits", machine)
     with pytest.raises(KeyboardInterrupt):
         run_job(job, Stop())
-    assert finished_line(cells[1], tmp_path / "cut") is None
+    assert finished_record(cells[1], tmp_path / "cut") is None
 
     class Count(NullReporter):
         batches = 0

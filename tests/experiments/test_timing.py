@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from anynest.cli import main
+from anynest.experiments.catalog.cell import Cell
 from anynest.experiments.catalog.protocols import Protocol
-from anynest.experiments.results import timing
 from anynest.experiments.results.records import read_results
-from anynest.experiments.sweep.cell import Cell
+from anynest.experiments.sweep import timing
 
 
 def test_figures_9_and_10_from_start_to_end(

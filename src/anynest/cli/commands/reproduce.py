@@ -9,20 +9,20 @@ from typing import Any
 from rich.table import Table
 
 from ...data import Dataset
+from ...experiments.catalog.cell import Cell
 from ...experiments.catalog.experiment import Experiment, cells_of
 from ...experiments.catalog.experiments import find_experiments
 from ...experiments.catalog.protocols import PROTOCOLS, Protocol, find_protocol
-from ...experiments.claims.evidence import Evidence
 from ...experiments.results.checks import read_checked
+from ...experiments.results.evidence import Evidence
 from ...experiments.results.figures import FIGURES, Figure
-from ...experiments.results.records import Line
+from ...experiments.results.records import Record
 from ...experiments.results.tabulate import table_of
-from ...experiments.results.timing import measure_missing
-from ...experiments.sweep.cell import Cell
 from ...experiments.sweep.estimate import estimate
 from ...experiments.sweep.launcher import Launcher
 from ...experiments.sweep.local_launcher import LocalLauncher
-from ...experiments.sweep.sweep import Sweep, lines_of
+from ...experiments.sweep.sweep import Sweep, records_of
+from ...experiments.sweep.timing import measure_missing
 from ...store.hardware import usable_cores
 from ...training import ConfigError, Interrupted
 from ...training.environment import find_device
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             lines = train_all(part, protocol, arguments)
         except (KeyboardInterrupt, Interrupted) as error:
-            left = len(part.sweep.cells) - len(lines_of(part.sweep, part.sweep.done()))
+            left = len(part.sweep.cells) - len(records_of(part.sweep, part.sweep.done()))
             raise Interrupted(
                 f"stopped with {counted(left, 'cell')} left; the same command goes on",
                 signal.SIGINT,
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def train_all(part: Part, protocol: Protocol, arguments: argparse.Namespace) -> dict[str, Line]:
+def train_all(part: Part, protocol: Protocol, arguments: argparse.Namespace) -> dict[str, Record]:
     """Every cell's line by its key, those too that only the results of others ask for."""
     sweep = part.sweep
     while True:
@@ -82,7 +82,7 @@ def show(
     protocol: Protocol,
     arguments: argparse.Namespace,
     console: Console,
-    lines: dict[str, Line],
+    lines: dict[str, Record],
 ) -> dict[str, Any]:
     """Print an experiment (unless JSON is wanted), measuring first what it needs; plain values."""
     sweep = part.sweep
@@ -168,7 +168,7 @@ def machine_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_cells(
-    experiments: list[Experiment], protocol: Protocol, seeds: int, lines: dict[str, Line]
+    experiments: list[Experiment], protocol: Protocol, seeds: int, lines: dict[str, Record]
 ) -> list[Cell]:
     """Each different cell of the experiments once, as far as the results by key say."""
     runs = [run for e in experiments for run in e.wanted(protocol, list(lines.values()))]
@@ -235,7 +235,7 @@ def plan(
 
 
 def row_of(
-    cell: Cell, sweep: Sweep, label: str, line: Line | None, seconds: dict[str, float]
+    cell: Cell, sweep: Sweep, label: str, line: Record | None, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """A cell as the dry run lists it."""
     return {

@@ -1,6 +1,7 @@
-"""What the paper leaves open: how the losses are scaled, what exactly is projected, what stages share.
+"""Ablations of choices that the paper leaves open: scale of the losses, scope of the projection,
+the normalizing methods' constant, shared heads and norms.
 
-The tables hold sgd-sum already; it is listed again so that this table stands by itself.
+The tables contain sgd-sum as well; it is repeated so that this table is complete by itself.
 """
 
 from .experiment import Experiment, Run, grid
@@ -9,15 +10,15 @@ from .protocols import Protocol
 DESIGNS = ("width", "depth", "simultaneous")
 SCALES = ("sgd-mean", "sgd-sum", "sgd-participants", "osgd", "osgd-mean")
 PROJECTIONS = ("osgd+raw", "osgd+tensor")
+CONSTANTS = ("normsgd", "normsgd+C=0.5", "osgd-norm", "osgd-norm+C=0.5")
 HEADS = ("osgd+shared-head", "sgd-mean+shared-head")
 NORMS = ("osgd+shared-norm", "sgd-mean+shared-norm")
-DEEPENING = ("depth", "simultaneous")  # where a group's transition has versions
-CONSTANTS = ("normsgd", "normsgd+C=0.5", "osgd-norm", "osgd-norm+C=0.5")
+DEEPENING = ("depth", "simultaneous")  # designs in which a group's transition has versions
 
 
 def runs(protocol: Protocol) -> list[Run]:
-    """Scales, projections and heads on every design, norms where there is something to share, the
-    normalizing methods' constant on one design."""
+    """Scales, projections and heads on each design, constants on one, norms where one can be
+    shared."""
     return [
         *grid(DESIGNS, (*SCALES, *PROJECTIONS)),
         *grid(("width",), CONSTANTS),

@@ -1,14 +1,19 @@
-"""The networks of the paper's tables, and what their stages are called."""
+"""The network designs of the paper's tables and the names of their stages."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Design:
-    """A network of the paper. model: its name among ``anynest models`` at full size.
+    """A network of the paper.
 
-    family: whose images and recipe it is trained with; title: as the paper's table calls it;
-    growth: (width, depth) of each stage.
+    Args:
+        name: Its name here.
+        title: Its name in the paper's tables.
+        model: Its name among ``anynest models``, at full size.
+        family: Images and recipe of its training: ``cifar`` or ``imagenet``.
+        growth: (width, depth) of each stage.
+        names: Which of w and d the paper's subscripts show.
     """
 
     name: str
@@ -16,10 +21,10 @@ class Design:
     model: str
     family: str
     growth: tuple[tuple[int, int], ...]
-    names: str  # which of w and d the paper's subscripts show
+    names: str
 
     def subscripts(self, growth: tuple[tuple[int, int], ...] | None = None) -> tuple[str, ...]:
-        """What the paper's tables call the stages.
+        """The stages' names in the paper's tables.
 
         >>> DESIGNS["depth"].subscripts(), DESIGNS["simultaneous"].subscripts()
         (('d1', 'd2', 'd4', 'd8'), ('w1d1', 'w2d2', 'w4d4'))

@@ -1,11 +1,11 @@
-"""What a table or figure of the paper consists of: runs, as data."""
+"""An experiment (a table or figure of the paper) as data: the runs that it consists of."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from ..results.records import Line
-from ..sweep.cell import Cell
+from ..results.records import Record
+from .cell import Cell
 from .protocols import Protocol
 
 SEEDS = 3
@@ -13,8 +13,14 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained once a seed. independent: not the design, but the plain network of the size
-    of its stage of this number; seeds: how many, where that is not for the user to say."""
+    """A network and a method, trained once per seed.
+
+    Args:
+        design: Name of the network design.
+        variant: The method and its changes.
+        independent: Stage (from 1) whose size a plain network has; None for the design itself.
+        seeds: Number of seeds; None leaves it to the user.
+    """
 
     design: str
     variant: str
@@ -22,17 +28,26 @@ class Run:
     seeds: int | None = field(default=None, compare=False, repr=False)
 
     def cell(self, protocol: Protocol, seed: int) -> Cell:
-        """Its cell under a protocol."""
+        """The cell of one seed under a protocol."""
         settings = protocol.settings(self.design, self.variant, seed, self.independent)
         return Cell(protocol.name, self.design, self.variant, seed, settings, self.independent)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure. runs: what it needs, given the protocol (whose networks may have fewer
-    stages than the paper's), in the order of the table; measured: besides, the trained networks
-    are timed on this machine; given: its runs where they depend on the results there are, of one
-    protocol and one data label (``runs`` is then what it begins with)."""
+    """A table or figure.
+
+    Args:
+        name: Its name on the command line.
+        title: One line for the reader.
+        source: Its number in the paper.
+        family: Family of its networks: ``cifar`` or ``imagenet``.
+        runs: The runs in the table's order, given the protocol (whose networks may have fewer
+            stages than the paper's).
+        measured: Whether the trained networks are also timed on this machine.
+        next_runs: For an experiment whose runs depend on results: the runs, given the records of
+            one protocol and one data label. ``runs`` then lists the first ones.
+    """
 
     name: str
     title: str
@@ -40,11 +55,11 @@ class Experiment:
     family: str
     runs: Callable[[Protocol], list[Run]]
     measured: bool = False
-    given: Callable[[Protocol, Sequence[Line]], list[Run]] | None = None
+    next_runs: Callable[[Protocol, Sequence[Record]], list[Run]] | None = None
 
-    def wanted(self, protocol: Protocol, lines: Sequence[Line]) -> list[Run]:
-        """What it needs, as far as the results say."""
-        return self.given(protocol, lines) if self.given else self.runs(protocol)
+    def wanted(self, protocol: Protocol, records: Sequence[Record]) -> list[Run]:
+        """The runs, as far as the results determine them."""
+        return self.next_runs(protocol, records) if self.next_runs else self.runs(protocol)
 
 
 def grid(designs: Iterable[str], variants: Iterable[str]) -> list[Run]:
@@ -56,11 +71,11 @@ def grid(designs: Iterable[str], variants: Iterable[str]) -> list[Run]:
 
 
 def cells_of(runs: Iterable[Run], protocol: Protocol, seeds: int) -> list[Cell]:
-    """Each different cell once, all runs of a seed before the next seed."""
+    """Each distinct cell once; all runs of a seed before the next seed."""
     cells: dict[str, Cell] = {}
-    listed = [(run, run.seeds or seeds) for run in runs]
-    for seed in range(max((count for _, count in listed), default=0)):
-        for run in (run for run, count in listed if seed < count):
+    counts = [(run, run.seeds or seeds) for run in runs]
+    for seed in range(max((count for _, count in counts), default=0)):
+        for run in (run for run, count in counts if seed < count):
             cell = run.cell(protocol, seed)
             cells.setdefault(cell.key, cell)
     return list(cells.values())

@@ -1,4 +1,4 @@
-"""Every table and figure by name."""
+"""The registry of experiments."""
 
 from ...training import ConfigError
 from ...training.errors import near_matches
@@ -7,9 +7,7 @@ from .experiment import Experiment
 from .fig8 import FIG8
 from .fig9 import FIG9
 from .fig10 import FIG10
-from .table1 import TABLE1
-from .table2 import TABLE2
-from .table3 import TABLE3
+from .tables import TABLE1, TABLE2, TABLE3
 from .tuned import TUNED
 
 EXPERIMENTS = {
@@ -20,10 +18,14 @@ ALL = "all"
 
 
 def find_experiments(name: str) -> list[Experiment]:
-    """One by name, or all of them; ConfigError lists those there are."""
+    """The experiment of a name, or all of them for ``all``.
+
+    Raises:
+        ConfigError: For an unknown name; lists the near matches.
+    """
     if name == ALL:
         return list(EXPERIMENTS.values())
     if name not in EXPERIMENTS:
-        known = [*EXPERIMENTS, ALL]
-        raise ConfigError(f"there is no table or figure {name!r}{near_matches(name, known)}")
+        names = [*EXPERIMENTS, ALL]
+        raise ConfigError(f"there is no table or figure {name!r}{near_matches(name, names)}")
     return [EXPERIMENTS[name]]

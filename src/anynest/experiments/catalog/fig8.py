@@ -1,7 +1,7 @@
-"""Figure 8: four priority orders of OSGD in one network, and SGD.
+"""Figure 8: OSGD under four priority orders in one network, and SGD.
 
-The paper does not say which network it shows; ours is the alternating one, whose five outputs
-leave room for priorities in between.
+The paper does not name the network. Ours is the alternating one, whose five outputs leave room for
+intermediate priorities.
 """
 
 from .experiment import Experiment, Run
@@ -11,8 +11,9 @@ DESIGN = "alternating"
 
 
 def orders(stages: int) -> tuple[tuple[int, ...], ...]:
-    """Loss indices from 0, highest priority first: early to late (the standard), late to early,
-    the second output first, the last but one first (where that is the second: then the third).
+    """The priority orders, as loss indices from 0, highest priority first: early to late (the
+    standard), late to early, second output first, last but one first (of three stages: the second
+    first, then the third).
 
     >>> orders(3)
     ((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0))
@@ -39,10 +40,9 @@ def priority_variant(order: tuple[int, ...]) -> str:
 
 
 def runs(protocol: Protocol) -> list[Run]:
-    """The orders and SGD."""
-    stages = len(protocol.growth(DESIGN))
-    variants = [*map(priority_variant, orders(stages)), "sgd-mean"]
-    return [Run(DESIGN, variant) for variant in variants]
+    """The priority orders and SGD."""
+    variants = map(priority_variant, orders(len(protocol.growth(DESIGN))))
+    return [Run(DESIGN, variant) for variant in (*variants, "sgd-mean")]
 
 
 FIG8 = Experiment("fig8", "OSGD under four orders of priority, and SGD", "Figure 8", "cifar", runs)

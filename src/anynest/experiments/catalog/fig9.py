@@ -1,8 +1,8 @@
-"""Figure 9: error against multiply-adds of nested networks, earlier ones, and the Oracle.
+"""Figure 9: error against multiply-adds of nested networks, earlier designs and the Oracle.
 
-The Oracle is a collection of plain networks of each stage's size, trained alone. As in the paper
-every network is trained by its best strategy: OSGD for anytime networks, SGD for independent ones
-except the largest Sparse ResNet, for which NormSGD is tried as well.
+The Oracle is a set of plain networks, one of each stage's size, trained alone. As in the paper each
+network is trained by its best strategy: OSGD for anytime networks, SGD for independent ones, and
+for the largest Sparse ResNet the better of SGD and NormSGD.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .protocols import Protocol
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of Figures 9 and 10. oracle: the design whose stages' sizes the Oracle has."""
+    """One panel of Figures 9 and 10. oracle: the design whose stage sizes the Oracle has."""
 
     name: str
     title: str
@@ -34,10 +34,15 @@ PANELS = (
     ),
 )
 ANYTIME, ALONE, LARGEST = "osgd", "sgd-mean", "normsgd"
+KINDS = ("base", "nest", "oracle-all", "oracle-each")  # of schemes, in Figure 10's order
 
 
 def schemes(panel: Panel, kind: str) -> list[str]:
-    """The names of a panel's schemes of one kind, as Figure 10 names them."""
+    """The names of a panel's schemes of one kind, as Figure 10 names them.
+
+    >>> schemes(PANELS[2], "nest"), schemes(PANELS[2], "oracle-all")
+    (['nest: alternating', 'nest: simultaneous'], ['oracle-all'])
+    """
     if kind == "nest":
         return [f"nest: {design}" for design in panel.nested]
     if kind == "base":
@@ -55,7 +60,7 @@ def oracle_runs(panel: Panel, protocol: Protocol) -> list[Run]:
 
 
 def runs(protocol: Protocol) -> list[Run]:
-    """Each panel's anytime networks, then its Oracle."""
+    """Each panel's anytime networks, then its Oracle; each run once."""
     found: dict[Run, None] = {}
     for panel in PANELS:
         anytime = (*panel.nested, *((panel.baseline,) if panel.baseline else ()))

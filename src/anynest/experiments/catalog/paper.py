@@ -1,14 +1,15 @@
-"""The paper's own numbers: Tables 1 to 3 of Wan, Hoffmann, Lu, Maire, ICML 2020, as printed.
+"""The numbers of Tables 1 to 3 of Wan, Hoffmann, Lu, Maire, ICML 2020, as printed.
 
-Error in %, mean and standard deviation of three runs (Tables 1 and 2); Table 3 has one number each.
+Errors in %: mean and standard deviation of three runs in Tables 1 and 2, single runs in Table 3.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A number as the paper prints it: error in %, its deviation in brackets where it has one."""
+    """An error in % as the paper prints it, with its standard deviation if printed."""
 
     mean: float
     deviation: float | None = None
@@ -65,34 +66,32 @@ imagenet-depth
 Key = tuple[str, str, int]  # design, variant, stage from 1
 
 
-def _with_deviations(text: str, source: str) -> dict[Key, Printed]:
-    found: dict[Key, Printed] = {}
+def _rows(text: str) -> Iterator[tuple[str, int, list[str]]]:
+    """Design, stage (from 1) and the numbers of each row; a single word begins a design."""
     design, stage = "", 0
     for line in text.strip().splitlines():
         words = line.split()
         if len(words) == 1:
             design, stage = words[0], 0
-            continue
-        stage += 1
-        means, spreads = words[::2], words[1::2]
-        for method, mean, spread in zip(METHODS, means, spreads, strict=True):
-            value = Printed(float(mean), float(spread.strip("()")), source)
-            found[design, method, stage] = value
-    return found
+        else:
+            stage += 1
+            yield design, stage, words
+
+
+def _with_deviations(text: str, source: str) -> dict[Key, Printed]:
+    return {
+        (design, method, stage): Printed(float(mean), float(spread.strip("()")), source)
+        for design, stage, words in _rows(text)
+        for method, mean, spread in zip(METHODS, words[::2], words[1::2], strict=True)
+    }
 
 
 def _imagenet(columns: tuple[int, int]) -> dict[Key, Printed]:
-    found: dict[Key, Printed] = {}
-    design, stage = "", 0
-    for line in _TABLE_3.strip().splitlines():
-        words = line.split()
-        if len(words) == 1:
-            design, stage = words[0], 0
-            continue
-        stage += 1
-        for method, column in zip(("sgd-mean", "osgd"), columns, strict=True):
-            found[design, method, stage] = Printed(float(words[column]), None, "Table 3")
-    return found
+    return {
+        (design, method, stage): Printed(float(words[column]), None, "Table 3")
+        for design, stage, words in _rows(_TABLE_3)
+        for method, column in zip(("sgd-mean", "osgd"), columns, strict=True)
+    }
 
 
 ERRORS: dict[Key, Printed] = {
@@ -101,14 +100,19 @@ ERRORS: dict[Key, Printed] = {
     **_imagenet((0, 2)),
 }
 TOP5_ERRORS: dict[Key, Printed] = _imagenet((1, 3))
+PRINTED = {"error": ERRORS, "top5_error": TOP5_ERRORS}  # by the field of a record
 
 
 def printed_error(
-    design: str, variant: str, stage: int, independent: int | None = None
+    design: str,
+    variant: str,
+    stage: int,
+    independent: int | None = None,
+    metric: str = "error",
 ) -> Printed | None:
-    """The paper's number for a cell's stage (from 1), where it prints one.
+    """The paper's error of a cell's stage (from 1); None if not printed.
 
     >>> printed_error("width", "osgd", 3)
     Printed(mean=7.3, deviation=0.3, source='Table 1')
     """
-    return None if independent else ERRORS.get((design, variant, stage))
+    return None if independent else PRINTED[metric].get((design, variant, stage))

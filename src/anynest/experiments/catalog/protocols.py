@@ -1,6 +1,6 @@
-"""How long and on what the cells are trained: the paper's way, a shorter one, a small one.
+"""Protocols: the data, networks and schedules that cells are trained with.
 
-Every number carries its protocol's name and its data's label, so that none is taken for another's.
+Each result carries the name of its protocol and the label of its data.
 """
 
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from typing import Any
 
 from ...training import ConfigError, recipe
 from ...training.errors import near_matches
-from ..sweep.cell import Settings, overlay
+from .cell import Settings, overlay
 from .designs import DESIGNS, Design
 from .variants import settings_of
 
 # The paper sets C "using calibration experiments" and reports C = 1/2. Read literally, that is a
 # gradient of norm 500 for a million weights, and the small networks here stay at chance with it;
-# so C is found by calibration, and `normsgd+C=0.5` is what the literal reading gives.
+# so C is calibrated; `normsgd+C=0.5` is the literal reading.
 CALIBRATED: dict[str, Settings] = {
     name: {"method": {"C": "calibrated"}} for name in ("normsgd", "osgd-norm")
 }
@@ -22,8 +22,15 @@ CALIBRATED: dict[str, Settings] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings for each family of networks. models: what stands in for a design's own network;
-    methods: what a method is given besides its name."""
+    """Settings of a series of runs.
+
+    Args:
+        name: Its name on the command line.
+        title: One line for the reader.
+        families: Settings of each family of networks.
+        models: Sections ``model`` that replace a design's own network.
+        methods: Settings added for a method.
+    """
 
     name: str
     title: str
@@ -36,7 +43,7 @@ class Protocol:
         return self.models.get(design.name, {"name": design.model})
 
     def has_papers_network(self, design: str) -> bool:
-        """Whether it trains the very network that the paper does.
+        """Whether a design's network is the paper's.
 
         >>> PAPER.has_papers_network("width"), MICRO.has_papers_network("width")
         (True, False)
@@ -44,7 +51,7 @@ class Protocol:
         return self.model(DESIGNS[design]) == {"name": DESIGNS[design].model}
 
     def growth(self, design: str) -> tuple[tuple[int, int], ...]:
-        """(width, depth) of each stage as this protocol trains the design."""
+        """(width, depth) of each stage of the network that this protocol trains."""
         own = DESIGNS[design]
         given = self.model(own).get("growth")
         return tuple((w, d) for w, d in given) if given else own.growth
@@ -66,7 +73,7 @@ class Protocol:
 
 
 def shortened(name: str, epochs: int) -> Settings:
-    """A recipe with fewer epochs; its steps come at the same fractions of the run."""
+    """A recipe with fewer epochs; learning-rate steps keep their fractions of the run."""
     return overlay(recipe(name), {"schedule": {"epochs": epochs}})
 
 
@@ -81,8 +88,8 @@ FAST = Protocol(
     {"cifar": shortened("paper-cifar", 30), "imagenet": shortened("paper-imagenet", 30)},
 )
 
-# The biggest network is the same in all four designs on Sparse ResNets, as in the paper: 26 layers
-# (four blocks a group) with 8, 16 and 32 channels; on ResNets 10 layers with 16, 32 and 64.
+# As in the paper the four designs on Sparse ResNets share their largest network: 26 layers (four
+# blocks a group) with 8, 16 and 32 channels. ResNets have 10 layers with 16, 32 and 64 channels.
 MICRO = Protocol(
     "micro",
     "small members of the same designs, 10,000 images of 12 pixels, 4 epochs",
@@ -135,7 +142,7 @@ MICRO = Protocol(
         },
     },
 )
-# The learning rates are chosen on the images held out, so a tenth is, and not the 250 of MICRO.
+# Learning rates are chosen on the held-out images, hence a tenth instead of MICRO's 250.
 MINI = Protocol(
     "mini",
     "small members of the same designs, all images at 16 pixels, 15 epochs",
@@ -152,7 +159,11 @@ PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, FAST, MINI, MICRO)}
 
 
 def find_protocol(name: str) -> Protocol:
-    """By name; ConfigError lists those there are."""
+    """The protocol of a name.
+
+    Raises:
+        ConfigError: For an unknown name; lists the protocols.
+    """
     if name not in PROTOCOLS:
         raise ConfigError(
             f"--protocol must be one of {', '.join(PROTOCOLS)}, found {name!r}"

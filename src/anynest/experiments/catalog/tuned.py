@@ -1,18 +1,18 @@
-"""Width-nested, each method at its own learning rate: what is OSGD's gain beyond its step's length?
+"""Learning rates tuned per method on the width-nested network: OSGD's gain beyond step length.
 
-OSGD's combined gradient is longer than the mean of the losses' gradients, so that a comparison at
-one common rate compares steps too. Here each method has one seed at every rate, and ``SEEDS`` at
-its best one. The best is the rate with the lowest error on the images held out, never on the test
-split, averaged over the stages: the network may be stopped at any of them. Where the best is the
-lowest or the highest rate tried, the next one beyond it is tried.
+OSGD's combined gradient is longer than the mean of the losses' gradients, so a comparison at one
+common rate also compares step lengths. Each method is trained with one seed at every rate and with
+``SEEDS`` at its best rate. The best rate has the lowest error on the held-out images (never on the
+test split), averaged over the stages, since the network may be stopped at any of them. If the best
+rate is the lowest or highest one tried, the next rate beyond it is tried.
 
-A protocol that holds out fewer than ``HELD_OUT`` images has no cells here: it cannot choose.
+A protocol that holds out fewer than ``HELD_OUT`` images has no cells: rates cannot be chosen.
 """
 
 import statistics
 from collections.abc import Sequence
 
-from ..results.records import Line
+from ..results.records import Record
 from .experiment import Experiment, Run
 from .protocols import Protocol
 
@@ -26,8 +26,7 @@ HELD_OUT = 1000  # images: an error of 30 % is then known to 1.4 points
 
 
 def rate_variant(method: str, rate: float, protocol: Protocol) -> str:
-    """A method at a rate; at the protocol's own rate it is the plain method, one cell with the
-    tables'.
+    """A method at a rate; at the protocol's own rate the plain method, which the tables share.
 
     >>> from .protocols import MINI
     >>> rate_variant("osgd", 0.1, MINI), rate_variant("osgd", 0.2, MINI)
@@ -37,12 +36,12 @@ def rate_variant(method: str, rate: float, protocol: Protocol) -> str:
     return method if rate == own else f"{method}+lr={rate:g}"
 
 
-def runs(protocol: Protocol, lines: Sequence[Line] = ()) -> list[Run]:
-    """Every method at every rate that is to be tried, a rate of all methods before the next; the
-    best rate, once it is known, with all its seeds."""
+def runs(protocol: Protocol, records: Sequence[Record] = ()) -> list[Run]:
+    """Each method at each rate to be tried, all methods at a rate before the next rate; the best
+    rate, once known, with all its seeds."""
     if protocol.families["cifar"]["data"].get("holdout", 0) < HELD_OUT:
         return []
-    tried = {method: rates_of(method, protocol, lines) for method in METHODS}
+    tried = {method: rates_of(method, protocol, records) for method in METHODS}
     every = sorted({rate for rates, _ in tried.values() for rate in rates} - {*RATES})
     return [
         Run(DESIGN, rate_variant(method, rate, protocol), seeds=SEEDS if rate == best else 1)
@@ -53,13 +52,13 @@ def runs(protocol: Protocol, lines: Sequence[Line] = ()) -> list[Run]:
 
 
 def rates_of(
-    method: str, protocol: Protocol, lines: Sequence[Line]
+    method: str, protocol: Protocol, records: Sequence[Record]
 ) -> tuple[list[float], float | None]:
-    """The rates to be tried, from the lowest, and the best of them once all have results."""
+    """The rates to be tried, ascending, and the best of them once all have results."""
     held_out = {
-        line["key"]: statistics.mean(line["validation_error"])
-        for line in lines
-        if "validation_error" in line
+        record["key"]: statistics.mean(record["validation_error"])
+        for record in records
+        if "validation_error" in record
     }
 
     def error(rate: float) -> float | None:
@@ -71,7 +70,7 @@ def rates_of(
         known = {rate: found for rate in rates if (found := error(rate)) is not None}
         if len(known) < len(rates):
             return rates, None
-        best = min(rates, key=known.__getitem__)  # of equal ones the lowest
+        best = min(rates, key=known.__getitem__)  # ties: the lowest rate
         if best == rates[0] and best / STEP >= LOWEST:
             rates.insert(0, best / STEP)
         elif best == rates[-1] and best * STEP <= HIGHEST:
@@ -86,5 +85,5 @@ TUNED = Experiment(
     "not in the paper",
     "cifar",
     runs,
-    given=runs,
+    next_runs=runs,
 )

@@ -1,20 +1,20 @@
-"""The methods under comparison, by name: a method, and ``+changes`` to it.
+"""Variants: a method and ``+changes`` to it, by name.
 
 osgd                    Algorithm 2
 osgd+priority=1,0,2     another order of the losses
-osgd+raw                projects onto the gradients as they came, not onto what is left of them
-osgd+tensor             projects every parameter tensor by itself, not all weights at once
-osgd+shared-head        one classifier for all stages, each reading its own features
+osgd+raw                projects onto the raw gradients, not onto the projected ones
+osgd+tensor             projects each parameter tensor separately
+osgd+shared-head        one classifier for all stages, applied to each one's features
 osgd+shared-norm        one batch norm for all versions of a group's transition
-normsgd+C=0.5           the paper's constant as it is printed, not calibrated
-osgd+lr=0.2             another base learning rate than the protocol's
+normsgd+C=0.5           the constant as the paper prints it, not calibrated
+osgd+lr=0.2             a base learning rate other than the protocol's
 """
 
 import math
 
 from ...multitask import list_methods
 from ...training import ConfigError
-from ..sweep.cell import Settings, overlay
+from .cell import Settings, overlay
 
 CHANGES: dict[str, Settings] = {
     "raw": {"method": {"projection": "raw"}},
@@ -41,14 +41,15 @@ TITLES = {
 
 
 def settings_of(variant: str) -> Settings:
-    """What a variant sets in a config.
+    """The config sections that a variant sets.
 
     >>> settings_of("osgd+priority=1,0")
     {'method': {'name': 'osgd', 'priority': [1, 0]}}
     >>> settings_of("osgd+lr=0.2")
     {'method': {'name': 'osgd'}, 'optimizer': {'lr': 0.2}}
 
-    Errors: ConfigError for a name that is none, or a rate that is none.
+    Raises:
+        ConfigError: For an unknown method or change, or a rate that is no positive number.
     """
     method, *changes = variant.split("+")
     known = [*list_methods(), "greedy"]
@@ -72,9 +73,10 @@ def settings_of(variant: str) -> Settings:
 
 
 def rate_of(text: str) -> float:
-    """The learning rate that a change names.
+    """The learning rate of a change.
 
-    Errors: ConfigError unless it is a positive, finite number.
+    Raises:
+        ConfigError: Unless it is positive and finite.
     """
     try:
         rate = float(text)
@@ -86,7 +88,7 @@ def rate_of(text: str) -> float:
 
 
 def title_of(variant: str) -> str:
-    """A variant as a table's head shows it.
+    """A variant as table headings show it.
 
     >>> title_of("normsgd"), title_of("osgd+priority=2,0,1")
     ('SGD Norm', 'OSGD, order 3-1-2')

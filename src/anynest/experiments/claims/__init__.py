@@ -1,1 +1,1 @@
-"""The paper's claims and the statistics that decide them."""
+"""The paper's claims and the statistical tests that judge them."""

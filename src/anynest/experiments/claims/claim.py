@@ -1,12 +1,14 @@
-"""The paper's claims, each with a verdict that is computed from the results.
+"""Claims and their verdicts.
 
-How a verdict about several networks comes about (``judge_differences``): the differences are taken
-seed by seed. The claim *holds* where every mean difference has the claimed sign and, pooled over
-all runs (differences that share runs are averaged first, so that pairs are independent), the
-difference is significant. It *fails* where a single comparison, or the pool, is significantly the
-other way. These are two tests, so each has half the level (Bonferroni), and the comparisons share
-theirs (Holm): where nothing differs a claim fails in at most 5 % of the cases, not in 10 %.
-Otherwise it is *undecided*. Where runs are missing the pool decides nothing.
+``judge_differences`` judges a claim about several networks from differences between runs of one
+seed. The claim
+
+- *holds* if every mean difference has the claimed sign and the pooled difference is significant
+  (differences that share runs are averaged before pooling, so that pairs are independent);
+- *fails* if a single comparison, or the pool, is significantly of the other sign. Comparisons and
+  pool have half the level each (Bonferroni), and the comparisons share their half (Holm), so a
+  claim about equal methods fails in at most 5 % of the cases;
+- is *undecided* otherwise. With missing runs the pool decides nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..catalog.designs import CIFAR
-from .evidence import Evidence
+from ..results.evidence import Evidence
 from .significance import LEVEL, Difference, above_zero, below_zero, holm
 
 Outcome = Literal["holds", "fails", "undecided"]
@@ -22,9 +24,18 @@ Outcome = Literal["holds", "fails", "undecided"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome, the test in words, n independent pairs, the pooled difference in percentage points
-    with its one-sided p, the p that the claim fails by (adjusted for all that was tried), every
-    comparison's mean difference, and what is missing."""
+    """The outcome of a claim.
+
+    Args:
+        outcome: ``holds``, ``fails`` or ``undecided``.
+        test: Description of the test.
+        n: Number of independent pairs.
+        difference: Pooled difference in percentage points.
+        p: One-sided p of the pooled difference.
+        p_against: p that the claim fails by, adjusted for multiple tests.
+        comparisons: Differences of each comparison.
+        missing: Names of groups with fewer than two pairs.
+    """
 
     outcome: Outcome
     test: str
@@ -54,7 +65,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """text: what the paper (or the control) says; source: where."""
+    """A statement about errors. source: the section of the paper, or that it is a control."""
 
     name: str
     text: str
@@ -64,19 +75,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Differences that share runs, so that they count as one: what is compared -> seed -> points."""
+    """Differences that share runs and therefore count as one: comparison -> seed -> points."""
 
     name: str
     differences: dict[str, dict[int, float]]
 
     def pooled(self) -> list[float]:
-        """Their mean, one a seed; seeds that one of them lacks are left out."""
+        """Their mean by seed; seeds missing from a comparison are left out."""
         columns = list(self.differences.values())
         seeds = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
         return [sum(column[seed] for column in columns) / len(columns) for seed in seeds]
 
     def comparisons(self) -> list[Difference]:
-        """One a comparison."""
+        """The differences of each comparison."""
         return [
             Difference(f"{self.name}, {what}", tuple(values[seed] for seed in sorted(values)))
             for what, values in self.differences.items()
@@ -84,7 +95,7 @@ class Pairs:
 
 
 def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
-    """Whether all differences lie below ``margin``, as the head of this file says."""
+    """Judges whether all differences lie below ``margin`` (see the module's docstring)."""
     missing = tuple(pairs.name for pairs in groups if len(pairs.pooled()) < 2)
     comparisons = tuple(c for pairs in groups for c in pairs.comparisons())
     pool = [value for pairs in groups for value in pairs.pooled()]
@@ -112,8 +123,15 @@ def lower(
     designs: Sequence[str] = CIFAR,
     tolerance: float = 0.0,
 ) -> Callable[[Evidence], Verdict]:
-    """A judge of "``variant`` has a lower error than ``reference`` at these stages of every
-    design". tolerance: may be worse by this share of the reference's error."""
+    """A judge of "``variant`` has a lower error than ``reference`` at these stages of all designs".
+
+    Args:
+        variant: The method.
+        reference: The method compared with.
+        stages: The stages (from 1) to compare, given the number of stages.
+        designs: The network designs.
+        tolerance: Share of the reference's error by which the variant may be worse.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         groups, references = [], list[float]()
@@ -129,15 +147,15 @@ def lower(
 
 
 def last_two(count: int) -> tuple[int, ...]:
-    """The numbers of a network's last two stages."""
+    """The last two stages of ``count``."""
     return (count - 1, count)
 
 
 def last(count: int) -> tuple[int, ...]:
-    """The number of its last stage."""
+    """The last stage of ``count``."""
     return (count,)
 
 
 def all_but_last_two(count: int) -> tuple[int, ...]:
-    """The early ones."""
+    """The stages before the last two of ``count``."""
     return tuple(range(1, count - 1))

@@ -1,4 +1,4 @@
-"""What the paper claims, section by section, and what its comparisons leave open."""
+"""The paper's claims by section, and a control."""
 
 from collections.abc import Callable
 from itertools import product
@@ -7,18 +7,18 @@ from ..catalog import fig8
 from ..catalog.designs import CIFAR, IMAGENET
 from ..catalog.fig9 import ANYTIME, PANELS, schemes
 from ..catalog.variants import title_of
-from ..results.records import Line
+from ..results.evidence import Evidence
+from ..results.records import Record
 from ..results.tradeoff import anytime_curve, curve_differences, oracle_curve
 from .claim import Claim, Pairs, Verdict, all_but_last_two, judge_differences, last, last_two, lower
-from .evidence import Evidence
 
-# "similar" and "close" have no number in the paper; its own Tables 1 and 2 call 13.9 after 12.7
-# similar, which is 9 % more
+# The paper gives no number for "similar" and "close". It calls 13.9 similar to 12.7 (Tables 1 and
+# 2), which is 9 % more.
 SIMILAR = CLOSE = 0.10
 
 
 def greedy_first(evidence: Evidence) -> Verdict:
-    """Greedy's first stage against both others'."""
+    """Greedy against SGD and OSGD at the first stage."""
     groups = []
     for design in CIFAR:
         differences = {
@@ -30,7 +30,7 @@ def greedy_first(evidence: Evidence) -> Verdict:
 
 
 def orders(evidence: Evidence) -> dict[str, tuple[str, int]]:
-    """The orders of Figure 8 with an intermediate output first: in words -> variant, its stage."""
+    """Figure 8's orders with an intermediate output first: title -> (variant, its stage)."""
     found = {}
     for order in fig8.orders(evidence.stages(fig8.DESIGN))[2:]:
         variant = fig8.priority_variant(order)
@@ -39,7 +39,7 @@ def orders(evidence: Evidence) -> dict[str, tuple[str, int]]:
 
 
 def priority_helps(evidence: Evidence) -> Verdict:
-    """The output that is put first, against the standard order."""
+    """The output with the highest priority, against the standard order."""
     differences = {}
     for words, (variant, stage) in orders(evidence).items():
         pairs = evidence.paired(fig8.DESIGN, variant, ANYTIME, (stage,))
@@ -48,7 +48,7 @@ def priority_helps(evidence: Evidence) -> Verdict:
 
 
 def priority_costs(evidence: Evidence) -> Verdict:
-    """The last output of the standard order, against the other orders'."""
+    """The last output under the standard order, against the other orders."""
     stage = evidence.stages(fig8.DESIGN)
     differences = {}
     for words, (variant, _) in orders(evidence).items():
@@ -58,7 +58,7 @@ def priority_costs(evidence: Evidence) -> Verdict:
 
 
 def better_tradeoff(evidence: Evidence) -> Verdict:
-    """Nested curves less the earlier designs'; those against one baseline count together."""
+    """Nested curves less the earlier designs'; those with one baseline form a group."""
     groups: dict[str, dict[str, dict[int, float]]] = {}
     for panel in PANELS:
         if panel.baseline is None:
@@ -72,7 +72,7 @@ def better_tradeoff(evidence: Evidence) -> Verdict:
 
 
 def close_to_oracle(evidence: Evidence) -> Verdict:
-    """Nested curves less the Oracle's, against a share of its error."""
+    """Nested curves less the Oracle's, with a margin of a share of its error."""
     groups, errors = [], list[float]()
     for panel in PANELS:
         oracle = oracle_curve(evidence, panel)
@@ -89,26 +89,26 @@ def close_to_oracle(evidence: Evidence) -> Verdict:
 
 
 def at_deadlines(first: str, second: str) -> Callable[[Evidence], Verdict]:
-    """A judge of "``first`` errs less than ``second``", averaged over the seven deadlines."""
+    """A judge of "``first`` has a lower error than ``second``, averaged over the deadlines"."""
 
     def judge(evidence: Evidence) -> Verdict:
         groups: dict[str, dict[str, dict[int, float]]] = {}
         for panel in PANELS:
-            lines = {ln["seed"]: ln for ln in evidence.deadlines if ln["panel"] == panel.name}
+            records = {ln["seed"]: ln for ln in evidence.deadlines if ln["panel"] == panel.name}
             shared = panel.baseline if "base" in (first, second) else f"panel {panel.name}"
             for one, other in product(schemes(panel, first), schemes(panel, second)):
                 groups.setdefault(str(shared), {})[f"{panel.name}: {one} less {other}"] = {
-                    seed: mean_error(line, one) - mean_error(line, other)
-                    for seed, line in lines.items()
+                    seed: mean_error(record, one) - mean_error(record, other)
+                    for seed, record in records.items()
                 }
         return judge_differences([Pairs(name, found) for name, found in groups.items()])
 
     return judge
 
 
-def mean_error(line: Line, scheme: str) -> float:
-    """A scheme's error in % over the deadlines; the last of the list, without one, is left out."""
-    errors: list[float] = line["error"][scheme][:-1]
+def mean_error(record: Record, scheme: str) -> float:
+    """A scheme's error in %, averaged over the deadlines; the last entry has none."""
+    errors: list[float] = record["error"][scheme][:-1]
     return 100 * sum(errors) / len(errors)
 
 
@@ -204,5 +204,5 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def judge_all(evidence: Evidence) -> dict[str, Verdict]:
-    """Every claim's verdict, by its name."""
+    """The verdict of each claim, by name."""
     return {claim.name: claim.judge(evidence) for claim in CLAIMS}

@@ -1,7 +1,6 @@
-"""The few statistical tests that the claims are judged with; differences are in percentage points.
+"""Statistical tests of paired differences, in percentage points.
 
-A seed gives two networks trained by different methods the same initial weights and the same
-batches, so differences are taken seed by seed (paired). SciPy's t distribution does the rest.
+Runs of one seed start from the same weights and see the same batches, so they are paired.
 """
 
 import math
@@ -9,15 +8,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 LEVEL = 0.05
-SAME = 1e-6  # points, below any share of an image: what floating point leaves of equal differences
+SAME = 1e-6  # points: spread of equal differences in floating point, far below one image
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Differences of one comparison, one a pair. name says what is compared."""
+    """The differences of one comparison, one per pair."""
 
     name: str
     values: tuple[float, ...]
@@ -32,11 +29,10 @@ class Difference:
 
 
 def below_zero(values: Sequence[float], margin: float = 0.0) -> float:
-    """p of the one-sided t-test that the mean lies below ``margin``: small where it does.
+    """p of the one-sided t-test that the mean lies below ``margin``.
 
-    Fewer than two values say nothing, nor do values that are all the same: 1. Errors are whole
-    numbers of images, so that few seeds agree by chance; a spread of 0 then claims a certainty
-    that nobody has.
+    1 for fewer than two values and for equal values: errors are whole numbers of images, so a few
+    seeds agree by chance, and a spread of 0 would imply certainty.
 
     >>> round(below_zero([-1.0, -2.0, -3.0]), 4)
     0.0371
@@ -49,7 +45,9 @@ def below_zero(values: Sequence[float], margin: float = 0.0) -> float:
     if spread < SAME:
         return 1.0
     t = mean / spread * math.sqrt(len(values))
-    return float(stats.t.cdf(t, len(values) - 1))
+    from scipy.special import stdtr  # slow to import, and needed by verdicts alone
+
+    return float(stdtr(len(values) - 1, t))
 
 
 def above_zero(values: Sequence[float], margin: float = 0.0) -> float:
@@ -58,7 +56,7 @@ def above_zero(values: Sequence[float], margin: float = 0.0) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment: with k tests at once, the chance of any false one stays below the level.
+    """Holm's adjusted p-values, which bound the chance of any false rejection among all tests.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

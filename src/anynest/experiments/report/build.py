@@ -1,4 +1,4 @@
-"""The whole report, from lines to a document."""
+"""Builds the report's document from records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 from ...training.output.reporting import counted
 from ..catalog.experiment import SEEDS
 from ..claims.claim_list import judge_all
-from ..results.records import Line
+from ..results.records import Record
 from .blocks.missing import progress
 from .blocks.overview import how_made, nothing_yet, overview
 from .blocks.section_blocks import section_blocks
-from .records import Source
 from .render.document import Block, Document, Text
 from .section import Section, split
+from .sources import Source
 
 TITLE = "Anytime networks and Orthogonalized SGD: the paper's tables and figures, re-run"
 ABOUT = (
@@ -26,8 +26,15 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Report:
-    """What the results files say. unknown: how many lines there are of protocols that are not
-    known here, by name; named: the results as the command was given them."""
+    """The content of results files.
+
+    Args:
+        sections: One per protocol and data label.
+        unknown: Number of records of each unknown protocol.
+        sources: The files.
+        named: The files and folders as given on the command line.
+        seeds: Number of seeds that each cell should have.
+    """
 
     sections: tuple[Section, ...]
     unknown: dict[str, int]
@@ -36,7 +43,7 @@ class Report:
     seeds: int
 
     def to_json(self) -> dict[str, Any]:
-        """Verdicts and missing cells."""
+        """Verdicts and missing cells as plain values."""
         return {
             "sections": [
                 {
@@ -60,7 +67,7 @@ class Report:
         }
 
     def document(self) -> Document:
-        """All that is shown."""
+        """The document."""
         blocks: list[Block] = [Text(ABOUT)]
         blocks += overview(self.sections) if self.sections else nothing_yet(self.seeds)
         for name, number in sorted(self.unknown.items()):
@@ -74,8 +81,12 @@ class Report:
 
 
 def make_report(
-    lines: Sequence[Line], sources: Sequence[Source], named: Sequence[str], seeds: int = SEEDS
+    records: Sequence[Record], sources: Sequence[Source], named: Sequence[str], seeds: int = SEEDS
 ) -> Report:
-    """Errors: RunFolderError for lines that cannot be used."""
-    sections, unknown = split(lines, seeds)
+    """The report of records.
+
+    Raises:
+        RunFolderError: For records that cannot be used.
+    """
+    sections, unknown = split(records, seeds)
     return Report(tuple(sections), unknown, tuple(sources), tuple(named), seeds)

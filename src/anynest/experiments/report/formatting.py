@@ -1,4 +1,4 @@
-"""Numbers and names as the report writes them."""
+"""Text of the report's numbers and names."""
 
 import hashlib
 
@@ -43,7 +43,7 @@ def count_text(number: float) -> str:
 
 
 def network_title(protocol: Protocol, design: str) -> tuple[str, str]:
-    """What a table calls a design, and a note: the paper's title only where it is the paper's."""
+    """A design's name in tables and a note: the paper's title for the paper's network alone."""
     own = DESIGNS[design]
     if protocol.has_papers_network(design):
         return own.title, ""
@@ -61,5 +61,5 @@ def stage_names(protocol: Protocol, design: str) -> list[str]:
 
 
 def anchor_of(protocol: str, data: str) -> str:
-    """A name for a section's links and files that is safe whatever the label says."""
+    """A name for a section's links and files, safe for any label."""
     return f"{protocol}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"

@@ -1,1 +1,1 @@
-"""Results files: records, filters, tables, series."""
+"""Results files: records, their validation and selection, tables and series."""

@@ -1,9 +1,9 @@
-"""Figure 10's arithmetic: errors at deadlines, from per-input latencies and answers (section 5.4).
+"""Figure 10: errors at deadlines from per-input latencies and answers (section 5.4).
 
-Four schemes: an anytime network answers with its newest finished stage; Oracle_All picks the most
-accurate independent network that finishes in time for *all* inputs; Oracle_Each picks for each
-input the most accurate one that finishes in time for it. Where nothing is ready the answer is a
-random guess, which counts with its expected error, 1 - 1/K.
+Schemes: an anytime network answers with its last finished stage; Oracle_All is the most accurate
+independent network that finishes in time for *all* inputs; Oracle_Each is, for each input, the most
+accurate one that finishes in time. Without an answer in time the error is that expected of a random
+guess, 1 - 1/K.
 
 N inputs, S stages, K classes.
 """
@@ -21,8 +21,13 @@ COUNT = len(SHARES)
 
 @dataclass(frozen=True)
 class Timed:
-    """One network on N inputs. seconds [N, S] until each stage's answer; wrong [N, S] whether the
-    answer is wrong. An independent network has S = 1."""
+    """One network on N inputs; an independent network has S = 1.
+
+    Args:
+        name: Its name.
+        seconds: ``[N, S]`` from the call to each stage's answer.
+        wrong: ``[N, S]`` whether the answer is wrong.
+    """
 
     name: str
     seconds: npt.NDArray[np.float64]
@@ -37,38 +42,38 @@ class Timed:
 
     @property
     def error(self) -> float:
-        """Of the last stage, a share of 1."""
+        """Error rate of the last stage."""
         return float(self.wrong[:, -1].mean())
 
     @property
     def mean_seconds(self) -> list[float]:
-        """Until each stage, over the inputs."""
+        """Mean over the inputs, of each stage."""
         return [float(value) for value in self.seconds.mean(0)]
 
 
 def deadlines_of(biggest: Timed) -> list[float | None]:
-    """Seven, from 0.5 to 1 times the biggest network's mean latency; then none."""
+    """Seven, from 0.5 to 1 times the biggest network's mean latency; then None."""
     mean = biggest.mean_seconds[-1]
     return [*(share * mean for share in SHARES), None]
 
 
 def anytime_error(network: Timed, deadline: float | None, classes: int) -> float:
-    """Answering each input with the newest stage that is finished in time."""
+    """Answers each input with the last stage finished in time."""
     if deadline is None:
         return network.error
-    finished = (network.seconds <= deadline).sum(1)  # stages end one after another
+    finished = (network.seconds <= deadline).sum(1)  # stages finish in order
     wrong = np.take_along_axis(network.wrong, np.maximum(finished - 1, 0)[:, None], 1)[:, 0]
     return float(np.where(finished > 0, wrong, guess(classes)).mean())
 
 
 def oracle_all_error(members: Sequence[Timed], deadline: float | None, classes: int) -> float:
-    """The most accurate network that is in time for all inputs."""
+    """The most accurate network that finishes in time for all inputs."""
     ready = [m for m in members if deadline is None or bool((m.seconds[:, -1] <= deadline).all())]
     return min((member.error for member in ready), default=guess(classes))
 
 
 def oracle_each_error(members: Sequence[Timed], deadline: float | None, classes: int) -> float:
-    """For each input the network that is the most accurate (over all inputs) of those in time."""
+    """For each input the network most accurate over all inputs, of those in time."""
     total = np.full(len(members[0].wrong), guess(classes))
     for member in sorted(members, key=lambda m: m.error, reverse=True):  # better ones overwrite
         ready = np.ones(len(total), bool) if deadline is None else member.seconds[:, -1] <= deadline

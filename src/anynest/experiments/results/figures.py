@@ -1,7 +1,4 @@
-"""The paper's figures as series of numbers, ready to be drawn or printed.
-
-Errors are in %: mean, standard deviation and n over the seeds.
-"""
+"""The paper's figures as series of numbers. Errors in %: mean, standard deviation, n over seeds."""
 
 import statistics
 from collections.abc import Iterable
@@ -12,15 +9,22 @@ from ..catalog import fig8
 from ..catalog.designs import DESIGNS
 from ..catalog.fig9 import ANYTIME, PANELS
 from ..catalog.variants import title_of
-from ..claims.evidence import Evidence
 from .deadline_errors import SHARES
+from .evidence import Evidence
 from .tradeoff import Point, anytime_curve, oracle_curve
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One point: x (a stage's number, multiply-adds, or a share of the longest latency; None: no
-    deadline), what it is called, and the error."""
+    """One point of a series.
+
+    Args:
+        x: Number of a stage, multiply-adds, or share of the longest latency (None: no deadline).
+        name: Its name.
+        mean: Mean error over the seeds.
+        deviation: Standard deviation; None with one seed.
+        n: Number of seeds.
+    """
 
     x: float | None
     name: str
@@ -31,7 +35,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Series:
-    """One line or group of bars. role: ``nested``, ``baseline``, ``oracle``, ``sgd`` or ``osgd``."""
+    """A line or group of bars. role: ``nested``, ``baseline``, ``oracle``, ``sgd`` or ``osgd``."""
 
     name: str
     role: str
@@ -40,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """One panel."""
+    """One panel. x: label of the horizontal axis."""
 
     name: str
     title: str
@@ -53,14 +57,14 @@ class Figure:
 
 
 def spot(x: float | None, name: str, errors: Iterable[float]) -> Spot:
-    """From one error a seed."""
+    """From the error of each seed."""
     values = list(errors)
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spot(x, name, statistics.mean(values), deviation, len(values))
 
 
 def figure8(evidence: Evidence) -> list[Figure]:
-    """Error per stage under each order of priority, and under SGD; nothing without results."""
+    """Error per stage under each priority order, and under SGD; empty without results."""
     growth = evidence.protocol.growth(fig8.DESIGN)
     names = DESIGNS[fig8.DESIGN].subscripts(growth)
     series = []
@@ -78,16 +82,16 @@ def figure8(evidence: Evidence) -> list[Figure]:
 
 
 def figure9(evidence: Evidence) -> list[Figure]:
-    """Error against multiply-adds, a panel each; networks without results are left out."""
+    """Error against multiply-adds per panel; networks without results are left out."""
     figures = []
     for panel in PANELS:
-        series = []
-        for design in panel.nested:
-            points = anytime_curve(evidence, design, ANYTIME)
-            series.append(Series(DESIGNS[design].title, "nested", spots_of(points)))
+        roles = [(design, "nested") for design in panel.nested]
         if panel.baseline:
-            points = anytime_curve(evidence, panel.baseline, ANYTIME)
-            series.append(Series(DESIGNS[panel.baseline].title, "baseline", spots_of(points)))
+            roles.append((panel.baseline, "baseline"))
+        series = [
+            Series(DESIGNS[design].title, role, spots_of(anytime_curve(evidence, design, ANYTIME)))
+            for design, role in roles
+        ]
         series.append(Series("Oracle", "oracle", spots_of(oracle_curve(evidence, panel))))
         found = tuple(one for one in series if one.spots)
         if found:
@@ -102,24 +106,24 @@ def spots_of(points: Iterable[Point]) -> tuple[Spot, ...]:
 
 
 def figure10(evidence: Evidence) -> list[Figure]:
-    """Error at seven deadlines and at none, a panel each."""
+    """Error at seven deadlines and without one, per panel."""
     figures = []
     for panel in PANELS:
-        lines = [line for line in evidence.deadlines if line["panel"] == panel.name]
-        if not lines:
+        records = [record for record in evidence.deadlines if record["panel"] == panel.name]
+        if not records:
             continue
         series = []
-        for scheme in lines[0]["error"]:
+        for scheme in records[0]["error"]:
             spots = [
                 spot(
                     share,
                     "no deadline" if share is None else f"{share:.2f}x",
-                    (100 * line["error"][scheme][index] for line in lines),
+                    (100 * record["error"][scheme][index] for record in records),
                 )
                 for index, share in enumerate([*SHARES, None])
             ]
             series.append(Series(scheme, role_of(scheme), tuple(spots)))
-        x = f"deadline, as a share of the mean latency of {lines[0]['biggest']}"
+        x = f"deadline, as a share of the mean latency of {records[0]['biggest']}"
         figures.append(Figure(f"fig10{panel.name}", panel.title, x, tuple(series)))
     return figures
 

@@ -1,4 +1,4 @@
-"""Which lines are of cells and measurements that a protocol has now; others are passed over."""
+"""Selects the records of cells and measurements that a protocol currently has."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,48 +6,54 @@ from ...store import RunFolderError
 from ...training import ConfigError
 from ..catalog.designs import DESIGNS
 from ..catalog.experiment import Run
+from ..catalog.fig10 import measurements
 from ..catalog.protocols import Protocol
-from .records import CELL, DEADLINES, Line
-from .timing import plans
+from .records import CELL, DEADLINES, Record
 
 
-def known_lines(lines: Iterable[Line], protocol: Protocol) -> Iterator[Line]:
-    """Those of cells and measurements as the protocol has them now.
+def filter_results(records: Iterable[Record], protocol: Protocol) -> Iterator[Record]:
+    """The records whose settings are those of the protocol; all others are left out.
 
-    Errors: RunFolderError for such a cell whose stages are not the protocol's.
+    Raises:
+        RunFolderError: For a record with these settings and other stages, panel or seed.
     """
-    listed = list(lines)
-    most = max((line["seed"] + 1 for line in listed if line["kind"] == DEADLINES), default=0)
-    measured = {plan.key: (plan.panel.name, plan.seed) for plan in plans(protocol, most)}
-    for line in listed:
-        if line["kind"] == CELL and is_known_cell(line, protocol):
-            stages = 1 if line["independent"] else len(protocol.growth(line["design"]))
-            told = {len(entry["cosines"]) + 1 for entry in line.get("cosines", [])}
-            for found in (len(line["error"]), *told):
-                if found != stages:
-                    raise RunFolderError(
-                        f"cell {line['key']} of protocol {protocol.name} must have {stages} "
-                        f"stages, found {found}: train it again with anynest reproduce"
-                    )
-            yield line
-        elif line["kind"] == DEADLINES and line["key"] in measured:
-            if measured[line["key"]] != (line["panel"], line["seed"]):
-                panel, seed = measured[line["key"]]
+    listed = list(records)
+    seeds = max((r["seed"] + 1 for r in listed if r["kind"] == DEADLINES), default=0)
+    by_key = {one.key: (one.panel.name, one.seed) for one in measurements(protocol, seeds)}
+    for record in listed:
+        if record["kind"] == CELL and is_current(record, protocol):
+            check_stages(record, protocol)
+            yield record
+        elif record["kind"] == DEADLINES and record["key"] in by_key:
+            if by_key[record["key"]] != (record["panel"], record["seed"]):
+                panel, seed = by_key[record["key"]]
                 raise RunFolderError(
-                    f"latencies {line['key']} of protocol {protocol.name} must be of panel {panel}, "
-                    f"seed {seed}, found {line['panel']}, {line['seed']}: measure again with anynest "
-                    "reproduce fig10"
+                    f"latencies {record['key']} of protocol {protocol.name} must be of panel "
+                    f"{panel}, seed {seed}, found {record['panel']}, {record['seed']}: measure "
+                    "again with anynest reproduce fig10"
                 )
-            yield line
+            yield record
 
 
-def is_known_cell(line: Line, protocol: Protocol) -> bool:
-    """Whether the protocol has a cell of these very settings."""
-    if line["design"] not in DESIGNS:
+def is_current(record: Record, protocol: Protocol) -> bool:
+    """Whether the protocol has a cell with exactly these settings."""
+    if record["design"] not in DESIGNS:
         return False
     try:
-        run = Run(line["design"], line["variant"], line["independent"])
-        cell = run.cell(protocol, line["seed"])
+        run = Run(record["design"], record["variant"], record["independent"])
+        cell = run.cell(protocol, record["seed"])
     except (ConfigError, ValueError):  # a method of another version
         return False
-    return bool(cell.settings == line["settings"] and cell.key == line["key"])
+    return bool(cell.settings == record["settings"] and cell.key == record["key"])
+
+
+def check_stages(record: Record, protocol: Protocol) -> None:
+    """Checks the number of stages of errors and cosines."""
+    stages = 1 if record["independent"] else len(protocol.growth(record["design"]))
+    cosines = {len(entry["cosines"]) + 1 for entry in record.get("cosines", [])}
+    for found in (len(record["error"]), *cosines):
+        if found != stages:
+            raise RunFolderError(
+                f"cell {record['key']} of protocol {protocol.name} must have {stages} "
+                f"stages, found {found}: train it again with anynest reproduce"
+            )

@@ -1,7 +1,7 @@
-"""The results: one JSON line per finished cell, in one file a protocol.
+"""Results files: one record (a line of JSON) per finished cell, one file per protocol.
 
-A line is written whole or not at all, and a cell has one line per data set: whoever adds lines
-reads the file, joins, and puts a new file in the old one's place, under a lock.
+A record is unique by kind, key and data label. Records are added under a lock, and the file is
+replaced atomically.
 """
 
 import json
@@ -12,21 +12,21 @@ from typing import Any
 from ...store import RunFolderError, write_whole
 from ...store.files import file_lock
 
-Line = dict[str, Any]
-# what a line must have: enough to be found, told apart and judged
-REQUIRED = ("kind", "key", "protocol", "data")
+Record = dict[str, Any]
+REQUIRED = ("kind", "key", "protocol", "data")  # fields of every record, all text
 CELL, DEADLINES = "cell", "deadlines"
 
 
-def identity(line: Line) -> tuple[str, str, str]:
-    """What no two lines of a file share: the kind, the key, and the data's label."""
-    return line["kind"], line["key"], line["data"]
+def identity(record: Record) -> tuple[str, str, str]:
+    """Kind, key and data label, which no two records of a file share."""
+    return record["kind"], record["key"], record["data"]
 
 
-def read_results(path: str | Path) -> list[Line]:
-    """The lines of a results file; none where there is no file.
+def read_results(path: str | Path) -> list[Record]:
+    """The records of a results file; empty if there is no file.
 
-    Errors: RunFolderError, one line, for a line that is no result.
+    Raises:
+        RunFolderError: For an unreadable file, or a line that is no record.
     """
     path = Path(path)
     try:
@@ -35,41 +35,43 @@ def read_results(path: str | Path) -> list[Line]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
-    lines = []
+    records = []
     for number, row in enumerate(text.splitlines(), start=1):
         try:
-            line = json.loads(row)
+            value = json.loads(row)
         except ValueError as error:
             raise RunFolderError(f"{path}, line {number}, must be JSON: {error}") from error
-        lines.append(require_result(line, f"{path}, line {number},"))
-    return lines
+        records.append(require_record(value, f"{path}, line {number},"))
+    return records
 
 
-def require_result(line: Any, place: str) -> Line:
-    """The line, if it can be told apart from others; else RunFolderError."""
-    if not isinstance(line, dict) or any(not isinstance(line.get(k), str) for k in REQUIRED):
+def require_record(value: Any, place: str) -> Record:
+    """The value, if it has the fields that every record has.
+
+    Raises:
+        RunFolderError: If it does not.
+    """
+    if not isinstance(value, dict) or any(not isinstance(value.get(k), str) for k in REQUIRED):
         raise RunFolderError(
             f"{place} is no result: it must be an object with {', '.join(REQUIRED)}; remove it, "
             "and anynest reproduce makes it anew"
         )
-    return line
+    return value
 
 
-def add_results(path: Path, lines: Iterable[Line]) -> int:
-    """Add the lines that the file does not have yet; how many those were.
+def add_results(path: Path, records: Iterable[Record]) -> int:
+    """Adds the records that the file does not contain, and returns their number.
 
-    Errors: RunError where the file cannot be written; it is then as it was.
+    Raises:
+        RunError: If the file cannot be written; it is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_name(f".{path.name}.lock")):
-        known = read_results(path)
-        seen = {identity(line) for line in known}
-        added = []
-        for line in lines:
-            if identity(line) not in seen:
-                seen.add(identity(line))
-                added.append(line)
-        if added:
-            rows = [json.dumps(line, allow_nan=False) for line in [*known, *added]]
+        all_records = {identity(record): record for record in read_results(path)}
+        before = len(all_records)
+        for record in records:
+            all_records.setdefault(identity(record), record)
+        if len(all_records) > before:
+            rows = [json.dumps(record, allow_nan=False) for record in all_records.values()]
             write_whole(path, ("\n".join(rows) + "\n").encode())
-    return len(added)
+    return len(all_records) - before

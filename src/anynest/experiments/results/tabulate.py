@@ -1,4 +1,4 @@
-"""From lines to a table: mean, standard deviation and n per run and stage, beside the paper's."""
+"""Tables of errors: mean, standard deviation and n of each run and stage, beside the paper's."""
 
 import math
 import statistics
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import rich.table
 from rich.console import Console
-from rich.table import Table
 
+from ..catalog.cell import network_name
 from ..catalog.designs import DESIGNS
 from ..catalog.experiment import Experiment, Run
 from ..catalog.paper import Printed, printed_error
 from ..catalog.protocols import Protocol
 from ..catalog.variants import title_of
-from ..sweep.cell import network_name
-from .records import CELL, Line
+from .records import CELL, Record
 
 
 def error_text(mean: float, deviation: float | None) -> str:
-    """As the paper prints it.
+    """An error in the paper's notation.
 
     >>> error_text(7.31, 0.26), error_text(7.31, None), error_text(10.2, 0.04)
     ('7.3 (0.3)', '7.3', '10.2 (0.04)')
@@ -32,7 +32,13 @@ def error_text(mean: float, deviation: float | None) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run's error at one stage, in %. values: one a seed, in the order of the seeds."""
+    """The error of one run at one stage.
+
+    Args:
+        stage: Number of the stage, from 1.
+        values: Error in % of each seed, in the order of the seeds.
+        paper: The paper's number, if it may be compared.
+    """
 
     stage: int
     values: tuple[float, ...]
@@ -48,33 +54,54 @@ class Entry:
 
     @property
     def deviation(self) -> float:
-        """Of the sample; not a number with fewer than two."""
+        """Sample standard deviation; NaN with fewer than two values."""
         return statistics.stdev(self.values) if self.n > 1 else math.nan
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's, in the paper's and our standard deviations together."""
+        """Ours less the paper's, in units of both standard deviations combined."""
         if self.paper is None or self.paper.deviation is None or self.n < 2:
             return None
         spread = math.hypot(self.paper.deviation, self.deviation)
         return (self.mean - self.paper.mean) / spread if spread else None
 
     def text(self) -> str:
-        """As the paper prints it; a dash where there is none."""
+        """In the paper's notation; a dash without values."""
         return error_text(self.mean, self.deviation) if self.values else "-"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "stage": self.stage,
+            "error": list(self.values),
+            "mean": self.mean if self.n else None,
+            "deviation": self.deviation if self.n > 1 else None,
+            "n": self.n,
+            "paper": asdict(self.paper) if self.paper else None,
+            "difference": self.difference,
+        }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: a network and a method."""
+    """A run and its error at each stage."""
 
     run: Run
     entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
-class Tabulated:
-    """An experiment's rows under one protocol and one data label, and the seeds that are wanting."""
+class ErrorTable:
+    """An experiment's rows under one protocol.
+
+    Args:
+        experiment: The experiment.
+        protocol: The protocol.
+        data: Data labels of the records that were used.
+        seeds: Number of seeds that each run should have.
+        rows: One per run.
+        missing: Names of the cells without a record.
+    """
 
     experiment: Experiment
     protocol: Protocol
@@ -84,7 +111,7 @@ class Tabulated:
     missing: tuple[str, ...]
 
     def entry(self, run: Run, stage: int) -> Entry | None:
-        """One number."""
+        """One error; None if the table does not have it."""
         for row in self.rows:
             if row.run == run:
                 return next((e for e in row.entries if e.stage == stage), None)
@@ -99,38 +126,26 @@ class Tabulated:
             "data": list(self.data),
             "seeds": self.seeds,
             "rows": [
-                {
-                    **asdict(row.run),
-                    "stages": [
-                        {
-                            "stage": entry.stage,
-                            "error": list(entry.values),
-                            "mean": entry.mean if entry.n else None,
-                            "deviation": entry.deviation if entry.n > 1 else None,
-                            "n": entry.n,
-                            "paper": asdict(entry.paper) if entry.paper else None,
-                            "difference": entry.difference,
-                        }
-                        for entry in row.entries
-                    ],
-                }
+                {**asdict(row.run), "stages": [entry.to_json() for entry in row.entries]}
                 for row in self.rows
             ],
             "missing": list(self.missing),
         }
 
     def show(self, console: Console) -> None:
-        """A table a network."""
+        """Prints one table per network."""
         for network in dict.fromkeys((row.run.design, row.run.independent) for row in self.rows):
             rows = [r for r in self.rows if (r.run.design, r.run.independent) == network]
-            console.print(self.table(network_name(*network), rows))
+            console.print(self.console_table(network_name(*network), rows))
         if self.missing:
             console.print(f"missing: {len(self.missing)} of the cells")
 
-    def table(self, name: str, rows: Sequence[Row]) -> Table:
-        """One network's: a row a method, a column a stage, so that a terminal's width is enough."""
+    def console_table(self, name: str, rows: Sequence[Row]) -> rich.table.Table:
+        """One network's table: a row per method and a column per stage, to fit a terminal."""
         title = f"{self.experiment.source}, {name}: test error %, {' / '.join(self.data)}"
-        table = Table(title=f"{title}, protocol {self.protocol.name}, mean (deviation) of seeds")
+        table = rich.table.Table(
+            title=f"{title}, protocol {self.protocol.name}, mean (deviation) of seeds"
+        )
         table.add_column("method")
         names = DESIGNS[rows[0].run.design].subscripts(self.protocol.growth(rows[0].run.design))
         for index in range(max(len(row.entries) for row in rows)):
@@ -145,50 +160,58 @@ class Tabulated:
         return table
 
 
-def comparable(design: str, protocol: Protocol, lines: Iterable[Line]) -> bool:
-    """Whether the paper's numbers may stand beside those of these cells: its network, on its data.
+def comparable(design: str, protocol: Protocol, records: Iterable[Record]) -> bool:
+    """Whether the paper's numbers may be compared: the records are of its network and its data.
 
-    CIFAR-10 is known by its label, which also names what was done to it; ImageNet by its size.
+    CIFAR-10 is recognised by its label, which also names changes to it; ImageNet by its size.
     """
     if not protocol.has_papers_network(design):
         return False
     if DESIGNS[design].family == "cifar":
-        labels = {line["data"] for line in lines}
+        labels = {record["data"] for record in records}
         return bool(labels) and all(f"{label} ".startswith("CIFAR-10 ") for label in labels)
-    return {line.get("test_images") for line in lines if line["design"] == design} == {50000}
+    return {r.get("test_images") for r in records if r["design"] == design} == {50000}
 
 
 def table_of(
-    experiment: Experiment, protocol: Protocol, seeds: int, lines: Sequence[Line]
-) -> Tabulated:
-    """The experiment's numbers from the lines there are."""
-    by_key = {line["key"]: line for line in lines if line["kind"] == CELL}
+    experiment: Experiment,
+    protocol: Protocol,
+    seeds: int,
+    records: Sequence[Record],
+    metric: str = "error",
+) -> ErrorTable:
+    """The experiment's table.
+
+    Args:
+        experiment: The experiment.
+        protocol: The protocol.
+        seeds: Number of seeds that each run should have.
+        records: The results; those of other cells are ignored.
+        metric: The field to tabulate, ``error`` or ``top5_error``.
+    """
+    by_key = {r["key"]: r for r in records if r["kind"] == CELL and metric in r}
     rows, missing, labels = [], [], dict[str, None]()
     for run in experiment.wanted(protocol, list(by_key.values())):
         errors: list[list[float]] = []
         for seed in range(run.seeds or seeds):
             cell = run.cell(protocol, seed)
-            line = by_key.get(cell.key)
-            if line is None:
+            record = by_key.get(cell.key)
+            if record is None:
                 missing.append(cell.name)
             else:
-                errors.append(line["error"])
-                labels[line["data"]] = None
+                errors.append(record[metric])
+                labels[record["data"]] = None
         compared = comparable(run.design, protocol, by_key.values())
-        rows.append(Row(run, entries_of(run, protocol, errors, compared)))
-    return Tabulated(experiment, protocol, tuple(labels), seeds, tuple(rows), tuple(missing))
-
-
-def entries_of(
-    run: Run, protocol: Protocol, errors: list[list[float]], compared: bool
-) -> tuple[Entry, ...]:
-    """A run's stages, with the paper's numbers where they can be compared."""
-    count = 1 if run.independent else len(protocol.growth(run.design))
-    return tuple(
-        Entry(
-            stage,
-            tuple(100 * values[stage - 1] for values in errors),
-            printed_error(run.design, run.variant, stage, run.independent) if compared else None,
+        count = 1 if run.independent else len(protocol.growth(run.design))
+        entries = (
+            Entry(
+                stage,
+                tuple(100 * values[stage - 1] for values in errors),
+                printed_error(run.design, run.variant, stage, run.independent, metric)
+                if compared
+                else None,
+            )
+            for stage in range(1, count + 1)
         )
-        for stage in range(1, count + 1)
-    )
+        rows.append(Row(run, tuple(entries)))
+    return ErrorTable(experiment, protocol, tuple(labels), seeds, tuple(rows), tuple(missing))

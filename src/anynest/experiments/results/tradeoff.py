@@ -1,17 +1,19 @@
-"""Figure 9's curves: error against multiply-adds, and how far one lies above another."""
+"""Figure 9's curves of error against multiply-adds, and the distance between two curves."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..catalog.fig9 import ALONE, LARGEST, Panel
-from ..claims.evidence import Evidence
+from .evidence import Evidence
 
 
 @dataclass(frozen=True)
 class Point:
-    """One network or stage: multiply-adds an image, and the error in % of every seed."""
+    """One network or stage: multiply-adds per image, and the error in % by seed."""
 
     name: str
     work: float
@@ -23,7 +25,7 @@ class Point:
 
 
 def anytime_curve(evidence: Evidence, design: str, variant: str) -> list[Point]:
-    """A point a stage; none where the run is missing."""
+    """One point per stage; empty if the run is missing."""
     errors, work = evidence.errors(design, variant), evidence.work.get((design, None), [])
     if not errors:
         return []
@@ -34,7 +36,7 @@ def anytime_curve(evidence: Evidence, design: str, variant: str) -> list[Point]:
 
 
 def oracle_curve(evidence: Evidence, panel: Panel) -> list[Point]:
-    """A point a size: as in the paper the better of its strategies where there are two."""
+    """One point per size; of two training strategies the better, as in the paper."""
     points = []
     for stage in range(1, evidence.stages(panel.oracle) + 1):
         tried = []
@@ -50,8 +52,8 @@ def oracle_curve(evidence: Evidence, panel: Panel) -> list[Point]:
 
 
 def mean_over_work(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
-    """The mean error over the logarithm of the multiply-adds from ``low`` to ``high``, with
-    straight lines between the points (work, error).
+    """The mean error over the logarithm of the multiply-adds from ``low`` to ``high``, linearly
+    interpolated between the points (work, error).
 
     >>> mean_over_work([(1, 30.0), (4, 10.0)], 1, 4)
     20.0
@@ -60,29 +62,18 @@ def mean_over_work(points: Sequence[tuple[float, float]], low: float, high: floa
     """
     xs, ys = [math.log2(work) for work, _ in points], [error for _, error in points]
     left, right = math.log2(low), math.log2(high)
-    inner = [x for x in xs if left < x < right]
-    grid = [left, *inner, right]
-    values = [interpolated(x, xs, ys) for x in grid]
+    grid = [left, *(x for x in xs if left < x < right), right]
+    values = np.interp(grid, xs, ys).tolist()
     area = sum(
         (b - a) * (va + vb) / 2
         for a, b, va, vb in zip(grid, grid[1:], values, values[1:], strict=False)
     )
-    return area / (right - left)
-
-
-def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The value at x of the line through the points; beyond the ends that of the end."""
-    if x <= xs[0]:
-        return ys[0]
-    for left, right, low, high in zip(xs, xs[1:], ys, ys[1:], strict=False):
-        if x <= right:
-            return low + (high - low) * (x - left) / (right - left)
-    return ys[-1]
+    return float(area / (right - left))
 
 
 def curve_differences(first: Sequence[Point], second: Sequence[Point]) -> dict[int, float]:
-    """Seed by seed, how far (percentage points) the first curve lies above the second where both
-    have points; nothing where they do not overlap or a seed is missing."""
+    """By seed, the mean height (percentage points) of the first curve above the second where their
+    ranges overlap. Empty without overlap; seeds that a point lacks are left out."""
     if len(first) < 2 or len(second) < 2:
         return {}
     low, high = max(first[0].work, second[0].work), min(first[-1].work, second[-1].work)

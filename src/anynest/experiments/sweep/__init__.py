@@ -1,1 +1,1 @@
-"""Sweeps: every cell of an experiment trained to its result, through interruptions."""
+"""Sweeps: training all cells of an experiment, in worker processes or with Ray."""

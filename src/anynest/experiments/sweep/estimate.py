@@ -1,4 +1,4 @@
-"""How long a sweep will take: from cells that are finished, else from a few steps, measured."""
+"""Estimates the duration of a sweep from finished cells, or else from a few measured steps."""
 
 import statistics
 import time
@@ -10,52 +10,63 @@ from ...training import TrainConfig
 from ...training.environment import computing
 from ...training.step import TrainStep
 from ...training.training_phases import count_phases, make_phase
-from ..results.records import Line
-from .cell import Cell
+from ..catalog.cell import Cell, Settings
+from ..results.records import Record
 
-SAMPLE = 32  # images of a measured step: it is scaled up to the batch
+SAMPLE = 32  # images of a measured step on a CPU, scaled up to the batch
 STEPS = 3
 
 
 def estimate(
     cells: Sequence[Cell],
-    known: Sequence[Line],
+    records: Sequence[Record],
     images: int,
     image_size: int,
     channels: int,
     classes: int,
     machine: dict[str, object],
 ) -> dict[str, float]:
-    """Seconds of training for every cell, by key.
+    """Seconds of training of each cell, by key.
 
-    A cell like finished ones (same design, variant and protocol, another seed) takes their median;
-    any other is measured: one warm-up step and ``STEPS`` more a phase, on random images.
+    A cell takes the median of the finished cells that differ from it in the seed alone. Without
+    any, it is measured once per design, variant and size: a warm-up step and ``STEPS`` more per
+    training phase, on random images.
+
+    Args:
+        cells: The cells to estimate.
+        records: Records of finished cells.
+        images: Number of training images.
+        image_size: Their width and height.
+        channels: Their channels.
+        classes: Number of classes.
+        machine: Settings of the config's section ``run``.
     """
-    measured: dict[tuple[str, str, int | None], float] = {}
+    seconds: dict[tuple[str, str, int | None], float] = {}
     result = {}
     for cell in cells:
-        like = (cell.design, cell.variant, cell.independent)
-        if like not in measured:
-            alike = [line["seconds"] for line in known if "seconds" in line and kin(line, cell)]
-            measured[like] = (
-                statistics.median(alike)
-                if alike
-                else measure(cell, images, image_size, channels, classes, machine)
+        run = (cell.design, cell.variant, cell.independent)
+        if run not in seconds:
+            finished = [
+                record["seconds"]
+                for record in records
+                if "seconds" in record
+                and with_seed_0(record["settings"]) == with_seed_0(cell.settings)
+            ]
+            seconds[run] = (
+                statistics.median(finished)
+                if finished
+                else measured_seconds(cell, images, image_size, channels, classes, machine)
             )
-        result[cell.key] = measured[like]
+        result[cell.key] = seconds[run]
     return result
 
 
-def kin(line: Line, cell: Cell) -> bool:
-    """Whether a line is the cell's with another seed at most."""
-    ours, theirs = cell.settings, line["settings"]
-    return {**ours, "run": {**ours["run"], "seed": 0}} == {
-        **theirs,
-        "run": {**theirs["run"], "seed": 0},
-    }
+def with_seed_0(settings: Settings) -> Settings:
+    """Settings without the difference of the seed."""
+    return {**settings, "run": {**settings["run"], "seed": 0}}
 
 
-def measure(
+def measured_seconds(
     cell: Cell,
     images: int,
     image_size: int,
@@ -63,7 +74,7 @@ def measure(
     classes: int,
     machine: dict[str, object],
 ) -> float:
-    """Seconds of training, from a few steps of every phase."""
+    """Seconds of training, from a few steps of each training phase."""
     config = cell.config("digits", dict(machine))
     with computing(config.run) as device:
         model = config.model.build(classes, channels).to(device)
@@ -72,12 +83,12 @@ def measure(
             phase = make_phase(config, model, index)
             step = TrainStep(config, phase, device)
             phase.train_mode()
-            total += seconds_a_step(config, step, device, (channels, image_size), classes)
+            total += seconds_per_step(config, step, device, (channels, image_size), classes)
     batches = images // config.data.batch_size
     return total * batches * config.schedule.epochs
 
 
-def seconds_a_step(
+def seconds_per_step(
     config: TrainConfig,
     step: TrainStep,
     device: torch.device,

@@ -1,4 +1,4 @@
-"""One cell, brought to its end in this process: from its folder, however far it is, to its line."""
+"""Runs one cell in this process: starts or resumes its run folder and returns its record."""
 
 import json
 import subprocess
@@ -16,12 +16,13 @@ from ...training import DataConfig, TrainConfig, train
 from ...training.config.train_config import read_config, read_object
 from ...training.output.reporting import Reporter
 from ...training.output.run_folder import RunFolder
-from ..results.checks import check_line
-from ..results.records import CELL, Line, require_result
-from .cell import Cell
+from ..catalog.cell import Cell
+from ..results.checks import check_record
+from ..results.records import CELL, Record, require_record
 
-RESULT = "result.json"  # in the run folder: the cell's line
-EPOCHS_TOLD = 20  # of which the line keeps the cosines
+RESULT = "result.json"  # the cell's record, in its run folder
+COSINE_EPOCHS = 20  # whose cosines a record keeps, at most
+LOCK_SECONDS = 60.0
 _loaded: dict[DataConfig, Dataset] = {}
 
 
@@ -40,16 +41,18 @@ class Job:
 
     @classmethod
     def loads(cls, text: str) -> "Job":
-        """Back from JSON."""
+        """From JSON."""
         given = json.loads(text)
         cell = Cell(**given.pop("cell"))
         return cls(cell, Path(given.pop("out")), **given)
 
 
-def run_job(job: Job, reporter: Reporter | None = None) -> Line:
-    """The cell's line: read where the cell is finished, else trained to its end first.
+def run_job(job: Job, reporter: Reporter | None = None) -> Record:
+    """The cell's record; trains the cell first unless it is finished.
 
-    Errors: as ``training.train`` raises them; RunFolderError where the folder holds another run.
+    Raises:
+        RunFolderError: If the folder holds another run.
+        RunError, ConfigError, Interrupted: As ``training.train``.
     """
     folder = RunFolder(job.cell.folder(job.out))
     config = job.cell.config(job.source, job.machine)
@@ -66,43 +69,47 @@ def run_job(job: Job, reporter: Reporter | None = None) -> Line:
             reporter=reporter,
             data=data,
         )
-        line = describe(job.cell, folder, data)
-        write_whole(result, (json.dumps(line, allow_nan=False) + "\n").encode())
-    finished = finished_line(job.cell, job.out)
+        record = describe(job.cell, folder, data)
+        write_whole(result, (json.dumps(record, allow_nan=False) + "\n").encode())
+    finished = finished_record(job.cell, job.out)
     assert finished is not None
     return finished
 
 
-def finished_line(cell: Cell, out: Path) -> Line | None:
-    """The line of a cell that is finished in its folder.
+def finished_record(cell: Cell, out: Path) -> Record | None:
+    """The record in a cell's run folder; None if the cell is not finished.
 
-    Errors: RunFolderError, one line, where the file holds no result, or another's.
+    Raises:
+        RunFolderError: If the file holds no record, or another cell's.
     """
     path = cell.folder(out) / RESULT
     if not path.is_file():
         return None
-    line = require_result(read_object(path), str(path))
-    check_line(line, str(path))
-    if (line["kind"], line["key"]) != (CELL, cell.key):
+    record = require_record(read_object(path), str(path))
+    check_record(record, str(path))
+    if (record["kind"], record["key"]) != (CELL, cell.key):
         raise RunFolderError(
-            f"{path} must be the result of {CELL} {cell.key}, found {line['kind']} {line['key']}; "
-            "remove it, and anynest reproduce makes it anew"
+            f"{path} must be the result of {CELL} {cell.key}, found {record['kind']} "
+            f"{record['key']}; remove it, and anynest reproduce makes it anew"
         )
-    return line
+    return record
 
 
 def same_run(folder: RunFolder, config: TrainConfig) -> TrainConfig:
-    """The stored config, if it is the cell's but for the place of the images and the machine."""
+    """The stored config, if it equals the cell's apart from machine and image location.
+
+    Raises:
+        RunFolderError: If it does not.
+    """
     stored = read_config(folder.config)
-    if _essence(stored) != _essence(config):
+    if _without_machine(stored) != _without_machine(config):
         raise RunFolderError(
             f"{folder.path} holds another run than this cell: choose another --out"
         )
     return stored
 
 
-def _essence(config: TrainConfig) -> dict[str, Any]:
-    """A config without the machine; the images' place is left out, for folders move."""
+def _without_machine(config: TrainConfig) -> dict[str, Any]:
     sections = config.to_json()
     for key in ("device", "threads", "save_minutes", "save_batches"):
         del sections["run"][key]
@@ -111,11 +118,15 @@ def _essence(config: TrainConfig) -> dict[str, Any]:
     return sections
 
 
-def wait_for_lock(folder: RunFolder, seconds: float = 60.0) -> None:
-    """A worker whose sweep was killed saves and leaves within seconds: wait for it."""
+def wait_for_lock(folder: RunFolder) -> None:
+    """Waits for the worker of a killed sweep, which saves and exits within seconds.
+
+    Raises:
+        RunFolderError: If the folder stays locked.
+    """
     if not folder.path.is_dir():
         return
-    until = time.monotonic() + seconds
+    until = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             with folder.locked():
@@ -127,20 +138,25 @@ def wait_for_lock(folder: RunFolder, seconds: float = 60.0) -> None:
 
 
 def load_once(config: DataConfig) -> Dataset:
-    """The images, which one process reads once for all its cells."""
+    """The images; the last set is kept for the process's next cells."""
     if config not in _loaded:
-        _loaded.clear()  # one set at a time
+        _loaded.clear()
         _loaded[config] = config.load()
     return _loaded[config]
 
 
-def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
-    """The line of a cell whose run has just come to its end."""
+def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Record:
+    """The record of a cell whose run has finished."""
     summary = read_object(folder.summary)
     history, stored = folder.read_history(), read_config(folder.config).to_json()
     model = create_model(summary["model"], **summary["arguments"])
     costs = model.cost(data.image_size)
     test = summary["test"]
+    top5 = {"top5_error": test["top5_error"]} if "top5_error" in test else {}
+    # without held-out images the test split takes their place, which must choose no settings
+    held_out = (
+        {} if data.validation_is_test else {"validation_error": summary["validation"]["error"]}
+    )
     return {
         "kind": CELL,
         "key": cell.key,
@@ -151,9 +167,9 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
         "variant": cell.variant,
         "seed": cell.seed,
         "error": test["error"],
-        **({"top5_error": test["top5_error"]} if "top5_error" in test else {}),
+        **top5,
         "loss": test["loss"],
-        **held_out(summary, data),
+        **held_out,
         "test_images": test["images"],
         "train_images": len(data.train),
         "train_error": summary["train"]["error"],
@@ -171,38 +187,32 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Line:
     }
 
 
-def held_out(summary: dict[str, Any], data: Dataset) -> dict[str, list[float]]:
-    """The error on the images held out, by which settings are chosen; nothing where there are
-    none, and the test split stands in for them."""
-    if data.validation_is_test:
-        return {}
-    return {"validation_error": summary["validation"]["error"]}
-
-
 def thinned_cosines(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most ``EPOCHS_TOLD`` epochs: the cosine between the gradients of every two losses, as
-    the rows of the lower triangle."""
-    measured = [line for line in history if line["cosines"]]
-    step = max(1, -(-len(measured) // EPOCHS_TOLD))
+    """The cosines between the losses' gradients of at most ``COSINE_EPOCHS`` epochs, as the rows of
+    the lower triangle."""
+    measured = [epoch for epoch in history if epoch["cosines"]]
+    step = max(1, -(-len(measured) // COSINE_EPOCHS))
     return [
         {
-            "epoch": line["epoch"],
+            "epoch": epoch["epoch"],
             "cosines": [
-                [round(value, 4) for value in row[:i]] for i, row in enumerate(line["cosines"]) if i
+                [round(value, 4) for value in row[:i]]
+                for i, row in enumerate(epoch["cosines"])
+                if i
             ],
         }
-        for line in measured[step - 1 :: step]
+        for epoch in measured[step - 1 :: step]
     ]
 
 
 def revision() -> str:
-    """The git commit of the code that runs, with ``-dirty`` where the code differs from it; the
-    version where it is no checkout."""
-    place = Path(__file__).parents[2]
+    """The git commit of the running code, with ``-dirty`` if the code was changed since; the
+    version if the code is not in a checkout."""
+    package = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(place), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(package), *words], capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 

@@ -1,4 +1,4 @@
-"""Several worker processes on this machine, one thread each."""
+"""Runs jobs in worker processes on this machine, one thread each."""
 
 import contextlib
 import json
@@ -13,117 +13,116 @@ from dataclasses import dataclass
 from typing import Any
 
 from .job import Job
-from .launcher import RETRIES, Event
+from .launcher import Deaths, Event
 
-STOP_SECONDS = 120.0  # for a worker to save what it is training
+STOP_SECONDS = 120.0  # for a worker to save a checkpoint
+# -P: modules in the current folder must not replace those of the standard library
+COMMAND = (sys.executable, "-P", "-m", "anynest.experiments.sweep.worker")
 
 
 @dataclass
-class Worker:
-    """A worker process and the job that it has."""
+class WorkerProcess:
+    """A worker process and its current job."""
 
     number: int
     process: subprocess.Popen[str]
     job: Job | None = None
 
     def give(self, job: Job) -> None:
-        """Hand over a job."""
+        """Sends a job. If the worker has died, its end is reported by its listener."""
         assert self.process.stdin is not None
         self.job = job
-        self.process.stdin.write(job.dumps() + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(job.dumps() + "\n")
+            self.process.stdin.flush()
+
+    def close_pipes(self) -> None:
+        """Closes the pipes of an ended process."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 class LocalLauncher:
-    """``jobs`` workers at once. Each is a process of its own, so none can harm another."""
+    """``jobs`` worker processes at once."""
 
-    def __init__(self, jobs: int, command: Sequence[str] | None = None) -> None:
+    def __init__(self, jobs: int, command: Sequence[str] = COMMAND) -> None:
         self.count = jobs
-        # -P: modules of the current folder, such as a json.py there, are not imported
-        default = [sys.executable, "-P", "-m", "anynest.experiments.sweep.worker"]
-        self.command = list(command or default)
-        self.heard: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
-        self.workers: dict[int, Worker] = {}
+        self.command = list(command)
+        self.messages: queue.Queue[tuple[WorkerProcess, dict[str, Any] | None]] = queue.Queue()
+        self.workers: dict[int, WorkerProcess] = {}
         self.started = 0
 
     def run(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
         """See ``Launcher``."""
         waiting = deque(jobs)
-        deaths: dict[str, int] = {}
+        deaths = Deaths()
         try:
             while waiting or any(worker.job for worker in self.workers.values()):
                 while waiting and (worker := self.idle()) is not None:
                     job = waiting.popleft()
                     yield Event("begun", job)
-                    self.hand(worker, job)
-                worker, message = self.heard.get()
+                    worker.give(job)
+                worker, message = self.messages.get()
                 if message is None:
-                    yield from self.buried(worker, waiting, deaths)
+                    job_left = self.remove(worker)
+                    if job_left is not None:
+                        status = worker.process.returncode
+                        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+                        event = deaths.event(job_left, how, "its worker ended")
+                        if event.kind == "again":
+                            waiting.appendleft(job_left)
+                        yield event
                 elif worker.job is not None:
-                    yield from told(worker, message)
+                    yield from events_of(worker, message)
         finally:
             self.stop()
 
-    def idle(self) -> Worker | None:
-        """A worker without a job, a new one where there may be more."""
+    def idle(self) -> WorkerProcess | None:
+        """A worker without a job, started if there are fewer than allowed."""
         for worker in self.workers.values():
             if worker.job is None:
                 return worker
         return self.start() if len(self.workers) < self.count else None
 
-    def start(self) -> Worker:
-        """A new worker, and the thread that listens to it."""
+    def start(self) -> WorkerProcess:
+        """Starts a worker and the thread that reads its messages."""
         process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            process_group=0,  # a terminal's Ctrl-C is the sweep's to pass on, once
+            process_group=0,  # Ctrl-C reaches the sweep alone, which stops its workers
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        worker = Worker(self.started, process)
+        worker = WorkerProcess(self.started, process)
         self.started += 1
         self.workers[worker.number] = worker
         threading.Thread(target=self.listen, args=(worker,), daemon=True).start()
         return worker
 
-    def listen(self, worker: Worker) -> None:
-        """Pass on what a worker says, then its end."""
+    def listen(self, worker: WorkerProcess) -> None:
+        """Queues a worker's messages, then None when it has ended."""
         assert worker.process.stdout is not None
         for text in worker.process.stdout:
             try:
                 message = json.loads(text)
             except ValueError:  # a line cut short by a kill
                 continue
-            self.heard.put((worker, message))
+            self.messages.put((worker, message))
         worker.process.wait()
-        self.heard.put((worker, None))
+        self.messages.put((worker, None))
 
-    def hand(self, worker: Worker, job: Job) -> None:
-        """Give a job; where the worker has died meanwhile, its end is heard soon."""
-        with contextlib.suppress(BrokenPipeError):
-            worker.give(job)
-
-    def buried(
-        self, worker: Worker, waiting: deque[Job], deaths: dict[str, int]
-    ) -> Iterator[Event]:
-        """A worker has ended; what it had is run again, but not for ever."""
+    def remove(self, worker: WorkerProcess) -> Job | None:
+        """Forgets an ended worker; returns its unfinished job."""
         del self.workers[worker.number]
-        close_pipes(worker)
+        worker.close_pipes()
         job, worker.job = worker.job, None
-        if job is None:
-            return
-        status = worker.process.returncode
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        deaths[job.cell.key] = deaths.get(job.cell.key, 0) + 1
-        if deaths[job.cell.key] > RETRIES:
-            yield Event("failed", job, text=f"its worker ended {RETRIES + 1} times ({how})")
-        else:
-            waiting.appendleft(job)
-            yield Event("again", job, text=how)
+        return job
 
     def stop(self) -> None:
-        """Ask every worker to save and leave, and wait until it has."""
+        """Stops all workers, which save a checkpoint first, and waits for them."""
         for worker in self.workers.values():
             if worker.job is not None:
                 worker.process.terminate()
@@ -133,14 +132,14 @@ class LocalLauncher:
             try:
                 worker.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                worker.process.kill()  # its last checkpoint is whole
+                worker.process.kill()  # checkpoints are written atomically
                 worker.process.wait()
-            close_pipes(worker)
+            worker.close_pipes()
         self.workers.clear()
 
 
-def told(worker: Worker, message: dict[str, Any]) -> Iterator[Event]:
-    """What a worker's message means for its job."""
+def events_of(worker: WorkerProcess, message: dict[str, Any]) -> Iterator[Event]:
+    """The event that a worker's message reports, if any."""
     job = worker.job
     assert job is not None
     match message["event"]:
@@ -148,15 +147,7 @@ def told(worker: Worker, message: dict[str, Any]) -> Iterator[Event]:
             yield Event("epoch", job, epoch=message["epoch"], epochs=message["epochs"])
         case "done":
             worker.job = None
-            yield Event("done", job, line=message["line"])
+            yield Event("done", job, record=message["record"])
         case "failed":
             worker.job = None
             yield Event("failed", job, text=message["error"])
-
-
-def close_pipes(worker: Worker) -> None:
-    """Give back the files of a worker that is no more."""
-    for pipe in (worker.process.stdin, worker.process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()

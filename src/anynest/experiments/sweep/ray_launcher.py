@@ -1,7 +1,7 @@
-"""Cells on many machines through Ray: an extra.
+"""Runs jobs on many machines with Ray (an extra).
 
-Every cell is a Ray task. One whose worker or machine is lost is submitted again; where ``--out``
-lies on a disk that all machines share, it goes on from its last checkpoint.
+Each cell is a Ray task. If its worker or machine is lost, it is submitted again; it resumes from its
+last checkpoint if ``--out`` is on a disk that all machines share.
 """
 
 import contextlib
@@ -12,13 +12,17 @@ from typing import Any
 
 from ...store import RunError
 from ...training import ConfigError
-from ..results.records import Line
+from ..results.records import Record
 from .job import Job, run_job
-from .launcher import RETRIES, Event
+from .launcher import Deaths, Event
 
 
 def import_ray() -> Any:
-    """Ray; ConfigError where it is not installed."""
+    """Ray.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     try:
         import ray
     except ImportError as error:
@@ -26,9 +30,9 @@ def import_ray() -> Any:
     return ray
 
 
-def run_text(text: str) -> Line:
-    """A job in a Ray worker; what goes wrong is an answer too, so that only a lost worker is an
-    error of Ray's."""
+def run_text(text: str) -> Record:
+    """Runs a job in a Ray worker. Errors of the job are returned, so that Ray raises for lost
+    workers alone."""
     try:
         return run_job(Job.loads(text))
     except (RunError, ValueError, OSError) as error:
@@ -36,9 +40,11 @@ def run_text(text: str) -> Line:
 
 
 class RayLauncher:
-    """``jobs`` cells at once over the whole cluster (None: as many as it has CPUs, or one a GPU).
+    """Runs cells on a Ray cluster.
 
-    address: a running cluster's; None starts one on this machine, for as long as the sweep runs.
+    Args:
+        jobs: Cells at once; None for as many as the cluster has CPUs, or GPUs.
+        address: Address of a running cluster; None starts one on this machine for the sweep.
     """
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
@@ -64,12 +70,12 @@ class RayLauncher:
                 ray.shutdown()
 
     def submit_all(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
-        """Every job to its end; those under way are cancelled when the caller leaves."""
+        """Runs all jobs; cancels those still running when the generator is closed."""
         ray = self.ray
         accelerated = bool(jobs) and str(jobs[0].machine.get("device")).startswith("cuda")
         task = ray.remote(max_retries=0, num_cpus=1, num_gpus=1 if accelerated else 0)(run_text)
         limit = self.jobs or int(ray.cluster_resources().get("GPU" if accelerated else "CPU", 1))
-        waiting, running, deaths = deque(jobs), dict[Any, Job](), dict[str, int]()
+        waiting, running, deaths = deque(jobs), dict[Any, Job](), Deaths()
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
@@ -78,23 +84,21 @@ class RayLauncher:
                     running[task.remote(job.dumps())] = job
                 ready, _ = ray.wait(list(running), num_returns=1)
                 job = running.pop(ready[0])
-                yield self.judge(ready[0], job, waiting, deaths)
+                event = self.event_of(ready[0], job, deaths)
+                if event.kind == "again":
+                    waiting.appendleft(job)
+                yield event
         finally:
             for reference in running:
                 with contextlib.suppress(Exception):
                     ray.cancel(reference)
 
-    def judge(self, reference: Any, job: Job, waiting: deque[Job], deaths: dict[str, int]) -> Event:
-        """What became of a task."""
+    def event_of(self, reference: Any, job: Job, deaths: Deaths) -> Event:
+        """The outcome of a finished task."""
         try:
-            line: Line = self.ray.get(reference)
+            record: Record = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            how = type(error).__name__
-            deaths[job.cell.key] = deaths.get(job.cell.key, 0) + 1
-            if deaths[job.cell.key] > RETRIES:
-                return Event("failed", job, text=f"lost {RETRIES + 1} times ({how})")
-            waiting.appendleft(job)
-            return Event("again", job, text=how)
-        if "failed" in line:
-            return Event("failed", job, text=line["failed"])
-        return Event("done", job, line=json.loads(json.dumps(line)))
+            return deaths.event(job, type(error).__name__, "lost")
+        if "failed" in record:
+            return Event("failed", job, text=record["failed"])
+        return Event("done", job, record=json.loads(json.dumps(record)))

@@ -1,8 +1,9 @@
-"""A process that trains one cell after another: ``python -m anynest.experiments.sweep.worker``.
+"""A process that trains one cell after another: ``python -P -m anynest.experiments.sweep.worker``.
 
-It reads jobs, a JSON line each, from standard input, and answers on standard output, a JSON line
-each: {"event": "epoch" | "done" | "failed" | "stopped", ...}. Between two cells it keeps the images
-that it has read. When its sweep is gone, its input ends: it saves what it is training, and leaves.
+It reads jobs from standard input, one line of JSON each, and writes events to standard output, one
+line of JSON each: {"event": "epoch" | "done" | "failed" | "stopped", ...}. The images stay in memory
+between cells. When its input ends during a cell, the sweep was killed: it saves a checkpoint and
+exits.
 """
 
 import contextlib
@@ -20,32 +21,32 @@ from ...training.output.reporting import NullReporter
 from .job import Job, run_job
 
 
-class Told(NullReporter):
-    """Tells the sweep of every epoch."""
-
-    def __init__(self, say: "Voice") -> None:
-        self.voice = say
-
-    def epoch(self, line: dict[str, Any]) -> None:
-        self.voice.tell("epoch", epoch=line["epoch"], epochs=line["epochs"])
-
-
-class Voice:
-    """Standard output, kept for the sweep alone: what else is printed goes to standard error."""
+class EventWriter:
+    """Writes events to the original standard output; redirects other output to standard error."""
 
     def __init__(self) -> None:
         self.handle = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    def tell(self, event: str, **values: Any) -> None:
-        """One line. Nobody may be left to read it."""
+    def write(self, event: str, **values: Any) -> None:
+        """One line, dropped if the reader is gone."""
         with contextlib.suppress(BrokenPipeError):
             self.handle.write(json.dumps({"event": event, **values}) + "\n")
             self.handle.flush()
 
 
-class Inbox:
-    """Jobs as they come in, on a thread of its own, so that the input's end is noticed at once."""
+class PipeReporter(NullReporter):
+    """Reports each epoch to the sweep."""
+
+    def __init__(self, events: EventWriter) -> None:
+        self.events = events
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self.events.write("epoch", epoch=line["epoch"], epochs=line["epochs"])
+
+
+class JobReader:
+    """Reads jobs in a thread, so that the end of the input is noticed at once."""
 
     def __init__(self) -> None:
         self.jobs: queue.Queue[str | None] = queue.Queue()
@@ -53,32 +54,31 @@ class Inbox:
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self) -> None:
-        """Read until the sweep closes the pipe, or is no more."""
+        """Reads until the sweep closes the pipe or ends."""
         for text in sys.stdin:
             self.jobs.put(text)
-        if self.busy:  # the sweep never closes the pipe of a worker at work: it was killed
+        if self.busy:  # a sweep closes the pipes of idle workers alone, so it was killed
             os.kill(os.getpid(), signal.SIGTERM)
         self.jobs.put(None)
 
 
 def main() -> int:
-    """Work until the input ends; 0, or 128 + the signal that stopped it."""
-    voice, inbox = Voice(), Inbox()
-    while (text := inbox.jobs.get()) is not None:
-        inbox.busy = True
+    """Runs jobs until the input ends; 0, or 128 + the signal that interrupted a job."""
+    events, reader = EventWriter(), JobReader()
+    while (text := reader.jobs.get()) is not None:
+        reader.busy = True
         try:
-            line = run_job(Job.loads(text), Told(voice))
+            record = run_job(Job.loads(text), PipeReporter(events))
         except Interrupted as error:
-            voice.tell("stopped")
+            events.write("stopped")
             return 128 + error.signal_number
         except Exception as error:
-            expected = isinstance(error, (RunError, ValueError, OSError))
-            if not expected:
+            if not isinstance(error, (RunError, ValueError, OSError)):
                 traceback.print_exc()
-            voice.tell("failed", error=" ".join(str(error).split()) or type(error).__name__)
+            events.write("failed", error=" ".join(str(error).split()) or type(error).__name__)
         else:
-            voice.tell("done", line=line)
-        inbox.busy = False
+            events.write("done", record=record)
+        reader.busy = False
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The parts of the report."""
+"""Parts of the report."""

@@ -1,11 +1,11 @@
-"""What OSGD gains over the paper's SGD, and what of it the sum of the losses gains already."""
+"""The control: OSGD's gain over the paper's SGD, split into the sum of losses and the projection."""
 
 import statistics
 from collections.abc import Collection
 
 from ...catalog.designs import DESIGNS
 from ..formatting import network_title, signed, stage_names
-from ..render.document import Block, Cell, Group, Table, Text
+from ..render.document import Block, RowGroup, Table, TableCell, Text
 from ..section import Section
 
 COLUMNS = (
@@ -22,18 +22,21 @@ MEANING = (
 
 
 def control(section: Section) -> list[Block]:
-    """The last two stages of each design, seed by seed; nothing where no pair has run."""
-    evidence, groups = section.evidence, []
+    """Differences at the last two stages of each design; empty without pairs."""
+    groups = []
     for design in DESIGNS:
         names = stage_names(section.protocol, design)
         stages = range(max(1, len(names) - 1), len(names) + 1)
-        columns = [evidence.paired(design, one, other, list(stages)) for _, one, other in COLUMNS]
-        rows = [
-            (Cell(names[s - 1]), *(difference(c[f"stage {s}"].values()) for c in columns))
-            for s in stages
-        ]
-        if any(cell.text != "-" for row in rows for cell in row[1:]):
-            groups.append(Group(tuple(rows), *network_title(section.protocol, design)))
+        columns = [section.evidence.paired(design, a, b, stages) for _, a, b in COLUMNS]
+        if any(values for column in columns for values in column.values()):
+            rows = tuple(
+                (
+                    TableCell(names[stage - 1]),
+                    *(difference(column[f"stage {stage}"].values()) for column in columns),
+                )
+                for stage in stages
+            )
+            groups.append(RowGroup(rows, *network_title(section.protocol, design)))
     if not groups:
         return []
     caption = (
@@ -44,9 +47,9 @@ def control(section: Section) -> list[Block]:
     return [Text(MEANING), Table(caption, head, tuple(groups), apart=3)]
 
 
-def difference(values: Collection[float]) -> Cell:
-    """Mean, deviation and n of differences."""
+def difference(values: Collection[float]) -> TableCell:
+    """Mean, standard deviation and n."""
     if not values:
-        return Cell("-")
+        return TableCell("-")
     spread = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
-    return Cell(signed(statistics.mean(values)) + spread, (f"n = {len(values)}",))
+    return TableCell(signed(statistics.mean(values)) + spread, (f"n = {len(values)}",))

@@ -1,74 +1,70 @@
-"""The cosines between the tasks' gradients through training, by design and method."""
+"""The cosines between the tasks' gradients during training, by design and method."""
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from ...catalog.designs import DESIGNS
 from ...catalog.variants import title_of
-from ...results.records import Line
+from ...results.records import Record
 from ..formatting import network_title, signed
-from ..render.document import Block, Cell, Fold, Group, Picture, Pictures, Table, Text
-from ..render.drawing import GREY, INK, ORANGE, legend, new_axes, styled, svg_of
+from ..render.document import Block, Fold, Picture, Pictures, RowGroup, Table, Text, text_row
+from ..render.drawing import GREY, INK, ORANGE, draw
 from ..section import Section
 
-METHODS = {"sgd-mean": GREY, "osgd": ORANGE}
+METHODS = {"sgd-mean": (GREY, "s"), "osgd": (ORANGE, "o")}  # colour, marker
 Curves = dict[tuple[int, int], dict[int, float]]  # pair of stages (from 1) -> epoch -> cosine
 
 
-def curves_of(lines: Sequence[Line]) -> Curves:
-    """Each pair's mean over the seeds, at the epochs that all of them tell."""
-    told = [
-        {entry["epoch"]: entry["cosines"] for entry in line.get("cosines", [])} for line in lines
+def curves_of(records: Sequence[Record]) -> Curves:
+    """Each pair's mean over the seeds, at the epochs that all seeds have."""
+    by_seed = [
+        {entry["epoch"]: entry["cosines"] for entry in record["cosines"]} for record in records
     ]
-    told = [epochs for epochs in told if epochs]
-    if not told:
-        return {}
-    epochs = sorted(set.intersection(*(set(one) for one in told)))
     found: Curves = {}
-    for epoch in epochs:
-        for later, row in enumerate(told[0][epoch], start=2):
+    for epoch in sorted(set.intersection(*map(set, by_seed))):
+        for later, row in enumerate(by_seed[0][epoch], start=2):
             for earlier in range(1, len(row) + 1):
-                values = [one[epoch][later - 2][earlier - 1] for one in told]
+                values = [one[epoch][later - 2][earlier - 1] for one in by_seed]
                 found.setdefault((earlier, later), {})[epoch] = statistics.mean(values)
     return found
 
 
-def runs_of(section: Section) -> dict[str, dict[str, list[Line]]]:
-    """Design -> method -> lines of anytime networks that tell cosines."""
-    found: dict[str, dict[str, list[Line]]] = {}
+def runs_of(section: Section) -> dict[str, dict[str, list[Record]]]:
+    """Design -> method -> records of anytime networks with cosines."""
+    found: dict[str, dict[str, list[Record]]] = {}
     for design in DESIGNS:
         for method in METHODS:
-            lines = [
-                line
-                for line in section.cells
-                if (line["design"], line["variant"], line["independent"]) == (design, method, None)
-                and line.get("cosines")
+            records = [
+                r
+                for r in section.cells
+                if (r["design"], r["variant"], r["independent"]) == (design, method, None)
+                and r.get("cosines")
             ]
-            if lines:
-                found.setdefault(design, {})[method] = lines
+            if records:
+                found.setdefault(design, {})[method] = records
     return found
 
 
 def cosine_blocks(section: Section) -> list[Block]:
-    """A panel a design; nothing where no run told any."""
-    runs = runs_of(section)
-    if not runs:
-        return []
+    """A panel per design; empty without cosines."""
     panels, groups = [], []
-    for design, by_method in runs.items():
-        curves = {method: curves_of(lines) for method, lines in by_method.items()}
-        panels.append(draw(design, curves, section))
+    for design, by_method in runs_of(section).items():
+        curves = {method: curves_of(records) for method, records in by_method.items()}
+        panels.append(draw_cosines(design, curves, section))
         rows = []
         for pair in sorted({pair for found in curves.values() for pair in found}):
             ends = [last(curves.get(method, {}).get(pair)) for method in METHODS]
-            rows.append((Cell(f"stages {pair[0]} and {pair[1]}"), *map(Cell, ends)))
-        seeds = ", ".join(f"{title_of(m)} n = {len(lines)}" for m, lines in by_method.items())
-        groups.append(Group(tuple(rows), network_title(section.protocol, design)[0], seeds))
+            rows.append(text_row(f"stages {pair[0]} and {pair[1]}", *ends))
+        seeds = ", ".join(f"{title_of(m)} n = {len(records)}" for m, records in by_method.items())
+        groups.append(RowGroup(tuple(rows), network_title(section.protocol, design)[0], seeds))
+    if not panels:
+        return []
     caption = (
         "Cosines between the gradients of two stages' losses, per epoch, means over seeds: thin, "
         f"each pair of stages; thick, the mean of all pairs; {section.label}"
     )
-    told = (
+    meaning = (
         "Above 0 two tasks pull the same way; below 0 a step for one is a step against the other."
     )
     table = Table(
@@ -76,21 +72,21 @@ def cosine_blocks(section: Section) -> list[Block]:
         ("pair", *map(title_of, METHODS)),
         tuple(groups),
     )
-    return [Text(told), Pictures(caption, tuple(panels)), Fold("Cosines in numbers", (table,))]
+    return [Text(meaning), Pictures(caption, tuple(panels)), Fold("Cosines in numbers", (table,))]
 
 
 def last(curve: dict[int, float] | None) -> str:
-    """The value at its last epoch."""
+    """The value at the last epoch."""
     return signed(curve[max(curve)], 2) if curve else "-"
 
 
-def draw(design: str, curves: dict[str, Curves], section: Section) -> Picture:
+def draw_cosines(design: str, curves: dict[str, Curves], section: Section) -> Picture:
     """Both methods in one panel."""
-    with styled():
-        figure, axes = new_axes(3.7, 2.8)
+
+    def plot(axes: Any) -> None:
         axes.axhline(0, color=INK, lw=0.8, alpha=0.5)
         for method, pairs in curves.items():
-            color, marker = METHODS[method], "o" if method == "osgd" else "s"
+            color, marker = METHODS[method]
             for curve in pairs.values():
                 axes.plot(list(curve), list(curve.values()), color=color, lw=0.8, alpha=0.55)
             epochs = sorted(next(iter(pairs.values()), {}))
@@ -101,6 +97,6 @@ def draw(design: str, curves: dict[str, Curves], section: Section) -> Picture:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("cosine")
-        legend(axes)
-        title = network_title(section.protocol, design)[0]
-        return Picture(f"{section.anchor}-cosines-{design}", title, svg_of(figure))
+
+    title = network_title(section.protocol, design)[0]
+    return Picture(f"{section.anchor}-cosines-{design}", title, draw(plot, 3.7, 2.8))

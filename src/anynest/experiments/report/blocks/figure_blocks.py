@@ -1,25 +1,17 @@
-"""The paper's figures: drawn, with their numbers to unfold."""
-
-from collections.abc import Callable
+"""The paper's figures: drawn, with their numbers folded below."""
 
 from ...catalog.experiment import Experiment
 from ...results.figures import FIGURES, Figure
 from ...results.tabulate import error_text
 from ..formatting import count_text
-from ..render.document import Block, Cell, Fold, Group, Picture, Pictures, Table, Text
+from ..render.document import Block, Fold, Pictures, RowGroup, Table, Text, text_row
 from ..section import Section
-from . import figure8, figure9, figure10
+from .drawings import DRAW, NAMES
 from .tables import seeds_text
-
-DRAW: dict[str, Callable[[Figure, Section], Picture]] = {
-    "fig8": figure8.draw,
-    "fig9": figure9.draw,
-    "fig10": figure10.draw,
-}
 
 
 def figure_blocks(section: Section, experiment: Experiment) -> list[Block]:
-    """Nothing without results."""
+    """A figure's panels and numbers; empty without results."""
     figures = FIGURES[experiment.name](section.evidence)
     if not figures:
         return []
@@ -29,35 +21,27 @@ def figure_blocks(section: Section, experiment: Experiment) -> list[Block]:
         f"{experiment.source}: test error in %, means over {seeds_text(counts)}, bars are one "
         f"standard deviation; {section.label}"
     )
+    with_work = experiment.name == "fig9"
+    tables = tuple(numbers(section, figure, with_work) for figure in figures)
     return [
         Text(f"{experiment.title}."),
         Pictures(caption, panels),
-        numbers(section, experiment, figures),
+        Fold(f"{experiment.source} in numbers", tables),
     ]
 
 
-def numbers(section: Section, experiment: Experiment, figures: list[Figure]) -> Fold:
-    """A table a panel: a row a point."""
-    tables = []
-    for figure in figures:
-        groups = []
-        for series in figure.series:
-            rows = tuple(
-                (
-                    Cell(spot.name),
-                    *((Cell(count_text(spot.x or 0)),) if experiment.name == "fig9" else ()),
-                    Cell(error_text(spot.mean, spot.deviation)),
-                    Cell(str(spot.n)),
-                )
-                for spot in series.spots
-            )
-            groups.append(Group(rows, name_of(series.name, section)))
-        head = ("point", *(("multiply-adds",) if experiment.name == "fig9" else ()), "error %", "n")
-        caption = f"{figure.name}, {figure.x}: mean (standard deviation); {section.label}"
-        tables.append(Table(caption, head, tuple(groups)))
-    return Fold(f"{experiment.source} in numbers", tuple(tables))
-
-
-def name_of(series: str, section: Section) -> str:
-    """A design's title belongs to the paper's networks alone."""
-    return figure9.NAMES.get(series, series) if section.protocol.models else series
+def numbers(section: Section, figure: Figure, with_work: bool) -> Table:
+    """A panel's table: a row per point. with_work: whether to show the multiply-adds."""
+    groups = []
+    for series in figure.series:
+        rows = []
+        for spot in series.spots:
+            work = (count_text(spot.x or 0),) if with_work else ()
+            error = error_text(spot.mean, spot.deviation)
+            rows.append(text_row(spot.name, *work, error, str(spot.n)))
+        # a design's title names the paper's network
+        name = NAMES.get(series.name, series.name) if section.protocol.models else series.name
+        groups.append(RowGroup(tuple(rows), name))
+    head = ("point", *(("multiply-adds",) if with_work else ()), "error %", "n")
+    caption = f"{figure.name}, {figure.x}: mean (standard deviation); {section.label}"
+    return Table(caption, head, tuple(groups))

@@ -1,21 +1,27 @@
-"""How far each table and figure has come, and which cells it still wants."""
+"""The progress of each table and figure, and its missing cells."""
 
 from dataclasses import dataclass
 
 from ....training.output.reporting import counted
 from ...catalog.experiment import Experiment, cells_of
 from ...catalog.experiments import EXPERIMENTS
+from ...catalog.fig10 import measurements
 from ...results.records import DEADLINES
 from ...results.tabulate import table_of
-from ...results.timing import plans
-from ..render.document import Block, Cell, Fold, Group, Items, Table, Text, row
+from ..render.document import Block, Fold, Items, RowGroup, Table, Text, text_row
 from ..section import Section
 
 
 @dataclass(frozen=True)
-class Progress:
-    """cells: how many an experiment wants; missing: the names of those that it has not; elsewhere:
-    its images are those of another section."""
+class ExperimentProgress:
+    """An experiment's progress.
+
+    Args:
+        experiment: The experiment.
+        cells: Number of cells that it needs.
+        missing: Names of the missing ones.
+        elsewhere: Whether its images are another section's.
+    """
 
     experiment: Experiment
     cells: int
@@ -23,53 +29,43 @@ class Progress:
     elsewhere: bool = False
 
 
-def progress(section: Section) -> list[Progress]:
-    """Every experiment's."""
+def progress(section: Section) -> list[ExperimentProgress]:
+    """The progress of all experiments."""
     return [progress_of(section, experiment) for experiment in EXPERIMENTS.values()]
 
 
-def progress_of(section: Section, experiment: Experiment) -> Progress:
-    """One experiment's; a measured one also wants its latencies."""
+def progress_of(section: Section, experiment: Experiment) -> ExperimentProgress:
+    """The progress of one experiment, including latencies."""
     if experiment.family in section.elsewhere:
-        return Progress(experiment, 0, (), elsewhere=True)
-    runs = experiment.wanted(section.protocol, section.cells)
-    cells = cells_of(runs, section.protocol, section.seeds)
-    wanted = len(cells)
-    table = table_of(experiment, section.protocol, section.seeds, section.cells)
-    missing = [*dict.fromkeys(table.missing)]
+        return ExperimentProgress(experiment, 0, (), elsewhere=True)
+    protocol, seeds = section.protocol, section.seeds
+    wanted = len(cells_of(experiment.wanted(protocol, section.cells), protocol, seeds))
+    missing = [*dict.fromkeys(table_of(experiment, protocol, seeds, section.cells).missing)]
     if experiment.measured:
-        known = {line["key"] for line in section.lines if line["kind"] == DEADLINES}
-        measurements = plans(section.protocol, section.seeds)
-        wanted += len(measurements)
-        missing += [
-            f"latencies, panel {plan.panel.name}, seed {plan.seed}"
-            for plan in measurements
-            if plan.key not in known
-        ]
-    return Progress(experiment, wanted, tuple(missing))
+        found = {record["key"] for record in section.records if record["kind"] == DEADLINES}
+        needed = measurements(protocol, seeds)
+        wanted += len(needed)
+        missing += [one.name for one in needed if one.key not in found]
+    return ExperimentProgress(experiment, wanted, tuple(missing))
 
 
 def still_missing(section: Section) -> list[Block]:
-    """A table of all experiments, and below it the missing cells of each, folded."""
-    found = progress(section)
+    """A table of all experiments and the missing cells of each, folded."""
     rows, folds = [], list[Block]()
-    for one in found:
+    for one in progress(section):
         name, source = one.experiment.name, one.experiment.source
         if one.elsewhere:
-            rows.append(row(name, source, "-", "-", "see the section of its images"))
+            rows.append(text_row(name, source, "-", "-", "see the section of its images"))
             continue
-        done = one.cells - len(one.missing)
-        state = f"{len(one.missing)} missing" if one.missing else "complete"
-        state = state if one.cells else "no cells under this protocol"
-        rows.append((*row(name, source), Cell(str(done)), Cell(str(one.cells)), Cell(state)))
+        state = "complete" if one.cells else "no cells under this protocol"
         if one.missing:
-            folds.append(
-                Fold(f"{name}: {len(one.missing)} of {one.cells} missing", (Items(one.missing),))
-            )
+            state = f"{len(one.missing)} missing"
+            title = f"{name}: {len(one.missing)} of {one.cells} missing"
+            folds.append(Fold(title, (Items(one.missing),)))
+        done = one.cells - len(one.missing)
+        rows.append(text_row(name, source, str(done), str(one.cells), state))
     seeds = counted(section.seeds, "seed")
     caption = f"Finished cells of {seeds}; a cell that several need is in each; {section.label}"
     head = ("name", "source", "finished", "wanted", "state")
-    blocks: list[Block] = [Table(caption, head, (Group(tuple(rows)),), words=2)]
-    if not folds:
-        blocks.append(Text("Nothing is missing."))
-    return [*blocks, *folds]
+    table = Table(caption, head, (RowGroup(tuple(rows)),), words=2)
+    return [table, *(folds or [Text("Nothing is missing.")])]

@@ -1,4 +1,4 @@
-"""What stands above and below the sections: the summary, and how the report was made."""
+"""The summary above the sections, and how the report was made, below them."""
 
 import shlex
 from collections.abc import Sequence
@@ -8,42 +8,41 @@ from ...catalog.experiment import cells_of
 from ...catalog.experiments import EXPERIMENTS
 from ...catalog.protocols import PROTOCOLS
 from ...claims.claim_list import judge_all
-from ..records import Source
-from ..render.document import Block, Cell, Code, Group, Heading, Items, Table, Text, row
+from ..render.document import Block, Code, Heading, Items, RowGroup, Table, Text, text_row
 from ..section import Section
+from ..sources import Source
 from . import verdicts
 
 
 def overview(sections: Sequence[Section]) -> list[Block]:
-    """A row a section: its cells, and how many claims hold, fail and stay undecided."""
+    """A row per section: its cells, and the number of claims with each outcome."""
     rows = []
     for section in sections:
         found = verdicts.counts(judge_all(section.evidence))
         numbers = (len(section.cells), *found.values())
-        rows.append(row(section.protocol.name, section.data, *map(str, numbers)))
+        rows.append(text_row(section.protocol.name, section.data, *map(str, numbers)))
     head = ("protocol", "data", "cells", *verdicts.OUTCOMES)
-    table = Table("Claims of the paper, by protocol and data", head, (Group(tuple(rows)),), words=2)
+    caption = "Claims of the paper, by protocol and data"
+    table = Table(caption, head, (RowGroup(tuple(rows)),), words=2)
     return [Heading(2, "Summary", "summary"), table]
 
 
 def nothing_yet(seeds: int) -> list[Block]:
-    """What there is to do, where there are no results."""
-    rows = tuple(
-        (
-            *row(e.name, e.source, e.title),
-            *(Cell(str(len(cells_of(e.runs(p), p, seeds)))) for p in PROTOCOLS.values()),
-        )
-        for e in EXPERIMENTS.values()
-    )
+    """The number of cells to train; for a report without results."""
+    rows = []
+    for e in EXPERIMENTS.values():
+        counts = (len(cells_of(e.runs(p), p, seeds)) for p in PROTOCOLS.values())
+        rows.append(text_row(e.name, e.source, e.title, *map(str, counts)))
     caption = f"Cells to train, {counted(seeds, 'seed')}, by protocol"
-    table = Table(caption, ("name", "source", "what", *PROTOCOLS), (Group(rows),), words=3)
+    head = ("name", "source", "what", *PROTOCOLS)
+    table = Table(caption, head, (RowGroup(tuple(rows)),), words=3)
     return [Heading(2, "Summary", "summary"), Text("There are no results yet."), table]
 
 
 def how_made(
     sections: Sequence[Section], sources: Sequence[Source], named: Sequence[str]
 ) -> list[Block]:
-    """The commands, and the files that were read. named: as the command was given them."""
+    """The commands and the files read. named: files and folders as given on the command line."""
     commands = [
         f"anynest reproduce all --protocol {protocol} --data DATA --out runs/{protocol} "
         f"--results results/{protocol}.jsonl"
@@ -51,7 +50,7 @@ def how_made(
     ]
     commands.append(f"anynest report {shlex.join(named)} --out FOLDER")
     texts = tuple(
-        f"{source.name}: {counted(source.lines, 'line')}, SHA-256 {source.digest[:16]}"
+        f"{source.name}: {counted(source.records, 'line')}, SHA-256 {source.digest[:16]}"
         for source in sources
     )
     return [

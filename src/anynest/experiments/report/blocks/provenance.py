@@ -1,80 +1,77 @@
-"""What a section's numbers were made with: cells, seeds, time, hardware, versions, commits."""
+"""The provenance of a section's numbers: cells, seeds, time, hardware, versions, commits."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ....training.output.reporting import clock, counted
-from ...results.records import Line
-from ..render.document import Block, Cell, Group, Table
+from ...results.records import Record
+from ..render.document import Block, RowGroup, Table, text_row
 from ..section import Section
 
 
 def what_ran(section: Section) -> list[Block]:
-    """A table of facts, each with how many lines say so where they do not all."""
-    cells, lines = section.cells, section.lines
-    facts: list[tuple[str, list[str]]] = [
-        ("protocol", [f"{section.protocol.name}: {section.protocol.title}"]),
-        ("data", [section.data]),
-        ("cells", [f"{len(cells)} trained, {len(lines) - len(cells)} measured under deadlines"]),
-        ("seeds", [", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))]),
-        ("training images", shared(cells, lambda line: text_of(line, "train_images"))),
-        ("test images", shared(cells, lambda line: text_of(line, "test_images"))),
-        (
-            "training time",
-            [f"{clock(sum(line.get('seconds', 0) for line in cells))}, all cells together"],
-        ),
-        ("hardware", shared(lines, hardware)),
-        ("versions", shared(lines, versions)),
-        ("commits", shared(lines, commit)),
-        ("finished", [span([line["finished"] for line in lines if "finished" in line])]),
-    ]
-    rows = tuple((Cell(name), Cell("; ".join(texts))) for name, texts in facts if any(texts))
-    return [Table(f"What ran; {section.label}", ("", ""), (Group(rows),), words=2)]
+    """A table of facts; if they differ between records, with the number of records of each."""
+    cells, records = section.cells, section.records
+    seconds = clock(sum(record.get("seconds", 0) for record in cells))
+    seeds = sorted({record["seed"] for record in records})
+    facts = {
+        "protocol": f"{section.protocol.name}: {section.protocol.title}",
+        "data": section.data,
+        "cells": f"{len(cells)} trained, {len(records) - len(cells)} measured under deadlines",
+        "seeds": ", ".join(map(str, seeds)),
+        "training images": distinct(cells, lambda record: number(record, "train_images")),
+        "test images": distinct(cells, lambda record: number(record, "test_images")),
+        "training time": f"{seconds}, all cells together",
+        "hardware": distinct(records, hardware),
+        "versions": distinct(records, versions),
+        "commits": distinct(records, commit),
+        "finished": span([record["finished"] for record in records if "finished" in record]),
+    }
+    rows = tuple(text_row(name, text) for name, text in facts.items() if text)
+    return [Table(f"What ran; {section.label}", ("", ""), (RowGroup(rows),), words=2)]
 
 
-def shared(lines: Iterable[Line], describe: Callable[[Line], str]) -> list[str]:
-    """Each different answer, the commonest first, with its number of lines if there are several."""
-    found = Counter(text for text in map(describe, lines) if text)
+def distinct(records: Iterable[Record], describe: Callable[[Record], str]) -> str:
+    """The distinct descriptions, most frequent first, with their counts if there are several."""
+    found = Counter(text for text in map(describe, records) if text)
     ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
     if len(ordered) == 1:
-        return [ordered[0][0]]
-    return [f"{text} ({counted(number, 'line')})" for text, number in ordered]
+        return ordered[0][0]
+    return "; ".join(f"{text} ({counted(count, 'line')})" for text, count in ordered)
 
 
-def text_of(line: Line, key: str) -> str:
-    """A field, if there is one."""
-    return f"{line[key]:,}" if key in line else ""
+def number(record: Record, key: str) -> str:
+    """A field with thousands separators; empty if absent."""
+    return f"{record[key]:,}" if key in record else ""
 
 
-def hardware(line: Line) -> str:
-    """The processor or accelerator, and how much of it."""
-    given = line.get("environment", {})
+def hardware(record: Record) -> str:
+    """The processor or accelerator, cores, threads and precision."""
+    given = record.get("environment", {})
     if not given:
         return ""
     parts = [str(given.get("accelerator") or given.get("processor") or "unknown processor")]
     for key, noun in (("cores", "core"), ("threads", "thread")):
         if isinstance(given.get(key), int):
             parts.append(counted(given[key], noun) + (" a run" if key == "threads" else ""))
-    machine = line.get("machine")
+    machine = record.get("machine")
     if isinstance(machine, dict) and machine.get("precision"):
         parts.append(str(machine["precision"]))
     return ", ".join(parts)
 
 
-def versions(line: Line) -> str:
-    """Of the package and what it stands on."""
-    given = line.get("environment", {})
-    parts = [f"anynest {line['anynest']}"] if "anynest" in line else []
-    parts += [f"{name} {given[key]}" for name, key in WITH_VERSIONS if key in given]
+def versions(record: Record) -> str:
+    """The versions of anynest, torch and Python."""
+    given = record.get("environment", {})
+    parts = [f"anynest {record['anynest']}"] if "anynest" in record else []
+    for name, key in (("torch", "torch"), ("Python", "python")):
+        parts += [f"{name} {given[key]}"] if key in given else []
     return ", ".join(parts)
 
 
-WITH_VERSIONS = (("torch", "torch"), ("Python", "python"))
-
-
-def commit(line: Line) -> str:
-    """Shortened; ``-dirty`` says that the code had changes that are not in the commit."""
-    revision = str(line.get("revision", ""))
+def commit(record: Record) -> str:
+    """The shortened commit, and whether the code had changes that are not in it."""
+    revision = str(record.get("revision", ""))
     name, dirty, _ = revision.partition("-dirty")
     return (name[:10] if " " not in name else name) + (" with changes" if dirty else "")
 

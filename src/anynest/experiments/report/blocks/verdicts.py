@@ -1,11 +1,11 @@
-"""The claims with their verdicts, each with what it rests on."""
+"""The claims and their verdicts."""
 
 from collections import Counter
 
 from ...claims.claim import Claim, Outcome, Verdict
 from ...claims.claim_list import CLAIMS, judge_all
 from ..formatting import probability, signed
-from ..render.document import Block, Cell, Fold, Group, Table, Text, Tile, Tiles
+from ..render.document import Block, Fold, RowGroup, Table, Text, Tile, Tiles, text_row
 from ..section import Section
 
 OUTCOMES: tuple[Outcome, ...] = ("holds", "fails", "undecided")
@@ -19,36 +19,29 @@ RULES = (
 
 
 def counts(verdicts: dict[str, Verdict]) -> dict[Outcome, int]:
-    """How many there are of each outcome."""
+    """The number of verdicts with each outcome."""
     found = Counter(verdict.outcome for verdict in verdicts.values())
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def tiles(verdicts: dict[str, Verdict]) -> tuple[Tile, ...]:
-    """The three numbers."""
-    return tuple(
-        Tile(str(number), outcome, outcome) for outcome, number in counts(verdicts).items()
-    )
-
-
 def claims(section: Section) -> list[Block]:
-    """Each claim as something to unfold; last those that nothing has run for."""
+    """A fold per claim; those without any results together at the end."""
     verdicts = judge_all(section.evidence)
-    folds = [(verdicts[claim.name], fold(claim, verdicts[claim.name], section)) for claim in CLAIMS]
-    blocks: list[Block] = [Tiles(tiles(verdicts)), Text(RULES, quiet=True)]
-    blocks += [folded for verdict, folded in folds if verdict.n]
-    idle = tuple(folded for verdict, folded in folds if not verdict.n)
+    tiles = (Tile(str(count), outcome, outcome) for outcome, count in counts(verdicts).items())
+    blocks: list[Block] = [Tiles(tuple(tiles)), Text(RULES, quiet=True)]
+    idle = list[Block]()
+    for claim in CLAIMS:
+        verdict = verdicts[claim.name]
+        (blocks if verdict.n else idle).append(fold(claim, verdict, section))
     if idle:
         what = f"{len(idle)} claims" if len(idle) > 1 else "1 claim"
-        blocks.append(
-            Fold(f"{what} for which no pair of runs is there yet", idle, tone="undecided")
-        )
+        title = f"{what} for which no pair of runs is there yet"
+        blocks.append(Fold(title, tuple(idle), tone="undecided"))
     return blocks
 
 
 def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
-    """One claim: closed, the verdict and its numbers; open, the test, comparisons, what is
-    missing."""
+    """A claim: its verdict and numbers; unfolded the test, comparisons and missing runs."""
     facts = [claim.source, f"n = {verdict.n}"]
     if verdict.difference is not None:
         facts.append(f"pooled difference {signed(verdict.difference, 2)} points")
@@ -60,11 +53,11 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
     ]
     if verdict.comparisons:
         rows = tuple(
-            (Cell(c.name), Cell(signed(c.mean, 2) if c.n else "-"), Cell(str(c.n)))
+            text_row(c.name, signed(c.mean, 2) if c.n else "-", str(c.n))
             for c in verdict.comparisons
         )
         caption = f"{claim.name}, comparisons: mean difference in points; {section.label}"
-        blocks.append(Table(caption, ("comparison", "difference", "n"), (Group(rows),)))
+        blocks.append(Table(caption, ("comparison", "difference", "n"), (RowGroup(rows),)))
     if verdict.missing:
         blocks.append(Text(f"Fewer than two pairs of runs yet for {', '.join(verdict.missing)}."))
     return Fold(

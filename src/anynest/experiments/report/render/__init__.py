@@ -1,1 +1,1 @@
-"""The report as HTML and Markdown."""
+"""Rendering of a document as HTML and Markdown, and of figures as SVG."""

@@ -1,6 +1,6 @@
-"""A report's parts, as data that knows nothing of HTML or Markdown: both are made from the same.
+"""A report as data, independent of HTML and Markdown, which are both rendered from it.
 
-Every text is plain; what renders it escapes it.
+All texts are plain; the templates escape them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,9 +9,16 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True)
-class Cell:
-    """text; notes: small lines below it; strong: the best of its row; below: a control that is
-    better than the best of its row; far: what the notes say deserves a look."""
+class TableCell:
+    """A cell of a table.
+
+    Args:
+        text: Its text.
+        notes: Small lines below the text.
+        strong: Whether it is the best of its row.
+        below: Whether it is a control better than the best of its row.
+        far: Whether the notes deserve attention.
+    """
 
     text: str
     notes: tuple[str, ...] = ()
@@ -21,29 +28,42 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows under a heading of their own, which may be empty."""
+class RowGroup:
+    """Rows of a table with an optional heading."""
 
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     title: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """words: how many columns on the left hold words, not numbers; apart: the first column that
-    stands apart from those before it."""
+    """A table.
+
+    Args:
+        caption: Its caption.
+        head: Column headings.
+        groups: Its rows.
+        words: Number of leading columns with text, not numbers.
+        apart: Index of the first column that is set apart from those before it.
+    """
 
     caption: str
     head: tuple[str, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[RowGroup, ...]
     words: int = 1
     apart: int | None = None
+
+    def classes(self, index: int, cell: TableCell | None = None) -> list[str]:
+        """CSS classes of a column's heading or of one of its cells."""
+        names = ["word"] if index < self.words else []
+        names += ["apart"] if index == self.apart else []
+        return names + [name for name in ("strong", "below", "far") if getattr(cell, name, False)]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """level 2 or 3; anchor: what a link to it names."""
+    """A heading of level 2 or 3. anchor: target of links to it."""
 
     level: int
     text: str
@@ -67,14 +87,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines as they are typed."""
+    """Preformatted lines."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A number that stands out. tone: ``holds``, ``fails``, ``undecided`` or nothing."""
+    """A highlighted number. tone: ``holds``, ``fails``, ``undecided`` or empty."""
 
     value: str
     label: str
@@ -83,14 +103,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Side by side."""
+    """Tiles side by side."""
 
     tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """svg: as ``drawing.svg_of`` gives it; name: of its file, without an ending."""
+    """A figure. name: of its file, without extension; svg: as ``drawing.draw`` returns it."""
 
     name: str
     title: str
@@ -107,7 +127,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is shown when its title is clicked on. tone: as a tile's, shown before the title."""
+    """Blocks shown when the title is clicked. tone: as a tile's, shown before the title."""
 
     title: str
     blocks: "tuple[Block, ...]"
@@ -120,14 +140,25 @@ Block: TypeAlias = Heading | Text | Items | Code | Tiles | Table | Pictures | Fo
 
 @dataclass(frozen=True)
 class Document:
-    """All of it."""
+    """A report."""
 
     title: str
     blocks: tuple[Block, ...]
 
+    def contents(self) -> list[tuple[Heading, list[Heading]]]:
+        """Each heading of level 2 with the headings below it."""
+        parts: list[tuple[Heading, list[Heading]]] = []
+        for block in self.blocks:
+            if isinstance(block, Heading):
+                if block.level == 2:
+                    parts.append((block, []))
+                else:
+                    parts[-1][1].append(block)
+        return parts
+
 
 def pictures_of(blocks: Iterable[Block]) -> Iterator[Picture]:
-    """Every picture, those in folds too."""
+    """All pictures, including those in folds."""
     for block in blocks:
         if isinstance(block, Pictures):
             yield from block.panels
@@ -135,6 +166,6 @@ def pictures_of(blocks: Iterable[Block]) -> Iterator[Picture]:
             yield from pictures_of(block.blocks)
 
 
-def row(*texts: str) -> tuple[Cell, ...]:
+def text_row(*texts: str) -> tuple[TableCell, ...]:
     """A row of plain cells."""
-    return tuple(Cell(text) for text in texts)
+    return tuple(TableCell(text) for text in texts)

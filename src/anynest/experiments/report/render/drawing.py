@@ -1,17 +1,14 @@
-"""Figures as SVG text that is the same for the same numbers and follows the page's colours.
-
-What is drawn in ``INK`` takes the colour of the text around the picture, so that it can be read on
-light and dark pages; text stays text.
-"""
+"""Figures as SVG: reproducible for equal numbers, in the page's text colour, with text as text."""
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ....store.figures import new_figure
 
-INK = "#0a0b0c"
-# readable on white and on near black, and apart for the colour-blind in lightness
+INK = "#0a0b0c"  # replaced by the text colour around the picture, on light and dark pages
+# readable on white and near black, and distinct in lightness for colour-blind readers
 GREEN, BLUE, RED, YELLOW, GREY, VIOLET, ORANGE, SKY = (
     "#2f9e5f", "#2f74d0", "#d6453d", "#d9a200", "#8a8f98", "#9a5fd0", "#e07b1f", "#7db4f0",
 )  # fmt: skip
@@ -30,33 +27,35 @@ RC = {
 }
 
 
-def styled() -> Any:
-    """A context in which figures are made and drawn."""
+def draw(plot: Callable[[Any], None], width: float = 3.7, height: float = 3.0) -> str:
+    """Draws a figure without background, with a faint grid and a legend below the axes.
+
+    Args:
+        plot: Fills the Matplotlib axes.
+        width: Inches.
+        height: Inches.
+
+    Returns:
+        The ``<svg>`` element.
+    """
     from matplotlib import rc_context
 
-    return rc_context(RC)
-
-
-def new_axes(width: float = 3.7, height: float = 3.0) -> tuple[Any, Any]:
-    """A figure without a background, and its axes with a faint grid."""
-    figure = new_figure(width, height)
-    figure.patch.set_alpha(0)
-    axes = figure.subplots()
-    axes.patch.set_alpha(0)
-    axes.grid(True, color=INK, alpha=0.12, lw=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def legend(axes: Any, columns: int = 2) -> None:
-    """Below the axes, where it hides nothing."""
-    axes.figure.legend(
-        loc="outside lower center", ncols=columns, frameon=False, fontsize=8, handlelength=2.2
-    )
+    with rc_context(RC):
+        figure = new_figure(width, height)
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        axes.grid(True, color=INK, alpha=0.12, lw=0.6)
+        axes.set_axisbelow(True)
+        plot(axes)
+        figure.legend(
+            loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=2.2
+        )
+        return svg_of(figure)
 
 
 def svg_of(figure: Any) -> str:
-    """The ``<svg>`` element alone, without dates and addresses, as wide as its place."""
+    """The ``<svg>`` element of a figure, without dates, addresses and a fixed size."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)
@@ -70,7 +69,7 @@ def svg_of(figure: Any) -> str:
 
 
 def inline(svg: str, name: str, title: str) -> str:
-    """For a page: names of its parts that no other picture has; ``title`` must be escaped."""
+    """For a page: ids are made unique by ``name``; ``title`` must be escaped."""
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)

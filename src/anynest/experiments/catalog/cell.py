@@ -1,9 +1,9 @@
-"""A cell: one training run, known by what decides its outcome.
+"""A cell is one training run, identified by the settings that decide its outcome.
 
-Its key is a hash of its settings: the network, the images' number and size, the method, the
-schedule and the seed. Where the images lie and what computes are no part of it, so the same cell
-in two tables, or in a folder that has moved, is one run. Settings that a config leaves at their
-defaults are not written down, and options that later versions add change no key.
+The key is a hash of these settings: network, number and size of the images, method, schedule, seed.
+The location of the images and the machine are no part of it, so a cell that two tables share, or a
+run folder that was moved, is one run. Settings at their defaults are not written down, so options
+added by later versions change no key.
 """
 
 import copy
@@ -21,7 +21,7 @@ PROJECTIONS = {"projection": "-raw", "scope": "-tensor"}
 
 
 def overlay(*layers: Settings) -> Settings:
-    """Sections of settings on top of one another; ``options`` are joined, not replaced.
+    """Merges sections of settings, later layers over earlier ones; ``options`` are merged, not replaced.
 
     >>> overlay({"data": {"limit": 10}}, {"data": {"batch_size": 5}, "run": {"seed": 1}})
     {'data': {'limit': 10, 'batch_size': 5}, 'run': {'seed': 1}}
@@ -38,11 +38,16 @@ def overlay(*layers: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment.
+    """One training run of an experiment.
 
-    design, independent: which network: a design's name, or the plain network of the size of its
-    stage ``independent`` (an Oracle's member). variant: the method and what is changed about it.
-    settings: sections of a ``TrainConfig``, without the images' place and the machine.
+    Args:
+        protocol: Name of the protocol.
+        design: Name of the network design.
+        variant: The method and its changes, such as ``osgd+lr=0.2``.
+        seed: The run's seed.
+        settings: Sections of a ``TrainConfig`` without the images' location and the machine.
+        independent: Stage (from 1) whose size a plain network has (a member of the Oracle); None
+            for the design itself.
     """
 
     protocol: str
@@ -54,7 +59,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits of the settings' SHA-256."""
+        """The first 16 hexadecimal digits of the SHA-256 of the settings' JSON."""
         text = json.dumps(self.settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -72,13 +77,17 @@ class Cell:
         return out / self.protocol / f"{stem}-{self.key[:8]}"
 
     def config(self, source: str, machine: dict[str, Any]) -> TrainConfig:
-        """The run's config: ``machine`` are settings of the section ``run`` (device, threads)."""
-        place: Settings = {"data": {"source": source}, "run": machine}
-        settings = overlay(self.settings, place)
+        """The run's config.
+
+        Args:
+            source: Location of the images.
+            machine: Settings of the section ``run`` (device, threads, ...).
+        """
+        settings = overlay(self.settings, {"data": {"source": source}, "run": machine})
         method = settings.get("method", {})
         for setting, suffix in PROJECTIONS.items():
             if method.pop(setting, None) is not None:
-                from ..catalog import projections  # noqa: F401  (registers them; imports torch)
+                from . import projections  # noqa: F401  (registers them; imports torch)
 
                 method["name"] += suffix
         return TrainConfig.from_json(settings)
