@@ -20,7 +20,7 @@ def start(out: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ANYNEST_TEST_HOLD": str(out / "hold")},
     )
 
 
@@ -28,7 +28,7 @@ def checkpoints(out: Path) -> set[Path]:
     return set((out / "slow").glob("*/checkpoints/*.ckpt"))
 
 
-def wait_for_new_checkpoint(out: Path, seconds: float = 120) -> None:
+def wait_for_new_checkpoint(out: Path, seconds: float = 300) -> None:
     before = checkpoints(out)
     until = time.monotonic() + seconds
     while checkpoints(out) <= before:
@@ -50,30 +50,33 @@ def worker_of(parent: int) -> int:
 
 def test_stopped_killed_and_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    hold = out / "hold"  # no cell finishes while it exists
+    hold.touch()
     first = start(out)
     wait_for_new_checkpoint(out)
-    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: the sweep and its worker
-    said, _ = first.communicate(timeout=120)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: the sweep, and all in its group
+    said, _ = first.communicate(timeout=300)
     assert first.returncode == 130, said
-    assert "cells left; the same command goes on" in said
+    assert "stopped with 2 cells left; the same command goes on" in said
     assert "Traceback" not in said
-    done = read_results(out / "slow.jsonl")
-    assert len(done) < 2
+    assert read_results(out / "slow.jsonl") == []
 
     second = start(out)
     wait_for_new_checkpoint(out)
     worker = worker_of(second.pid)
     os.kill(second.pid, signal.SIGKILL)  # the sweep alone: its worker must find out
-    second.communicate(timeout=120)
-    until = time.monotonic() + 60
+    second.communicate(timeout=300)
+    until = time.monotonic() + 300
     while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists(), "the worker outlived its sweep"
 
+    hold.unlink()
     last = start(out)
     said, _ = last.communicate(timeout=300)
     assert last.returncode == 0, said
-    lines = read_results(out / "slow.jsonl")
-    assert len({line["key"] for line in lines}) == len(lines) == 2
-    assert lines[: len(done)] == done
+    records = read_results(out / "slow.jsonl")
+    assert len({record["key"] for record in records}) == len(records) == 2
+    assert {record["epochs"] for record in records} == {5}
     assert "Table 0, even" in said

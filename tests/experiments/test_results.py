@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(
 WRITER = """
 import sys
 from pathlib import Path
-from anynest.experiments.results import add_results
+from anynest.experiments.results.records import add_results
 first = int(sys.argv[2])
 for number in range(first, first + 400):
     add_results(Path(sys.argv[1]), [{"kind": "cell", "key": str(number), "protocol": "p",

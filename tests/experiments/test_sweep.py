@@ -44,7 +44,7 @@ class Here:
             if number >= self.stop_after:
                 raise KeyboardInterrupt
             self.trained.append(job.cell.key)
-            yield Event("done", job, line=run_job(job))
+            yield Event("done", job, record=run_job(job))
 
 
 def test_a_sweep_goes_on_where_it_stood(

@@ -47,9 +47,9 @@ class WorkerProcess:
 class LocalLauncher:
     """``jobs`` worker processes at once."""
 
-    def __init__(self, jobs: int, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, jobs: int, command: Sequence[str] | None = None) -> None:
         self.count = jobs
-        self.command = list(command)
+        self.command = list(command or COMMAND)
         self.messages: queue.Queue[tuple[WorkerProcess, dict[str, Any] | None]] = queue.Queue()
         self.workers: dict[int, WorkerProcess] = {}
         self.started = 0
