@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from anynest.engines.folding import FoldedNetwork
 from anynest.engines.onnx import executor_cache
 from anynest.engines.onnx import session as onnx_session
 from anynest.engines.onnx.executor import Buffers
@@ -37,10 +38,15 @@ def network() -> AnytimeNetwork:
 
 
 @pytest.fixture(params=LAYOUTS)
-def session(request: pytest.FixtureRequest, network: AnytimeNetwork) -> OnnxSession:
+def session(request: pytest.FixtureRequest, folded: FoldedNetwork) -> OnnxSession:
     if request.param == "blocked" and block_size() == 1:
         pytest.skip("this processor has no kernels in blocks")
-    return OnnxSession.open(network, threads=1, layout=request.param)
+    return OnnxSession(folded, layout=request.param)
+
+
+@pytest.fixture(scope="module")
+def folded(network: AnytimeNetwork) -> FoldedNetwork:
+    return FoldedNetwork.of(network)
 
 
 def images(count: int, size: int = 8) -> Tensor:
@@ -117,17 +123,6 @@ def test_evaluations_by_turns_share_no_memory(
     assert len({id(kept) for kept in session._free}) == 4
 
 
-@pytest.mark.parametrize(
-    "rows", [torch.tensor([], dtype=torch.int64), torch.tensor([3]), torch.tensor([-1]),
-             torch.tensor([0.0]), torch.tensor([[0]])],
-)  # fmt: skip
-def test_rows_that_are_none(session: OnnxSession, rows: Tensor) -> None:
-    evaluation = session.begin(images(3))
-    with pytest.raises(ValueError, match="indices must be"):
-        evaluation.compact(rows)
-    assert evaluation.step().shape == (3, 10)
-
-
 def test_any_size_of_image(session: OnnxSession, network: AnytimeNetwork) -> None:
     for size in (8, 9, 16, 7, 12, 10, 8):
         x = images(2, size)
@@ -136,22 +131,14 @@ def test_any_size_of_image(session: OnnxSession, network: AnytimeNetwork) -> Non
     assert len(session._executors._executors) <= executor_cache.CACHED
 
 
-@pytest.mark.parametrize(
-    ("x", "words"),
-    [
-        (
-            torch.zeros(3, 8, 8),
-            "images must be \\[batch, 3, height, width\\] .*found \\[3, 8, 8\\]",
-        ),
-        (torch.zeros(1, 1, 8, 8), "found \\[1, 1, 8, 8\\]"),
-        (torch.zeros(0, 3, 8, 8), "found \\[0, 3, 8, 8\\]"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "float32"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.float64), "float32"),
-    ],
-)
-def test_images_that_do_not_fit(session: OnnxSession, x: Tensor, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        session.begin(x)
+def test_images_and_indices_that_do_not_fit(session: OnnxSession) -> None:
+    for x in (torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="images must be"):
+            session.begin(x)
+    evaluation = session.begin(images(3))
+    with pytest.raises(ValueError, match="indices must be"):
+        evaluation.compact(torch.tensor([3]))
+    assert evaluation.step().shape == (3, 10)
 
 
 def test_several_threads_at_once(session: OnnxSession) -> None:
@@ -228,26 +215,27 @@ def test_cancelled_before_a_step(session: OnnxSession, network: AnytimeNetwork) 
     close(next(stages(session.begin(images(1))))[1], expected(network, images(1))[0])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_cancelled_within_a_step(layout: str, capfd: pytest.CaptureFixture[str]) -> None:
-    if layout == "blocked" and block_size() == 1:
-        pytest.skip("this processor has no kernels in blocks")
-    session = OnnxSession.open(
-        create_model("width_nested_resnet42", independent=3), threads=1, layout=layout
-    )
+def test_cancelled_within_a_step(capfd: pytest.CaptureFixture[str]) -> None:
+    session = OnnxSession.open(create_model("width_nested_resnet42", independent=3))
     x = torch.zeros(16, 3, 32, 32)
-    evaluation = session.begin(x)
-    evaluation.step()
+    session.begin(x).step()
     began = time.perf_counter()
-    evaluation = session.begin(x)
-    evaluation.step()
+    session.begin(x).step()
     whole = time.perf_counter() - began
-    evaluation = session.begin(x)
-    timer = threading.Timer(whole / 10, evaluation.cancel)
-    timer.start()
-    with pytest.raises(RuntimeError, match="was cancelled"):
-        evaluation.step()
-    timer.join()
+    for _ in range(20):  # on a busy machine the timer may be late
+        evaluation = session.begin(x)
+        timer = threading.Timer(whole / 10, evaluation.cancel)
+        timer.start()
+        try:
+            evaluation.step()
+        except RuntimeError as error:
+            if "was cancelled" not in str(error):
+                raise
+            break
+        finally:
+            timer.join()
+    else:
+        pytest.fail("no step was interrupted")
     assert evaluation.stage == 0
     assert not capfd.readouterr().err  # ONNX Runtime would print it
 

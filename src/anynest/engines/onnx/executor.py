@@ -19,6 +19,7 @@ from ..folding import Array
 from .manifest import StageNames
 
 Shape = tuple[int, ...]
+CACHED_SIZES = 16  # image sizes whose shapes are kept
 SILENT = 4  # log level: errors are raised, not printed too
 
 
@@ -59,7 +60,8 @@ class Executor:
 
     def sizes(self, height: int, width: int) -> dict[str, Shape]:
         """The shapes of all values without the batch, from a run on one image."""
-        if (height, width) not in self._sizes:
+        found = self._sizes.get((height, width))
+        if found is None:
             known: dict[str, Array] = {
                 IMAGE: np.zeros((1, self.in_channels, height, width), dtype=np.float32),
                 **self.masks(1, height, width),
@@ -70,8 +72,11 @@ class Executor:
                 names = [stage.logits, *stage.gives]
                 feed = {name: known[name] for name in (*stage.inputs, *stage.reads, *joins)}
                 known.update(zip(names, session.run(names, feed), strict=True))
-            self._sizes[height, width] = {name: value.shape[1:] for name, value in known.items()}
-        return self._sizes[height, width]
+            found = {name: value.shape[1:] for name, value in known.items()}
+            for old in list(self._sizes)[: -CACHED_SIZES + 1]:
+                self._sizes.pop(old, None)
+            self._sizes[height, width] = found
+        return found
 
     def live(self, stage: int) -> set[str]:
         """The state that the stages after ``stage`` read."""
