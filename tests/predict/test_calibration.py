@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,6 +182,17 @@ def test_the_report_counts() -> None:
     assert report.reached is None
     assert json.loads(json.dumps(report.to_dict()))["images"] == 200
     assert "exits by stage" in str(report)
+
+
+def test_numbers_of_other_types() -> None:
+    data = held_out(3)
+    typed = replace(data, costs=tuple(np.array(data.costs)))
+    for goal in ({"target_accuracy": 0.5}, {"budget": 40}):
+        expected = calibrate(Confidence(), data, **goal)  # type: ignore[arg-type]
+        numpy_goal = {name: np.float32(value) for name, value in goal.items()}
+        found = calibrate(Confidence(np.float32(0.5)), typed, **numpy_goal)  # type: ignore[arg-type]
+        assert (found[0], found[1].to_dict()) == (expected[0], expected[1].to_dict())
+        json.dumps(found[1].to_dict())
 
 
 def test_expectations_are_of_images_not_chosen_on() -> None:

@@ -1,8 +1,10 @@
 """Accuracy under deadlines: what is counted, in which order, and what an interruption leaves."""
 
+import json
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -74,6 +76,13 @@ def test_every_image_under_every_deadline() -> None:
     assert first["overshoot"] == {"p99": pytest.approx(0.25), "max": pytest.approx(0.25)}
     assert "overshoot" not in results[3].to_json()
     assert results[3].to_json()["elapsed"]["mean"] == 3.0
+
+
+def test_numbers_of_other_types_leave_as_json() -> None:
+    result = DeadlineResult(np.float32(0.5), [0] * 4, elapsed=[])  # type: ignore[arg-type]
+    result.add(Fake()(torch.tensor(1.0), None), np.int64(1), np.float64(0.25))  # type: ignore[arg-type]
+    told = json.loads(json.dumps(result.to_json()))
+    assert (told["deadline"], told["accuracy"], told["elapsed"]["mean"]) == (0.5, 1.0, 0.25)
 
 
 def test_who_is_early_overshoots_by_nothing() -> None:

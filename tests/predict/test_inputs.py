@@ -148,6 +148,8 @@ def test_grey(tmp_path: Path) -> None:
         (np.zeros((8, 8, 4), np.uint8), r"found \[8, 8, 4\]"),
         (np.zeros((0, 8), np.uint8), r"found \[0, 8\]"),
         ([], "at least one image, found an empty list"),
+        (torch.zeros(3, 8, 8, device="meta"), "dense tensors with values, found layout .* meta"),
+        (torch.zeros(3, 8, 8).to_sparse(), "found layout torch.sparse_coo"),
         ([torch.zeros(2, 3, 8, 8)], "found a batch at index 0"),
         ([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], "one size, found 8x8, 9x8 pixels"),
         ("nowhere.png", "cannot read 'nowhere.png': No such file"),

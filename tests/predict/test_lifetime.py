@@ -71,7 +71,28 @@ def test_closing_ends_what_others_wait_for(
     assert not session.closed  # it is the caller's
 
 
-def test_opened_sessions_are_closed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_interrupts_the_running_step(make_session: Any, make_image: Image) -> None:
+    """An engine that stops within a step reports it as an error, which the caller does not see."""
+    reached = threading.Event()
+
+    def on_step(stage: int, node: int) -> None:
+        if stage == 2:
+            reached.set()
+            settle(lambda: session.cancels > 0)
+            raise RuntimeError("interrupted")
+
+    session = make_session(on_step=on_step)
+    predictor = AnytimePredictor(session)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(predictor.predict, make_image(1.0), None)
+        assert reached.wait(PATIENCE)
+        predictor.close()
+        with pytest.raises(RuntimeError, match="the predictor is closed"):
+            waiting.result(PATIENCE)
+    assert not session.open
+
+
+def test_opened_sessions_are_closed_with_it() -> None:
     predictor = AnytimePredictor(tiny())
     predictor.close()
     with pytest.raises(RuntimeError, match="closed"):

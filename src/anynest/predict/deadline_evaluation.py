@@ -64,7 +64,7 @@ class DeadlineResult:
         """Plain Python values, times in seconds."""
         p50, p99 = (float(value) for value in np.quantile(self.elapsed, (0.5, 0.99)))
         result = {
-            "deadline": self.deadline,
+            "deadline": None if self.deadline is None else float(self.deadline),
             "images": self.images,
             "accuracy": self.accuracy,
             "standard_error": self.standard_error,
