@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import anynest
 from anynest import AnytimeNetwork, create_model
@@ -127,3 +128,17 @@ def test_devices_by_any_name(model: AnytimeNetwork) -> None:
             assert predictor._opened.way == ("onnxruntime", "cpu", 1)
             assert predictor.predict(x, None).stage == 3
     assert isinstance(open_session(model, device="auto"), OnnxSession)
+
+
+def test_a_pruned_network_is_called_by_its_modules() -> None:
+    """Unless a backend that cannot do so is asked for: that is an error in one line."""
+    network = create_model("width_nested_resnet10").eval()
+    prune.random_unstructured(network.get_submodule("group1.layer1.stage1.conv1"), "weight", 0.5)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = [logits for _, logits in network.stages(x)]
+    with AnytimePredictor(network) as predictor:
+        found = [prediction.logits for prediction in predictor.stream(x)]
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match=r"stage1\.conv1 must be a plain Conv2d"):
+        AnytimePredictor(network, backend="onnxruntime")

@@ -92,9 +92,10 @@ def open_source(
         opened = Opened(source, False, way, info, profile=read)
     else:
         found = resolve(source)
-        chosen, place = choose_backend(found, backend, device)
-        session = open_session(found, backend=chosen, threads=threads, device=place)
-        way = (chosen, place, count)
+        _, place = choose_backend(found, backend, device)
+        # with backend=None, a network that cannot be folded falls back to its own modules
+        session = open_session(found, backend=backend, threads=threads, device=place)
+        way = (session.backend, place, count)
         opened = Opened(session, True, way, info or found.info, _cost_of(found), read)
     if read is not None and read.num_stages != opened.session.num_stages:
         stages = opened.session.num_stages
