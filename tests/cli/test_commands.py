@@ -98,7 +98,19 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(RunError("a\nb"), 1), (OSError(28, "full"), 2), (ValueError(""), 2)]
+    ("error", "status"),
+    [
+        (RunError("a\nb"), 1),
+        (OSError(28, "full"), 2),
+        (ValueError(""), 2),
+        (
+            ValueError("a Exception raised from f:1 (most recent call first)\n" + "frame\n" * 1000),
+            2,
+        ),
+        (RuntimeError("Storage size calculation overflowed with sizes=[1]"), 1),
+        (RuntimeError("value cannot be converted to type float without overflow"), 1),
+        (OverflowError("Python int too large to convert to C long"), 1),
+    ],
 )
 def test_status_of_errors(
     error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Out
@@ -108,7 +120,18 @@ def test_status_of_errors(
 
     monkeypatch.setattr("anynest.cli.commands.train.run", fail)
     assert main(["train", "--out", "x"]) == status
-    assert capsys.readouterr().err.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert len(shown) < 200
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a mistake in the program")
+
+    monkeypatch.setattr("anynest.cli.commands.train.run", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["train", "--out", "x"])
 
 
 def test_train_as_typed(tmp_path: Path, capsys: Out) -> None:

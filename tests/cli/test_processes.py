@@ -41,7 +41,7 @@ def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
 def test_killed_interrupted_and_resumed(tmp_path: Path, tiny: list[str]) -> None:
     """SIGKILL, --resume, Ctrl-C, the command that it names: the same bits at the end."""
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    longer = [*tiny, "--batch-size", "64", "--epochs", "16", "--save-batches", "5"]
+    longer = [*tiny, "--batch-size", "64", "--epochs", "12", "--save-batches", "5"]
     process = start(*longer, "--out", str(cut), "--quiet")
     wait_for_checkpoint(cut, process)
     process.kill()

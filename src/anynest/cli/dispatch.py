@@ -30,6 +30,15 @@ COMMANDS = {
     "doctor": "versions, devices and a self-check",
     "demo": "SGD against OSGD on the digits, in a minute or two",
 }
+# torch raises RuntimeError: words of its message -> what they mean
+TORCH_ERRORS = {
+    "can't allocate memory": "out of memory",
+    "out of memory": "out of memory",
+    "storage size calculation overflowed": "out of memory",
+    "overflow": "a number is too large",
+    "too large to convert": "a number is too large",
+}
+MAX_MESSAGE = 1000  # characters; torch appends a C++ stack to some
 HELP = """\
 usage: anynest COMMAND ...
 
@@ -65,9 +74,10 @@ def dispatch(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-            return _fail(error, 1)
+    except (OverflowError, RuntimeError) as error:
+        for words, text in TORCH_ERRORS.items():
+            if words in str(error).lower():
+                return _fail(error, 1, f"{text}: {error}")
         raise
 
 
@@ -130,7 +140,8 @@ def _open_standard_streams() -> None:
 def _fail(error: BaseException, status: int, text: str | None = None) -> int:
     if os.environ.get("ANYNEST_TRACEBACK"):
         raise error
-    message = text or " ".join(str(error).split()) or type(error).__name__
+    message = " ".join((text or str(error)).split()) or type(error).__name__
+    message = message.split(" Exception raised from ")[0][:MAX_MESSAGE]
     rank = os.environ.get("RANK")
     several = rank is not None and os.environ.get("WORLD_SIZE", "1") != "1"
     with contextlib.suppress(OSError):  # standard error may be closed too
