@@ -30,7 +30,7 @@ def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
             module = network.get_submodule(name)
             pairs = folded.convolutions[layer.name, node.birth]
             for number, (weight, bias) in enumerate(pairs, 1):
-                conv, norm = module.conv(number), module.norm(number)
+                conv, norm = (getattr(module, f"{kind}{number}") for kind in ("conv", "norm"))
                 x = torch.randn(2, conv.in_channels, 5, 5, dtype=torch.float64)
                 exact, shift = fold_unit(network, name, node, number)
                 mine = nn.functional.conv2d(x, exact, shift, conv.stride, conv.padding)
@@ -61,4 +61,4 @@ def test_a_norm_may_be_the_identity() -> None:
     node = network.get_submodule("group1.layer1.stage2")
     node.norm2 = nn.Identity()
     weight, _ = FoldedNetwork.of(network).convolutions["group1.layer1", 2][1]
-    assert torch.equal(torch.from_numpy(weight), node.conv(2).weight.detach())
+    assert torch.equal(torch.from_numpy(weight), node.conv2.weight.detach())

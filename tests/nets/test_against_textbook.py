@@ -13,9 +13,9 @@ from anynest.nets.nested.layer import NestedLayer
 from anynest.nets.nested.node import NestedNode
 
 
-def conv_norm(stripe: nn.Module, number: int, x: Tensor) -> Tensor:
-    assert isinstance(stripe, NestedNode)
-    conv, norm = stripe.conv(number), stripe.norm(number)
+def conv_norm(node: nn.Module, number: int, x: Tensor) -> Tensor:
+    assert isinstance(node, NestedNode)
+    conv, norm = (getattr(node, f"{kind}{number}") for kind in ("conv", "norm"))
     assert isinstance(norm, nn.BatchNorm2d)
     y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
     return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
@@ -166,7 +166,7 @@ def test_width_nesting_keeps_the_lower_triangle(
     model = create_model("width_nested_resnet42", growth=growth)
     layer = model.get_submodule("group2.layer3")
     assert isinstance(layer, NestedLayer)
-    weights = sum(layer.node(s).conv(1).weight.numel() for s in range(1, len(growth) + 1))
+    weights = sum(layer.node(s).conv1.weight.numel() for s in range(1, len(growth) + 1))
     assert weights == kept * (4 * 16) ** 2 * 9
 
 

@@ -227,9 +227,11 @@ def test_a_wrong_precision_is_refused_as_by_plain_modules() -> None:
 def test_other_norms_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = calls(monkeypatch)
     model = create_model("width_nested_resnet10")
-    for stripe in [m for m in model.modules() if isinstance(m, NestedNode)]:
-        for number in range(1, stripe.depth + 1):
-            setattr(stripe, f"norm{number}", nn.GroupNorm(1, stripe.conv(number).out_channels))
+    for node in [m for m in model.modules() if isinstance(m, NestedNode)]:
+        for number in range(1, node.depth + 1):
+            setattr(
+                node, f"norm{number}", nn.GroupNorm(1, getattr(node, f"conv{number}").out_channels)
+            )
     assert len(model(torch.randn(2, 3, 8, 8))) == 3
     assert not seen
 

@@ -41,10 +41,10 @@ def columns(state: Named, prefix: str, suffix: str, dim: int) -> Tensor:
 
 
 def place(model: AnytimeNetwork, name: str) -> slice:
-    """The channels of its layer that a transition's stripe has."""
-    stripe = model.get_submodule(".".join(name.split(".")[:3]))
-    assert isinstance(stripe, NestedNode)
-    return slice(stripe.node.start, stripe.node.start + stripe.node.units[-1].outputs)
+    """The channels of its layer of a transition's node."""
+    node = model.get_submodule(".".join(name.split(".")[:3]))
+    assert isinstance(node, NestedNode)
+    return slice(node.node.start, node.node.start + node.node.units[-1].outputs)
 
 
 def twin_of(model: AnytimeNetwork) -> AnytimeNetwork:
@@ -285,8 +285,8 @@ def test_a_norm_put_in_the_place_of_a_shared_one_serves_all_its_uses() -> None:
     part = model.subnetwork(2)
     sync_batch_norm(model, None)
     for network in (model, part):
-        stripes = [m for m in network.modules() if isinstance(m, NestedNode)]
-        norms = [norm for s in stripes for u in range(s.depth) for norm in s.norms(u + 1)]
+        nodes = [m for m in network.modules() if isinstance(m, NestedNode)]
+        norms = [norm for s in nodes for u in range(s.depth) for norm in s.norms(u + 1)]
         assert all(isinstance(norm, SyncBatchNorm) for norm in norms)
         assert {id(p) for norm in norms for p in norm.parameters()} <= {
             id(p) for p in model.parameters()
@@ -298,9 +298,9 @@ def test_a_copy_shares_within_itself_alone() -> None:
     copied = copy.deepcopy(model)
     mine, theirs = ({id(p) for p in m.parameters()} for m in (model, copied))
     assert not mine & theirs
-    for stripe in [m for m in copied.modules() if isinstance(m, NestedNode)]:
-        for unit in range(1, stripe.depth + 1):
-            assert {id(p) for norm in stripe.norms(unit) for p in norm.parameters()} <= theirs
+    for node in [m for m in copied.modules() if isinstance(m, NestedNode)]:
+        for unit in range(1, node.depth + 1):
+            assert {id(p) for norm in node.norms(unit) for p in norm.parameters()} <= theirs
 
 
 def test_the_plain_network_of_a_stage_shares_nothing() -> None:

@@ -107,24 +107,22 @@ class AnytimeNetwork(nn.Module):
             TypeError: it was replaced, or a container on the path was: forward would not call it.
         """
         module: nn.Module | None = self
-        parts = name.split(".")
-        for depth, part in enumerate(parts):
+        *containers, last = name.split(".")
+        for depth, part in enumerate(containers, 1):
             module = module._modules.get(part) if module is not None else None
-            path = ".".join(parts[: depth + 1])
-            if depth < len(parts) - 1:
-                if type(module) is not nn.Module or has_hooks(module):
-                    raise TypeError(
-                        f"{path} must stay a plain container without hooks, as forward calls the "
-                        f"layers within, found {type(module).__name__}; wrap or hook those, such "
-                        f"as {name}"
-                    )
-            elif not isinstance(module, NestedLayer):
+            if type(module) is not nn.Module or has_hooks(module):
                 raise TypeError(
-                    f"{path} must be a NestedLayer, found {type(module).__name__}; replace the "
-                    f"nodes within, such as {path}.stage1, or their modules"
+                    f"{'.'.join(containers[:depth])} must stay a plain container without hooks, as "
+                    f"forward calls the layers within, found {type(module).__name__}; wrap or hook "
+                    f"those, such as {name}"
                 )
-        assert isinstance(module, NestedLayer)
-        return module
+        layer = module._modules.get(last) if module is not None else None
+        if not isinstance(layer, NestedLayer):
+            raise TypeError(
+                f"{name} must be a NestedLayer, found {type(layer).__name__}; replace the nodes "
+                f"within, such as {name}.stage1, or their modules"
+            )
+        return layer
 
     def layers(self) -> list[NestedLayer]:
         """The layers' modules in the order of the plan.

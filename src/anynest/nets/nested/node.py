@@ -82,28 +82,9 @@ class NestedNode(nn.Module):
             if not shared:
                 self.add_module(f"norm{number}", nn.BatchNorm2d(unit.outputs))
 
-    def conv(self, number: int) -> nn.Conv2d:
-        """The convolution of a unit.
-
-        Raises:
-            TypeError: another module has taken its place.
-        """
-        conv = getattr(self, f"conv{number}")
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(
-                f"conv{number} must be an nn.Conv2d for its weights to be read, found "
-                f"{type(conv).__name__}"
-            )
-        return conv
-
-    def norm(self, number: int) -> nn.Module:
-        """The norm of a unit that shares none."""
-        norm: nn.Module = getattr(self, f"norm{number}")
-        return norm
-
     def norms(self, number: int) -> list[nn.Module]:
         """The norms of a unit: its own, or those within the pieces of a shared one."""
-        return [piece.norm for piece in self._shared] or [self.norm(number)]
+        return [piece.norm for piece in self._shared] or [getattr(self, f"norm{number}")]
 
     def batch_norms(self, number: int) -> list[Norm] | None:
         """``norms``, if calling them does nothing but batch normalisation; None otherwise."""
@@ -115,7 +96,7 @@ class NestedNode(nn.Module):
 
     def normalise(self, number: int, z: Tensor) -> Tensor:
         """Normalise a unit's convolution, piece by piece where the norm is shared."""
-        norms = self._shared or (self.norm(number),)
+        norms: Sequence[nn.Module] = self._shared or (getattr(self, f"norm{number}"),)
         if len(norms) == 1:
             normalised: Tensor = norms[0](z)
             return normalised

@@ -9,6 +9,7 @@ p-8, ...; a residual one p-1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -21,12 +22,13 @@ Place = tuple[int, int, int]
 
 
 def build_plan(architecture: Architecture) -> Plan:
-    """The plan of an architecture; the ensemble's is the union of its members' plans."""
+    """The plan of an architecture; an ensemble's is the union of its members' plans."""
+    sizes = list(enumerate(architecture.growth, 1))
     if not architecture.isolated:
-        return _Builder(architecture).build()
+        return _Builder(architecture).build(sizes)
     members = [
-        _relabel(_Builder(architecture.plain(stage)).build(), stage)
-        for stage in range(1, architecture.num_stages + 1)
+        _Builder(architecture.plain(stage), f"member{stage}.").build([(stage, size)])
+        for stage, size in sizes
     ]
     return replace(
         members[0],
@@ -36,45 +38,17 @@ def build_plan(architecture: Architecture) -> Plan:
     )
 
 
-def _relabel(plan: Plan, stage: int) -> Plan:
-    """Rename the layers of a one-stage plan to those of member ``stage`` of an ensemble."""
-
-    def rename(name: str) -> str:
-        return name if name in (IMAGE, "input") else f"member{stage}.{name}"
-
-    layers = [
-        replace(
-            layer,
-            name=rename(layer.name),
-            nodes=tuple(
-                replace(
-                    node,
-                    birth=stage,
-                    reads=tuple(rename(name) for name in node.reads),
-                    residual=node.residual and rename(node.residual),
-                )
-                for node in layer.nodes
-            ),
-        )
-        for layer in plan.layers
-    ]
-    exits = [
-        replace(
-            e,
-            stage=stage,
-            reads=tuple(rename(n) for n in e.reads),
-            head=(Piece(f"head{stage}", stage, e.features),),
-        )
-        for e in plan.exits
-    ]
-    return replace(plan, layers=tuple(layers), exits=tuple(exits))
-
-
 class _Builder:
-    """Adds, stage after stage, the nodes that the network of that stage's size still lacks."""
+    """Adds, stage after stage, the nodes that the network of that stage's size still lacks.
 
-    def __init__(self, architecture: Architecture) -> None:
+    Args:
+        architecture: the network.
+        prefix: of the layers' names.
+    """
+
+    def __init__(self, architecture: Architecture, prefix: str = "") -> None:
         self.arch = architecture
+        self.prefix = prefix
         self.layers: dict[str, tuple[Place, Layer]] = {}
         # per group: the layers that each transition reads, by its name, in order of creation
         self.transitions: list[dict[str, tuple[str, ...]]] = [{} for _ in architecture.blocks]
@@ -82,8 +56,9 @@ class _Builder:
         self.norms: list[list[Piece]] = [[] for _ in architecture.blocks]
         self.head: list[Piece] = []
 
-    def build(self) -> Plan:
-        exits = [self._stage(s, size) for s, size in enumerate(self.arch.growth, 1)]
+    def build(self, sizes: Iterable[tuple[int, Stage]]) -> Plan:
+        """The plan of the stages of these numbers and sizes."""
+        exits = [self._stage(stage, size) for stage, size in sizes]
         ordered = sorted(self.layers.values(), key=lambda item: item[0])
         return Plan(
             layers=tuple(layer for _, layer in ordered),
@@ -125,7 +100,7 @@ class _Builder:
         names: list[str] = []
         for item in back:
             if item:
-                names.append(_layer_name(group, indices[item - 1]))
+                names.append(self._layer_name(group, indices[item - 1]))
             elif position == 1:
                 names += self._group_input(group, stage, size)
             else:
@@ -134,7 +109,7 @@ class _Builder:
 
     def _group_input(self, group: int, stage: int, size: Stage) -> tuple[str, ...]:
         if group == 0:
-            return ("stem",)
+            return (f"{self.prefix}stem",)
         return self._fetch(group - 1, len(self._indices(group - 1, size)) + 1, stage, size)
 
     def _item_zero(self, group: int, stage: int, size: Stage) -> tuple[str, ...]:
@@ -145,7 +120,7 @@ class _Builder:
         versions = self.transitions[group]
         name = next(reversed(versions), "")
         if versions.get(name) != reads:  # the input sums other layers now: a new transition
-            name = f"group{group + 1}.transition{len(versions) + 1}"
+            name = f"{self.prefix}group{group + 1}.transition{len(versions) + 1}"
             versions[name] = reads
         place = (group, 0, len(versions))
         unit = Unit(self._channels(group - 1), self._channels(group), 1, self._stride(group))
@@ -155,6 +130,9 @@ class _Builder:
             shared = _extend(self.norms[group], piece, stage, unit.outputs * size.width)
         self._grow(name, place, stage, size, reads, None, (unit,), relu=False, norms=shared)
         return (name,)
+
+    def _layer_name(self, group: int, index: int) -> str:
+        return f"{self.prefix}group{group + 1}.layer{index}"
 
     # -- building ---------------------------------------------------------------------------------
     def _grow(
@@ -204,7 +182,15 @@ class _Builder:
         stem = Unit(arch.in_channels, arch.base_width, kernel, stride)
         pool = arch.stem == "imagenet"
         self._grow(
-            "stem", (-1, 0, 0), stage, size, (IMAGE,), None, (stem,), relu=residual, pool=pool
+            f"{self.prefix}stem",
+            (-1, 0, 0),
+            stage,
+            size,
+            (IMAGE,),
+            None,
+            (stem,),
+            relu=residual,
+            pool=pool,
         )
         last = 0
         for group in range(len(arch.blocks)):
@@ -216,7 +202,7 @@ class _Builder:
                 if residual:
                     changes = first and self._changes_shape(group)
                     added = self._item_zero(group, stage, size)[0] if changes else "input"
-                name = _layer_name(group, index)
+                name = self._layer_name(group, index)
                 units = self._units(group, first)
                 self._grow(name, (group, 1, index), stage, size, reads, added, units, relu=residual)
         return self._exit(stage, size, last)
@@ -239,7 +225,7 @@ class _Builder:
         if group < final and self.arch.exit == "conv":
             channels = [self._channels(g) for g in range(group, final + 1)]
             units = tuple(Unit(a, b, 3, 2) for a, b in pairwise(channels))
-            name = f"exit{stage}"
+            name = f"{self.prefix}exit{stage}"
             self._grow(name, (group, 2, stage), stage, size, reads, None, units, relu=True)
             reads, group = (name,), final
         features = self._channels(group) * size.width
@@ -253,7 +239,3 @@ def _extend(pieces: list[Piece], name: str, stage: int, channels: int) -> tuple[
     if missing:
         pieces.append(Piece(name, stage, missing))
     return tuple(pieces)
-
-
-def _layer_name(group: int, index: int) -> str:
-    return f"group{group + 1}.layer{index}"
