@@ -1,4 +1,4 @@
-"""A long life of a predictor: whether threads, handles or memory grow."""
+"""Threads, handles and memory of a predictor over many predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOKS = 20
 
 
 def live(predictions: int) -> dict[str, Any]:
-    """``predictions`` of a tiny network in all the ways that there are, and what was held meanwhile."""
+    """Make ``predictions`` of every kind with a tiny network, and record what the process holds."""
     torch.manual_seed(0)
     network = create_model("width_nested_resnet10", in_channels=1, base_width=2).eval()
     x = torch.randn(1, 8, 8)
@@ -30,7 +30,7 @@ def live(predictions: int) -> dict[str, Any]:
         looks.append(look(predictions))
     gc.collect()
     after = look(predictions)
-    settled = looks[len(looks) // 4]  # allocators have what they need by then
+    settled = looks[len(looks) // 4]  # allocators are warm by then
     result = {
         "predictions": predictions,
         "seconds": time.monotonic() - start,
@@ -49,7 +49,7 @@ def live(predictions: int) -> dict[str, Any]:
 
 
 def one(predictor: AnytimePredictor, x: torch.Tensor, number: int) -> None:
-    """A prediction: to the end, cut, late, a batch, a stream read or left, an error, in turn."""
+    """One prediction: full, cut, late, a batch, an abandoned stream or an error, in turn."""
     kind = number % 8
     if kind < 3:
         predictor.predict(x, None)
@@ -66,11 +66,11 @@ def one(predictor: AnytimePredictor, x: torch.Tensor, number: int) -> None:
             predictor.predict(torch.zeros(1, 0, 8), None)
         except ValueError:
             return
-        raise AssertionError("an empty image was taken")
+        raise AssertionError("an empty image was accepted")
 
 
 def look(number: int) -> dict[str, int]:
-    """What this process holds."""
+    """Threads, handles and resident memory of this process."""
     held = {"predictions": number, "threads": 0, "handles": 0, "bytes": 0}
     folder = Path("/proc/self")
     held["threads"] = len(os.listdir(folder / "task"))

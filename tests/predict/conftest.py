@@ -1,4 +1,4 @@
-"""A session whose every step does what a test says: blocks, raises, counts."""
+"""A session whose steps are controlled by the test: they block, raise or count."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-PATIENCE = 20.0  # seconds; a test that needs them has failed
+PATIENCE = 20.0  # seconds; a test that waits so long has failed
 Hook = Callable[[int, int], None]
 
 
 class FakeSession:
     """Stages of ``steps`` nodes. The logits of an image are its first pixel times the stage for
-    class 0, and 0 for the others: the brighter, the surer.
+    class 0, and 0 for the other classes, so brighter images are classified with more confidence.
 
     ``on_step(stage, node)`` runs in every step, numbered from 1; ``log`` has (image, stage, node).
     """
@@ -80,7 +80,7 @@ class FakeEvaluation:
 
 
 class Gate:
-    """Lets steps before (stage, node) pass, and holds that one until it is opened."""
+    """Blocks the step (stage, node) until it is opened."""
 
     def __init__(self, stage: int, node: int = 1) -> None:
         self.place = (stage, node)
@@ -94,7 +94,7 @@ class Gate:
 
 @pytest.fixture
 def gates() -> Iterator[Callable[..., Gate]]:
-    """Makes gates, and opens them all at the end."""
+    """Creates gates, and opens them all at teardown."""
     made: list[Gate] = []
 
     def make(stage: int, node: int = 1) -> Gate:
@@ -107,10 +107,10 @@ def gates() -> Iterator[Callable[..., Gate]]:
 
 
 def settle(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
+    """Wait until the condition is true."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "it never came to be"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.001)
 
 
@@ -120,7 +120,7 @@ def make_session() -> type[FakeSession]:
 
 
 def picture(value: float) -> Tensor:
-    """One image ``[1, 2, 2]`` whose first pixel has the value."""
+    """One image ``[1, 2, 2]`` filled with the value."""
     return torch.full((1, 2, 2), value)
 
 

@@ -1,4 +1,4 @@
-"""Thresholds: goals are kept, nothing simple is better, and the report is what the policy does."""
+"""Calibrated thresholds keep their goal, and are at least as good as simpler ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from anynest.predict.thresholds import ALWAYS, NEVER, Exits, Thresholds, _betwee
 
 
 def held_out(seed: int, stages: int = 3, images: int = 200, classes: int = 5) -> HeldOut:
-    """Later stages are better on average, and confidence tells something of being right."""
+    """Later stages are better on average, and confidence correlates with correctness."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     hardness = 3 * torch.rand(images, generator=generator)
@@ -44,7 +44,7 @@ def exits_of(data: HeldOut) -> Exits:
 
 
 def cuts(confidence: Tensor) -> list[float]:
-    """A threshold between any two images."""
+    """One threshold between each two images."""
     values = sorted(set(confidence.tolist()))
     between = [(a + b) / 2 for a, b in itertools.pairwise(values)]
     return [ALWAYS, *between, NEVER]
@@ -103,7 +103,7 @@ def test_a_budget_is_kept_and_spent_best(seed: int, budget: float) -> None:
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_no_single_threshold_can_be_bettered(seed: int) -> None:
-    """Against a search that tries every cut of every stage and counts image by image."""
+    """Against a search over every cut of every stage that counts image by image."""
     exits = exits_of(held_out(seed, images=30))
     bound = 0.25
     found = search(exits, bound, None)
@@ -121,7 +121,7 @@ def test_no_single_threshold_can_be_bettered(seed: int) -> None:
 
 
 def test_against_every_combination() -> None:
-    """The search is local in principle; on small sets it finds the best there is, or nearly."""
+    """The search is local; on small sets it finds the optimum, or nearly."""
     ratios = []
     for seed in range(8):
         exits = exits_of(held_out(seed, images=14))
@@ -134,7 +134,7 @@ def test_against_every_combination() -> None:
     assert max(ratios) < 1.25
 
 
-def test_equal_confidences_leave_together() -> None:
+def test_equal_confidences_exit_together() -> None:
     probabilities = torch.tensor([[0.9, 0.1]] * 6).repeat(2, 1, 1)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     probabilities[1, 3:] = torch.tensor([0.2, 0.8])  # stage 2 is right where stage 1 is not
@@ -145,7 +145,7 @@ def test_equal_confidences_leave_together() -> None:
         assert report.reached
 
 
-def test_neighbouring_floats_are_told_apart() -> None:
+def test_neighbouring_floats_are_distinguished() -> None:
     high = torch.tensor(0.9)
     low = torch.nextafter(high, torch.tensor(0.0))
     confidence = torch.tensor([float(high), float(low)])
@@ -196,7 +196,7 @@ def test_numbers_of_other_types() -> None:
 
 
 def test_expectations_are_of_images_not_chosen_on() -> None:
-    """Where confidence tells nothing, a search finds luck; cross-validation does not believe it."""
+    """Where confidence is random the search overfits, and cross-validation shows it."""
     flattery = []
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)

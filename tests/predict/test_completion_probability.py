@@ -1,4 +1,4 @@
-"""With a profile: stages that would not be in time are not begun; costs and sizes are known."""
+"""With a profile: late stages are not started, and costs and image sizes are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Image = Callable[[float], Tensor]
 
 
 def make_profile(*steps: list[float], threads: int = 1) -> Profile:
-    """``steps``: how long each stage took after the one before, in some runs."""
+    """``steps``: the latency of each stage after the previous one, in several runs."""
     way = ("torch", "cpu", threads, 1)
     rows = tuple(StageLatency.of(stage, way, step, step) for stage, step in enumerate(steps, 1))
     costs = tuple(StageCost(s, 1, s, 10, 10 * s) for s in range(1, len(steps) + 1))
@@ -28,11 +28,11 @@ def make_profile(*steps: list[float], threads: int = 1) -> Profile:
 
 @pytest.fixture
 def profile() -> Profile:
-    """Stage 3 takes from 0 to 40 seconds, evenly."""
+    """The latency of stage 3 is uniform from 0 to 40 seconds."""
     return make_profile([0.001], [1.0], [0.0, 40.0])
 
 
-def test_what_would_be_late_is_not_begun(
+def test_stages_that_would_be_late_are_not_started(
     make_session: Any, make_image: Image, profile: Profile
 ) -> None:
     x = torch.stack([make_image(1.0)] * 1)
@@ -58,7 +58,7 @@ def test_what_would_be_late_is_not_begun(
         assert [entry[1:] for entry in session.log].count((3, 1)) == 4
 
 
-def test_the_first_stage_is_always_begun(make_session: Any, make_image: Image) -> None:
+def test_the_first_stage_is_always_started(make_session: Any, make_image: Image) -> None:
     hopeless = make_profile([100.0], [100.0], [100.0])
     session = make_session()
     with AnytimePredictor(session, profile=hopeless, threads=1, warm_up=False) as predictor:

@@ -1,4 +1,4 @@
-"""Accuracy under deadlines: what is counted, in which order, and what an interruption leaves."""
+"""Accuracy under deadlines: counts, order, and interruption."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from anynest.predict.prediction import Prediction
 
 @dataclass
 class Fake:
-    """Stage s is ready after s seconds of its own clock; it is right from stage 2 on, and guesses 0.
+    """Stage s is ready after s seconds of its own clock, and correct from stage 2; guesses are 0.
 
     The image holds its label.
     """
@@ -85,7 +85,7 @@ def test_numbers_of_other_types_leave_as_json() -> None:
     assert (told["deadline"], told["accuracy"], told["elapsed"]["mean"]) == (0.5, 1.0, 0.25)
 
 
-def test_who_is_early_overshoots_by_nothing() -> None:
+def test_an_early_return_has_no_overshoot() -> None:
     early = DeadlineResult(0.2, [0, 1], images=1, elapsed=[0.1])
     assert early.to_json()["overshoot"] == {"p99": 0.0, "max": 0.0}
     mixed = DeadlineResult(0.25, [0, 2], images=2, elapsed=[0.0, 0.5])

@@ -1,4 +1,4 @@
-"""What may be handed to a predictor, and what it is told otherwise."""
+"""Accepted inputs, and the errors for others."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def test_bytes_in_another_order(reader: ImageReader) -> None:
         assert torch.equal(batch[0], torch.from_numpy(x))
 
 
-def test_what_was_given_may_change_meanwhile(reader: ImageReader) -> None:
+def test_inputs_are_copied(reader: ImageReader) -> None:
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     batch, _ = reader(x)
     assert batch.data_ptr() != x.data_ptr()
     assert not batch.requires_grad
     array = np.zeros((3, 8, 8), np.float32)
-    array.flags.writeable = False  # torch warns of such, and warnings are errors here
+    array.flags.writeable = False  # torch warns about these, and warnings are errors
     reader(array)
 
 
@@ -156,14 +156,14 @@ def test_grey(tmp_path: Path) -> None:
         (Image.new("F", (8, 8)), "convertible to RGB, found F: the given image"),
     ],
 )
-def test_what_is_no_image(reader: ImageReader, x: Any, message: str) -> None:
+def test_rejected_images(reader: ImageReader, x: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         reader(x)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("x", [None, 3, {"a": 1}])
-def test_what_is_nothing_of_the_kind(reader: ImageReader, x: Any) -> None:
+def test_rejected_types(reader: ImageReader, x: Any) -> None:
     with pytest.raises(TypeError, match="images must be a tensor"):
         reader(x)
 
@@ -175,7 +175,7 @@ def test_damaged_pictures(reader: ImageReader, tmp_path: Path) -> None:
         for form in (tmp_path / "cut.png", opened):
             with pytest.raises(ValueError, match="cannot decode") as raised:
                 reader(form)
-            assert "on_corrupt" not in str(raised.value)  # which is no remedy here
+            assert "on_corrupt" not in str(raised.value)  # of no use here
 
 
 def test_a_bare_network_knows_no_pictures(pixels: Tensor) -> None:
@@ -202,3 +202,19 @@ def test_class_names(make_session: Any) -> None:
         two = predictor.predict(torch.full((2, 1, 2, 2), -2.0), None)
         assert two.names == ("dog", "dog")
         assert two.to_dict()["names"] == ["dog", "dog"]
+
+
+@pytest.mark.parametrize("fit", ["crop", "whole"])
+def test_other_sizes_are_fitted_as_in_the_weights(fit: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    picture = Image.fromarray(draw.integers(0, 256, (30, 20, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    info = WeightsInfo("m", {}, ("a", "b"), mean, std, 8, "d", "0", fit)
+    expected = ImageFileReader(8, mean, std, fit)(str(tmp_path / "a.png"))
+    for given in (tmp_path / "a.png", picture, np.array(picture)):
+        found, single = ImageReader(3, info)(given)
+        assert single
+        assert torch.equal(found, expected)
+    other = ImageFileReader(8, mean, std, "whole" if fit == "crop" else "crop")
+    assert not torch.equal(other(str(tmp_path / "a.png")), expected)

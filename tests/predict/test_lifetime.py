@@ -1,4 +1,4 @@
-"""From opening to the end: closing, being forgotten, forks, the interpreter's exit, and a long life."""
+"""Closing, garbage collection, forks, interpreter exit, and many predictions."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_opened_sessions_are_closed_with_it() -> None:
         predictor.session.begin(torch.zeros(1, 1, 8, 8))
 
 
-def test_a_forgotten_predictor_ends_its_thread(make_session: Any, make_image: Image) -> None:
+def test_a_dropped_predictor_ends_its_thread(make_session: Any, make_image: Image) -> None:
     predictor = AnytimePredictor(make_session())
     predictor.predict(make_image(1.0), None)
     (thread,) = threads()
@@ -147,7 +147,7 @@ class Stuck:
     def cancel(self): pass
     def close(self): pass
 import anynest.predict.scheduler
-anynest.predict.scheduler.EXIT_TIMEOUT = 0.5  # patience for a step that never ends
+anynest.predict.scheduler.EXIT_TIMEOUT = 0.5  # for a step that never ends
 stuck = AnytimePredictor(Stuck())
 stuck.predict(big[:1], 0.05, on_timeout="guess")
 """,
@@ -161,10 +161,10 @@ if pid == 0:
         predictor.predict(x, None)
     except RuntimeError as error:
         assert "os.fork" in str(error), error
-        sys.exit(0)  # with all that an exit runs
+        sys.exit(0)  # runs atexit handlers
     sys.exit(9)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-assert predictor.predict(x, None).stage == 3  # the child has left the parent's alone
+assert predictor.predict(x, None).stage == 3  # unchanged by the child
 stream = predictor.stream(big[:2])
 next(stream)
 left = predictor.stream(big)
@@ -184,7 +184,7 @@ def start(script: str) -> subprocess.Popen[str]:
 
 
 def test_exits_never_hang() -> None:
-    """All at once, for each is mostly imports; in a fork's child as well."""
+    """In parallel, because each is mostly imports; a forked child exits too."""
     started = {name: start(script) for name, script in SCRIPTS.items()}
     try:
         for name, running in started.items():
@@ -216,7 +216,7 @@ def live(predictor: AnytimePredictor, x: Tensor, count: int) -> None:
 
 
 def held() -> tuple[int, int, int]:
-    """Threads, handles, objects that the garbage collector knows."""
+    """Threads, handles, and objects tracked by the garbage collector."""
     gc.collect()
     return threading.active_count(), handles(), len(gc.get_objects())
 
@@ -230,7 +230,7 @@ def test_nothing_piles_up() -> None:
         settle(lambda: predictor._scheduler._inbox.empty())
         after = held()
     assert after[:2] == before[:2]
-    assert after[2] - before[2] < 60  # an object a prediction would be a thousand
+    assert after[2] - before[2] < 60  # one object per prediction would be 1000
 
 
 def test_the_docs_say_how_long_an_exit_may_take() -> None:

@@ -1,4 +1,4 @@
-"""Growing certainty: what each rule promises holds for random networks, and what it does not, does not."""
+"""Monotone confidence: the guarantees of each rule on random logits."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_caching_is_never_less_confident(z: Tensor) -> None:
     confidence = p.amax(2)
     assert bool((confidence[1:] >= confidence[:-1]).all())
     torch.testing.assert_close(confidence, plain.amax(2).cummax(0).values)
-    for s in range(len(z)):  # each answer is one that a stage has given
+    for s in range(len(z)):  # each prediction is some stage's own
         for b in range(z.shape[1]):
             assert any(torch.equal(p[s, b], plain[earlier, b]) for earlier in range(s + 1))
 
@@ -96,7 +96,7 @@ def test_caching_takes_the_later_of_equally_confident_stages() -> None:
     assert torch.equal(p, plain[[0, 1, 1]])
 
 
-def test_a_plain_network_promises_none_of_it() -> None:
+def test_plain_softmax_is_not_monotone() -> None:
     z = torch.randn(5, 200, 6) * 3
     p = answers(None, z)
     assert bool((p.amax(2)[1:] < p.amax(2)[:-1]).any())
@@ -104,12 +104,12 @@ def test_a_plain_network_promises_none_of_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["product", "support"])
-def test_nothing_left_is_the_stages_own_softmax(name: str) -> None:
+def test_all_classes_ruled_out_gives_the_stages_softmax(name: str) -> None:
     z = torch.tensor([[[1.0, -1.0, 2.0]], [[-1.0, 3.0, -0.5]], [[4.0, 1.0, 1.0]]])
     p = answers(name, z)
     assert float(p[0].sum()) == 1
     assert torch.equal(p[1], z[1].softmax(1))
-    assert torch.equal(p[2], z[2].softmax(1))  # what is ruled out stays so
+    assert torch.equal(p[2], z[2].softmax(1))  # classes stay ruled out
 
 
 @pytest.mark.parametrize("name", sorted(RULES))

@@ -1,4 +1,4 @@
-"""From a file, a folder or a network to its first prediction."""
+"""Opening networks, weights and exported folders."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(model: AnytimeNetwork, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_by_the_front_door() -> None:
+def test_the_public_name() -> None:
     assert anynest.AnytimePredictor is AnytimePredictor
 
 
@@ -110,7 +110,7 @@ def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None
         ({"profile": "nowhere"}, ValueError, "cannot read the profile nowhere"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_starts(
+def test_wrong_arguments(
     model: AnytimeNetwork, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     source = options.pop("source", model)

@@ -1,9 +1,10 @@
-"""Policies are pure functions of a moment, and combine."""
+"""Policies, and their combinations."""
 
 from __future__ import annotations
 
 import math
 import operator
+import threading
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def test_when_a_policy_ends_all() -> None:
     assert (short | long).limit() == 0.01
     assert (short & long).limit() == 0.1
     assert (short | sure).limit() == 0.01
-    assert (short & sure).limit() == math.inf  # sure may never be
+    assert (short & sure).limit() == math.inf  # confidence may never be reached
     assert ((short & sure) | long).limit() == 0.1
 
 
@@ -105,7 +106,7 @@ def test_when_a_policy_ends_all() -> None:
         ),
     ],
 )
-def test_numbers_that_make_no_sense(make: Any, message: str) -> None:
+def test_wrong_numbers(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -159,15 +160,13 @@ def test_the_last_stage_is_not_asked_about(make_session: Any, make_image: Any) -
 
 
 def test_a_deadline_in_the_policy_holds(make_session: Any, make_image: Any) -> None:
-    import threading
-
     opened = threading.Event()
     session = make_session(on_step=lambda stage, node: stage < 3 or opened.wait(20))
     with AnytimePredictor(session) as predictor:
-        for policy in (Deadline(0.05), [Confidence(1.1), Deadline(0.05)]):
+        for policy in (Deadline(0.2), [Confidence(1.1), Deadline(0.2)]):
             prediction = predictor.predict(make_image(1.0), None, policy=policy)
             assert (prediction.stage, prediction.stop_reason) == (2, "deadline")
-            assert prediction.deadline == 0.05
+            assert prediction.deadline == 0.2
             opened.set()
             assert predictor.predict(make_image(1.0), None).stage == 3
             opened.clear()

@@ -1,7 +1,7 @@
-"""The answer at the deadline, on a session whose steps the tests control.
+"""Predictions at a deadline, on a session whose steps are controlled by the tests.
 
-A kernel that is "still running" here is a step that waits for the test: a prediction that waited for it in
-turn would never come back.
+A "running kernel" is a step that waits for the test, so a prediction that waited for it in turn
+would never return.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def test_the_newest_stage_at_the_deadline(make_session: Any, make_image: Image, 
             gate = gates(stage, node)
             session = make_session(on_step=gate)
             with AnytimePredictor(session) as predictor:
-                prediction = predictor.predict(make_image(1.0), deadline=0.1)
+                prediction = predictor.predict(make_image(1.0), deadline=0.2)
                 gate.opened.set()
             assert prediction.stage == stage - 1
             assert prediction.stop_reason == "deadline"
             assert prediction.deadline_met
             assert not prediction.guessed
-            assert prediction.elapsed >= 0.1
-            assert prediction.overshoot == pytest.approx(prediction.elapsed - 0.1)
+            assert prediction.elapsed >= 0.2
+            assert prediction.overshoot == pytest.approx(prediction.elapsed - 0.2)
             assert prediction.logits.tolist() == [stage - 1, 0, 0, 0]
 
 
@@ -58,7 +58,7 @@ def test_a_late_prediction_wastes_one_step_at_most(
     session = make_session(steps=3, on_step=gate)
     with AnytimePredictor(session) as predictor:
         predictor.predict(make_image(1.0), deadline=0.05)
-        assert session.cancels == 1  # the running step is told
+        assert session.cancels == 1  # for the running step
         gate.opened.set()
         settle(lambda: not session.open)
         assert [entry[1:] for entry in session.log] == [(1, 1), (1, 2), (1, 3), (2, 1)]
@@ -91,7 +91,7 @@ def test_probabilities_confidence_and_labels(make_session: Any, make_image: Imag
     assert batch.stages == (3, 3)
     with pytest.raises(ValueError, match="use labels"):
         _ = batch.label
-    single.logits.add_(1).requires_grad_()  # ordinary tensors, not of inference mode
+    single.logits.add_(1).requires_grad_()  # no inference-mode tensors
 
 
 @pytest.mark.parametrize("deadline", [0.0, 0.03])
@@ -162,11 +162,11 @@ def test_waiting_for_others_counts(make_session: Any, make_image: Image, gates: 
         assert time.monotonic() - start >= 0.05
         gate.opened.set()
         assert first.result(PATIENCE).stage == 3
-        assert {entry[0] for entry in session.log} == {(1.0,)}  # the second was never begun
+        assert {entry[0] for entry in session.log} == {(1.0,)}  # the second was never started
 
 
 def waiting(predictor: AnytimePredictor) -> int:
-    """How many have called since the first one, which holds up the rest."""
+    """Number of calls in the queue behind the first, which blocks the thread."""
     return predictor._scheduler._inbox.qsize()
 
 
@@ -184,7 +184,7 @@ def test_first_answers_come_before_better_ones(
         gate.opened.set()
         assert all(future.result(PATIENCE).stage == 3 for future in futures)
     order = [(image[0], stage) for image, stage, node in session.log if node == 2]
-    first = [(3.0, 1), (2.0, 1), (1.0, 1), (4.0, 1)]  # who has nothing: the nearest deadline first
+    first = [(3.0, 1), (2.0, 1), (1.0, 1), (4.0, 1)]  # without a result: earliest deadline first
     then = [(value, stage) for value in (3.0, 2.0, 1.0, 4.0) for stage in (2, 3)]
     assert order == first + then
 
@@ -213,7 +213,7 @@ def test_an_error_reaches_its_caller_alone(
         assert predictor.predict(make_image(1.0), 10.0).stage == 3
 
 
-def test_even_an_exit_in_the_network_is_only_its_callers(
+def test_an_exit_in_the_network_reaches_its_caller_alone(
     make_session: Any, make_image: Image
 ) -> None:
     def on_step(stage: int, node: int) -> None:
@@ -227,10 +227,10 @@ def test_even_an_exit_in_the_network_is_only_its_callers(
         assert predictor.predict(make_image(1.0), 10.0).stage == 3
 
 
-def test_logits_that_are_no_numbers_are_an_error(make_session: Any, make_image: Image) -> None:
+def test_non_finite_logits_are_an_error(make_session: Any, make_image: Image) -> None:
     with AnytimePredictor(make_session()) as predictor:
         with pytest.raises(NetworkError, match="logits of stage 2 must be finite, found NaN"):
-            predictor.predict(make_image(3e38), None)  # twice that is more than float32 holds
+            predictor.predict(make_image(3e38), None)  # twice that overflows float32
         assert predictor.predict(make_image(1.0), None).stage == 3
 
 
@@ -261,7 +261,7 @@ def test_what_a_session_refuses(make_session: Any) -> None:
         ),
     ],
 )
-def test_wishes_that_make_no_sense(
+def test_wrong_arguments(
     make_session: Any,
     make_image: Image,
     arguments: dict[str, Any],
@@ -273,7 +273,7 @@ def test_wishes_that_make_no_sense(
 
 @pytest.mark.parametrize("deadline", [-0.005, -math.inf, np.float32(-1), -1])
 def test_a_deadline_that_has_passed(make_session: Any, make_image: Image, deadline: float) -> None:
-    """Callers subtract: it is a missed deadline, not a wrong argument."""
+    """A missed deadline rather than a wrong argument, because callers subtract."""
     with AnytimePredictor(make_session()) as predictor:
         for policy in (None, Deadline(-1.0)):
             with pytest.raises(
@@ -288,7 +288,7 @@ def test_a_deadline_that_has_passed(make_session: Any, make_image: Image, deadli
 
 
 def test_numbers_of_other_types(make_session: Any, make_image: Image) -> None:
-    """They become Python numbers at the door, so a float32 does not round the clock."""
+    """Converted to Python numbers, because a float32 rounds the clock."""
     x = make_image(1.0)
     with AnytimePredictor(make_session(), seed=np.int64(3)) as predictor:
         for deadline in (np.float32(30), np.float64(30), np.int64(30), Fraction(30)):
@@ -315,7 +315,7 @@ def test_numbers_of_other_types(make_session: Any, make_image: Image) -> None:
 def test_no_result_is_lost_while_it_is_published(
     make_session: Any, make_image: Image, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The network was in time; its probabilities come after the deadline."""
+    """The network finishes in time, and its probabilities follow after the deadline."""
 
     def slow(state: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
         time.sleep(0.3)
@@ -382,7 +382,7 @@ def test_in_time_is_in_time_however_late_the_caller_wakes(
     gates: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And what was late is late, although the caller sees both at once."""
+    """A late stage stays late, even if the caller sees both at once."""
     gate = gates(3)
     session = make_session(on_step=gate)
     with AnytimePredictor(session) as predictor, ThreadPoolExecutor(1) as pool:

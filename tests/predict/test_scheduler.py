@@ -1,4 +1,4 @@
-"""Many callers: a bounded number of evaluations is open, the others wait within their deadlines."""
+"""Many callers: open evaluations are bounded, and other callers wait within their deadlines."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def handles() -> int:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts handles in /proc")
 def test_300_callers_and_few_handles(tmp_path: Path) -> None:
-    """Under a limit of handles that one per caller would exceed; none is left afterwards."""
+    """One handle per caller would exceed the limit; none is left open afterwards."""
     torch.manual_seed(0)
     network = create_model("width_nested_resnet10", in_channels=1, base_width=2).eval()
     info = WeightsInfo("m", {}, tuple("abcdefghij"), (0.4,), (0.3,), 8, "d", "0")

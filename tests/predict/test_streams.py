@@ -1,4 +1,4 @@
-"""Streams, and asyncio: answers as they come, a loop that goes on meanwhile, and cancelling that cancels."""
+"""Streams and asyncio: results as they come, a responsive event loop, and cancellation."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_a_stream_ends_at_its_deadline_or_policy(
     session = make_session(on_step=gate)
     with AnytimePredictor(session) as predictor:
         start = time.monotonic()
-        assert [p.stage for p in predictor.stream(make_image(1.0), 0.1)] == [1]
-        assert time.monotonic() - start >= 0.1
+        assert [p.stage for p in predictor.stream(make_image(1.0), 0.2)] == [1]
+        assert time.monotonic() - start >= 0.2
         assert [p.stage for p in predictor.stream(make_image(1.0), 0.0)] == []
         gate.opened.set()
         settle(lambda: not session.open)
@@ -136,9 +136,9 @@ def test_the_newest_stage_at_the_deadline(make_session: Any, make_image: Image, 
     gate = gates(3)
 
     async def main() -> None:
-        prediction = await predictor.apredict(make_image(1.0), 0.1)
+        prediction = await predictor.apredict(make_image(1.0), 0.2)
         assert (prediction.stage, prediction.stop_reason) == (2, "deadline")
-        assert prediction.elapsed >= 0.1
+        assert prediction.elapsed >= 0.2
         assert prediction.deadline_met
         gate.opened.set()
         forever = await predictor.apredict(make_image(1.0), None)
@@ -202,7 +202,7 @@ def test_asynchronous_streams(make_session: Any, make_image: Image, gates: Any) 
     session = make_session(on_step=gate)
 
     async def main() -> None:
-        found = [p async for p in predictor.astream(make_image(2.0), 0.1)]
+        found = [p async for p in predictor.astream(make_image(2.0), 0.2)]
         assert [(p.stage, p.stop_reason) for p in found] == [(1, None), (2, None)]
         assert [p async for p in predictor.astream(make_image(2.0), 0.0)] == []
         gate.opened.set()
@@ -234,7 +234,7 @@ def test_a_loop_that_is_busy_past_the_deadline_loses_no_stage(
     async def busy_neighbour() -> list[int]:
         stream = predictor.astream(x, 0.2)
         first = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0)  # computing begins
+        await asyncio.sleep(0)  # computing starts
         time.sleep(0.3)
         return [(await first).stage, *[p.stage async for p in stream]]
 
@@ -297,7 +297,7 @@ def test_errors(make_session: Any, make_image: Image) -> None:
 
 
 def test_a_loop_that_ends_first(make_session: Any, make_image: Image, gates: Any) -> None:
-    """Its loop is closed when the worker would tell it: nobody listens, and the worker lives."""
+    """The thread survives an event loop that is closed before the result comes."""
     gate = gates(2)
     session = make_session(on_step=gate)
     kept = []

@@ -1,4 +1,4 @@
-"""How Linux schedules the computing thread; no other thread changes, and nothing raises."""
+"""Linux scheduling of the computing thread: no other thread changes, and nothing raises."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_way_changes_its_own_thread_alone() -> None:
         "slice": ("slice", nice, SLICE) if length else ("none", nice, None),
     }
     expected["auto"] = expected["slice" if length else "nice"]
-    if nice == 19:  # nothing milder is left
+    if nice == 19:  # already the largest
         expected["nice"] = ("none", nice, length)
     assert {way: in_thread(way) for way in SCHEDULING} == expected
     assert (nice_value(), read_slice()) == (nice, length)
@@ -75,7 +75,7 @@ def test_what_the_system_refuses_is_left_as_it_is(
 
 
 def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere a nice value belongs to the process, so it must not change."""
+    """On other systems the nice value is the process's, so it must not change."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "setpriority", lambda *_: pytest.fail("changed the process"))
     assert [schedule_thread(way) for way in SCHEDULING] == ["none"] * 4
@@ -87,7 +87,7 @@ def test_processors_whose_call_numbers_are_unknown(monkeypatch: pytest.MonkeyPat
 
 
 @linux
-def test_in_a_predictor_the_computing_thread_is_the_one(make_session: Any) -> None:
+def test_a_predictor_changes_its_computing_thread_alone(make_session: Any) -> None:
     seen: set[State] = set()
     session = make_session(on_step=lambda *_: seen.add(("", nice_value(), read_slice())))
     before = nice_value(), read_slice()
