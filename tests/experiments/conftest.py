@@ -1,15 +1,18 @@
 """A protocol so small that a cell takes a fraction of a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anynest.cli.commands import reproduce
 from anynest.experiments.catalog import protocols
 from anynest.experiments.catalog.cell import Cell
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.protocols import Protocol
+from anynest.experiments.sweep.job import Job, run_job
+from anynest.experiments.sweep.launcher import Event
 from anynest.experiments.sweep.sweep import Sweep
 
 SETTINGS = {
@@ -51,6 +54,20 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Protocol:
     return protocol
 
 
+class InProcessLauncher:
+    """Runs jobs in this process."""
+
+    def run(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
+        for job in jobs:
+            yield Event("done", job, record=run_job(job))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``anynest reproduce`` trains in this process: a worker takes seconds to start."""
+    monkeypatch.setattr(reproduce, "make_launcher", lambda arguments: InProcessLauncher())
+
+
 @pytest.fixture
 def runs() -> list[Run]:
     """Three runs of one small network."""
@@ -71,5 +88,5 @@ def make_sweep() -> Callable[..., Sweep]:
 
 @pytest.fixture
 def cells(tiny: Protocol, runs: list[Run]) -> list[Cell]:
-    """Six cells: three runs, two seeds."""
-    return cells_of(runs, tiny, 2)
+    """Three cells."""
+    return cells_of(runs, tiny, 1)

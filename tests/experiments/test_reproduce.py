@@ -177,7 +177,11 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_table3_on_a_small_folder(
-    tmp_path: Path, pictures: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    pictures: Path,
+    in_process: None,
+    capsys: Out,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = {"data": {"image_size": 32, "batch_size": 8}, "schedule": {"epochs": 1}}
     families = {"imagenet": overlay(MICRO.families["imagenet"], small)}
@@ -185,7 +189,7 @@ def test_table3_on_a_small_folder(
     monkeypatch.setitem(protocols.PROTOCOLS, "quick", quick)
     out = tmp_path / "out"
     command = ["table3", "--protocol", "quick", "--data", str(pictures), "--out", str(out)]
-    assert status(*command, "--seeds", "1", "--jobs", "2") == 0
+    assert status(*command, "--seeds", "1") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Table 3, imagenet-width: test error %, pictures, protocol quick" in said
     lines = read_results(out / "quick.jsonl")

@@ -33,7 +33,7 @@ LABEL = "digits (200 training images)"
 
 
 class Here:
-    """A launcher in this process; ``stop_after`` events it is killed."""
+    """A launcher in this process; ``stop_after`` jobs it is interrupted."""
 
     def __init__(self, stop_after: int = 10**6) -> None:
         self.stop_after = stop_after
@@ -53,15 +53,15 @@ def test_a_sweep_goes_on_where_it_stood(
     said: list[str] = []
     sweep = make_sweep(cells, tmp_path, say=said.append)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(Here(stop_after=2))
-    assert len(read_results(sweep.results)) == 2
+        sweep.run(Here(stop_after=1))
+    assert len(read_results(sweep.results)) == 1
     launcher = Here()
     lines = sweep.run(launcher)
-    assert launcher.trained == [cell.key for cell in cells[2:]]
+    assert launcher.trained == [cell.key for cell in cells[1:]]
     assert [line["key"] for line in read_results(sweep.results)] == [c.key for c in cells]
     assert set(lines) == {cell.key for cell in cells}
-    assert "6 cells, 2 done" in said
-    assert said[-1].startswith("  4 of 4: oracle-width-1, sgd-mean, seed 1: error % per stage ")
+    assert "3 cells, 1 done" in said
+    assert said[-1].startswith("  2 of 2: oracle-width-1, sgd-mean, seed 0: error % per stage ")
     idle = Here()
     assert sweep.run(idle) == lines
     assert idle.trained == []
@@ -312,3 +312,15 @@ def test_a_worker_that_always_dies_fails_its_cell(
     with pytest.raises(RunError, match=r"2 cells failed: .*ended 3 times \(exit status 1\)"):
         make_sweep(cells[:2], tmp_path).run(launcher)
     assert read_results(tmp_path / "tiny.jsonl") == []
+
+
+def test_workers_do_not_import_from_the_current_folder(
+    tmp_path: Path,
+    cells: list[Cell],
+    make_sweep: Callable[..., Sweep],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    make_sweep(cells[:1], tmp_path).run(LocalLauncher(1))
+    assert [line["key"] for line in read_results(tmp_path / "tiny.jsonl")] == [cells[0].key]

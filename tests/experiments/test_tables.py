@@ -12,7 +12,9 @@ from anynest.experiments.catalog.experiments import EXPERIMENTS
 from anynest.experiments.catalog.paper import Printed
 from anynest.experiments.catalog.protocols import FAST, MICRO, PAPER, Protocol
 from anynest.experiments.results.tabulate import Entry, ErrorTable, table_of
-from anynest.experiments.sweep.estimate import estimate
+from anynest.experiments.sweep import estimate as estimating
+from anynest.training import TrainConfig
+from anynest.training.step import TrainStep
 
 CIFAR = "CIFAR-10"
 
@@ -114,13 +116,24 @@ def test_shown_with_protocol_and_data() -> None:
     assert "missing: 23 of the cells" in said
 
 
-def test_estimates_from_finished_cells_and_from_steps(tiny: Protocol) -> None:
+def test_estimates_from_finished_cells_and_from_steps(
+    tiny: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, other = Run("width", "osgd"), Run("width", "greedy")
     known = [line(run, tiny, seed, [0.5]) for seed in (0, 1)]
     cells = [run.cell(tiny, 2), other.cell(tiny, 0), other.cell(tiny, 1)]
-    found = estimate(cells, known, 200, 8, 1, 10, {"device": "cpu", "threads": 1})
+    machine = {"device": "cpu", "threads": 1}
+    measured = estimating.estimate(cells[1:2], [], 200, 8, 1, 10, machine)
+    assert measured[cells[1].key] > 0
+    steps: list[tuple[int, ...]] = []
+
+    def seconds_per_step(config: TrainConfig, step: TrainStep, *shape: object) -> float:
+        steps.append(tuple(step.phase.stages))
+        return 0.5
+
+    monkeypatch.setattr(estimating, "seconds_per_step", seconds_per_step)
+    found = estimating.estimate(cells, known, 200, 8, 1, 10, machine)
     assert found[cells[0].key] == 10.5  # the median of its like
-    assert found[cells[1].key] == found[cells[2].key]  # measured once
-    assert 0.01 < found[cells[1].key] < 60
-    twice = estimate([cells[1]], [], 400, 8, 1, 10, {"device": "cpu", "threads": 1})
-    assert twice[cells[1].key] > 0.8 * found[cells[1].key]
+    # two phases of two epochs with four batches of 50 images
+    assert found[cells[1].key] == found[cells[2].key] == 2 * 2 * 4 * 0.5
+    assert len(steps) == 2  # measured once, each phase

@@ -17,12 +17,16 @@ from anynest.experiments.sweep import timing
 
 
 def test_figures_9_and_10_from_start_to_end(
-    tmp_path: Path, tiny: Protocol, capsys: pytest.CaptureFixture[str], monkeypatch
+    tmp_path: Path,
+    tiny: Protocol,
+    in_process: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(timing, "IMAGES", 12)
     command = ["reproduce", "fig9", "fig10", "--protocol", "tiny", "--data", "digits"]
     command += ["--seeds", "1", "--out", str(tmp_path), "--device", "cpu"]
-    assert main([*command, "--jobs", "2", "--json"]) == 0
+    assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     lines = read_results(tmp_path / "tiny.jsonl")
     measured = [line for line in lines if line["kind"] == "deadlines"]

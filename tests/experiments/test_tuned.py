@@ -115,6 +115,7 @@ def test_the_table_has_every_seed_and_says_what_is_missing() -> None:
 def test_one_command_trains_the_rates_and_then_the_seeds(
     tmp_path: Path,
     tiny: Protocol,
+    in_process: None,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -122,7 +123,7 @@ def test_one_command_trains_the_rates_and_then_the_seeds(
     for name, value in changes.items():
         monkeypatch.setattr(tuned, name, value)
     command = ["reproduce", "tuned", "--protocol", "tiny", "--data", "digits", "--json"]
-    command += ["--out", str(tmp_path), "--jobs", "2"]
+    command += ["--out", str(tmp_path)]
     assert main([*command, "--dry-run"]) == 0
     assert len(json.loads(capsys.readouterr().out)["cells"]) == 3 * 2
     assert main(command) == 0
