@@ -76,6 +76,22 @@ def test_a_pass_frees_what_no_later_loss_reads(method: str, separate: bool) -> N
             loss.backward()
 
 
+def test_a_graph_of_its_own_is_freed_while_its_pass_runs() -> None:
+    """As in any backward pass, so that the peak is no higher."""
+    network = Decoders(separate=True)
+    seen: list[list[int]] = []
+
+    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda _: seen.append(network.alive()))
+
+    network.trunk.register_forward_hook(watch)
+    OSGD().backward(network.losses(), network.parameters())
+    assert len(seen) == 4
+    for number, alive in enumerate(seen, 1):  # as pass `number` comes to its trunk
+        assert not any(alive[1 : number + 1])
+        assert all(alive[number + 1 :])
+
+
 def test_what_is_held_afterwards_is_what_a_plain_pass_holds() -> None:
     """With the losses and outputs still referenced, also over micro-batches."""
     network = Decoders()
@@ -117,8 +133,8 @@ def test_a_skipped_loss_frees_nothing_of_the_others_early() -> None:
 def test_nodes_that_no_pass_executes_keep_what_they_saved() -> None:
     """Another loss may be computed from them, as under ``loss.backward(inputs=...)``."""
     w, v = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
-    other = (v * v).exp()
-    OSGD().backward([(w * other).sum(), w.sin().sum()], [w])
+    shared, other = w.exp(), (v * v).exp()
+    OSGD().backward([(shared * other).sum(), shared.sum()], [w])
     other.sum().backward()  # leads to v alone
     assert v.grad is not None
 

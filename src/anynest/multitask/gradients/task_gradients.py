@@ -46,6 +46,17 @@ def numbers_on(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=wide_dtype(device), device=device)
 
 
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Let glibc reuse a step's freed memory in the next step, once per process.
+
+    By default it returns freed memory to the system above a threshold, and every step then pays
+    for the page faults. Freeing one large block raises the threshold to twice its size (mallopt(3),
+    M_TRIM_THRESHOLD; at most 64 MiB). The block itself is never touched.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A tensor's shape and the order of its dimensions in memory (None: contiguous)."""
@@ -224,6 +235,7 @@ class TaskGradients:
         """
         if not grads:
             raise ValueError("gradients must be of at least one task, found none")
+        keep_freed_memory()
         width = len(grads[0])
         for i, row in enumerate(grads):
             if len(row) != width:
