@@ -46,32 +46,21 @@ __all__ = [
     "register",
 ]
 
-_LAZY = {
-    "OSGD": ".multitask",
-    "AnytimeNetwork": ".nets",
-    "AnytimePredictor": ".predict",
-    "Combiner": ".multitask",
-    "DeadlineError": ".predict",
-    "NormSGD": ".multitask",
-    "Stats": ".multitask",
-    "WeightedSGD": ".multitask",
-    "create_model": ".nets",
-    "gradient_stats": ".multitask",
-    "list_methods": ".multitask",
-    "list_models": ".nets",
-    "load": ".store",
-    "make_combiner": ".multitask",
-    "register": ".nets",
+_HOMES = {
+    "nets": {"AnytimeNetwork", "create_model", "list_models", "register"},
+    "predict": {"AnytimePredictor", "DeadlineError"},
+    "store": {"load"},
 }
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
 _PACKAGES = ("data", "engines", "multitask", "nets", "predict", "profiling", "store", "training")
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name or subpackage on first use."""
-    if name in _LAZY:
-        value = getattr(import_module(_LAZY[name], __name__), name)
-    elif name in _PACKAGES:
+    if name in _PACKAGES:
         value = import_module(f".{name}", __name__)
+    elif name in __all__:
+        value = getattr(import_module(f".{_LAZY.get(name, 'multitask')}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -4,10 +4,11 @@ import argparse
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from ..training.errors import ConfigError
 
+T = TypeVar("T")
 MAX_INTEGER = 2**63 - 1  # what a tensor's size can hold
 
 
@@ -68,13 +69,11 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            choices = [str(choice) for choice in action.choices]
-            raise argparse.ArgumentError(
-                action,
-                f"must be one of {', '.join(choices)}, found {shorten(value)}"
-                f"{did_you_mean(str(value), choices)}",
-            )
+        if action.choices is not None:
+            try:
+                one_of([str(choice) for choice in action.choices])(str(value))
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentError(action, str(error)) from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -116,34 +115,27 @@ def integer(least: int = 1, most: int = MAX_INTEGER) -> Callable[[str], int]:
     return read
 
 
-def integers(most: int = MAX_INTEGER) -> Callable[[str], list[int]]:
-    """The type of a flag that takes whole numbers from 1 to ``most``, separated by commas.
+def one_of(known: Sequence[str]) -> Callable[[str], str]:
+    """The type of a flag that takes a name from ``known``."""
 
-    >>> integers(1024)("1, 8")
-    [1, 8]
-    """
-    read = integer(1, most)
-    return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
-
-
-def choices(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """The type of a flag that takes names from ``known``, separated by commas.
-
-    >>> choices(("onnxruntime", "torch"))("torch, onnxruntime")
-    ['torch', 'onnxruntime']
-    """
-
-    def read(text: str) -> list[str]:
-        names = [part.strip() for part in text.split(",")]
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(
-                    f"must be one of {', '.join(known)}, found {shorten(name)}"
-                    f"{did_you_mean(name, known)}"
-                )
-        return list(dict.fromkeys(names))
+    def read(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(known)}, found {shorten(text)}"
+                f"{did_you_mean(text, known)}"
+            )
+        return text
 
     return read
+
+
+def comma_list(read: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """The type of a flag that takes different values of type ``read``, separated by commas.
+
+    >>> comma_list(integer(1, 1024))("1, 8, 1")
+    [1, 8]
+    """
+    return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
 
 
 def probability(text: str) -> float:

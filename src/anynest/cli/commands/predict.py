@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import random
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from ...data.readers.image_reader import ImageFileReader
 from ...engines.model_source import resolve
 from ...engines.open import choose_backend
 from ...predict.policies import Confidence
-from ...predict.prediction import DeadlineError, NetworkError, Prediction, random_guess
+from ...predict.prediction import DeadlineError, NetworkError, Prediction
 from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
 from ...training import ConfigError
@@ -61,12 +60,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Im
         profile = Profile.read(arguments.profile or arguments.source)
     backend, device = choose_backend(source, arguments.backend, arguments.device)
     with AnytimePredictor(
-        arguments.source,
-        backend,
-        profile,
-        arguments.threads,
-        device=device,
-        info=info,
+        arguments.source, backend, profile, arguments.threads, device=device, info=info
     ) as predictor:
         yield predictor, reader
 
@@ -127,11 +121,7 @@ class Answers:
                 f"no stage was ready within {show_duration(deadline)}: give a longer --deadline, or "
                 "--on-timeout wait or guess"
             )
-        if self.on_timeout == "guess":
-            drawn = random.randrange(self.predictor.num_classes)
-            elapsed = time.monotonic() - called
-            return random_guess((drawn,), self.predictor.num_classes, True, elapsed, deadline)
-        found = self.predictor.predict(x[0], 0.0, on_timeout="wait")
+        found = self.predictor.predict(x[0], 0.0, on_timeout=self.on_timeout)
         elapsed = time.monotonic() - called
         return replace(found, elapsed=elapsed, deadline=deadline, deadline_met=False)
 

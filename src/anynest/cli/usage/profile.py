@@ -2,7 +2,7 @@
 
 from ...training.config.run_config import MAX_THREADS
 from ..flags import BACKENDS, add_device_flag, add_image_size_flag, add_import_flag, add_json_flag
-from ..parser import Parser, choices, integer, integers
+from ..parser import Parser, comma_list, integer, one_of
 
 DESCRIPTION = (
     "Count and measure the cost of every stage of a network, beside the plain network of each "
@@ -26,20 +26,20 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--backend",
-        type=choices(BACKENDS),
+        type=comma_list(one_of(BACKENDS)),
         metavar="NAMES",
         help="such as torch,onnxruntime (default: onnxruntime on the CPU, else torch)",
     )
     parser.add_argument(
         "--threads",
-        type=integers(MAX_THREADS),
+        type=comma_list(integer(1, MAX_THREADS)),
         default="1",
         metavar="NUMBERS",
         help="threads per operator, such as 1,2",
     )
     parser.add_argument(
         "--batch-sizes",
-        type=integers(1 << 20),
+        type=comma_list(integer(1, 1 << 20)),
         default="1",
         metavar="NUMBERS",
         help="images per batch, such as 1,8",
