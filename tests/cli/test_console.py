@@ -8,6 +8,7 @@ import pytest
 
 from anynest.cli import main
 from anynest.cli.console import Console, make_table
+from anynest.store.figures import new_figure, save_figure
 
 Out = pytest.CaptureFixture[str]
 ODD = ["[/x]", "r_[/x]", "[red]a[/red]", ":smile:", "[link=x]", "\\[b]", "a[b", "{x}", "%s"]
@@ -46,6 +47,20 @@ def test_no_color_is_respected(no_color: bool, monkeypatch: pytest.MonkeyPatch) 
     file = io.StringIO()
     Console(file=file, force_terminal=True).print("text", style="red")
     assert ("\x1b[31m" in file.getvalue()) is not no_color
+
+
+def test_names_in_figures_are_no_formulas(tmp_path: Path) -> None:
+    figure = new_figure(2, 2)
+    figure.suptitle("a $_^ b$")
+    axes = figure.subplots()
+    axes.plot([1, 1000], [1, 2], label="$\\nope{")
+    axes.set_xscale("log")
+    axes.set_title("$$")
+    axes.legend()
+    save_figure(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert any("mathdefault" in label.get_text() for label in axes.get_xticklabels())
+    assert all(label.get_parse_math() for label in axes.get_xticklabels())
 
 
 def test_commands_print_odd_paths(tiny: list[str], tmp_path: Path, capsys: Out) -> None:

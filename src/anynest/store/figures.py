@@ -15,7 +15,12 @@ def stage_colors(stages: int) -> list[Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG file atomically."""
+    """Write a PNG file atomically. Names with a ``$`` are drawn as they are, not as formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():  # not a tick's label
+            text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_whole(path, buffer.getvalue())
