@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anynest.data import make_loader
+from anynest.data import DataError, make_loader
 from anynest.data.dataset import FolderSplit
 from anynest.data.readers.image_reader import ImageFileReader
 from anynest.predict.inputs import ImageReader, needs_decoding
@@ -176,6 +176,22 @@ def test_damaged_pictures(reader: ImageReader, tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="cannot decode") as raised:
                 reader(form)
             assert "on_corrupt" not in str(raised.value)  # of no use here
+
+
+def test_files_are_refused_as_in_training(reader: ImageReader, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 500_000)).save(tmp_path / "elongated.png")
+    Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
+    for path in sorted(tmp_path.iterdir()):
+        split = FolderSplit((str(path),), torch.zeros(1, dtype=torch.int64), "train", 8)
+        loader = make_loader(split, 1, train=False, mean=MEAN, std=STD)
+        with pytest.raises(DataError) as trained:
+            next(iter(loader.batches(0)))
+        with pytest.raises(DataError) as predicted:
+            reader(path)
+        assert str(trained.value).startswith(str(predicted.value))
+        with Image.open(path) as image, pytest.raises(DataError) as given:
+            reader(image)
+        assert str(given.value) == str(predicted.value).replace(str(path), "the given image")
 
 
 def test_a_bare_network_knows_no_pictures(pixels: Tensor) -> None:
