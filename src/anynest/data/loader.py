@@ -21,14 +21,7 @@ MAX_WORKERS = 256
 
 
 class Loader(Protocol):
-    """The batches of one split.
-
-    >>> from anynest.data import load, make_loader
-    >>> data = load("digits")
-    >>> loader = make_loader(data.train, 64, train=True, mean=data.mean, std=data.std)
-    >>> for images, labels in loader.batches(epoch=0):
-    ...     pass  # float32 [B, C, H, W] and int64 [B], on the device
-    """
+    """The batches of one split, on the device."""
 
     @property
     def num_images(self) -> int:

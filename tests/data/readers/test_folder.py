@@ -69,8 +69,8 @@ def test_what_is_left_out_is_counted(make_folder: Make) -> None:
     assert len(data.train) == 13
     assert str(cat / "deep" / "er" / "a.png") in data.train.paths
     assert str(data).endswith(
-        "; left out: 1 files .mp4, 2 files .txt, 1 files outside class folders, "
-        "1 files without suffix, 4 hidden or system files and folders"
+        "; left out: .mp4 files (1), .txt files (2), files outside class folders (1), "
+        "files without suffix (1), hidden or system files and folders (4)"
     )
 
 
@@ -93,7 +93,7 @@ def test_symbolic_links_are_followed_once(make_folder: Make, tmp_path: Path) -> 
         *("3.png", "4.png", "5.png"),
         *("again/1.png", "again/2.png", "sub/0.png"),
     ]
-    assert data.left_out == ("2 folders linked more than once",)
+    assert data.left_out == ("folders linked more than once (2)",)
 
 
 def test_every_suffix_is_read(make_folder: Make) -> None:

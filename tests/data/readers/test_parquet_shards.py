@@ -84,7 +84,7 @@ def test_incomplete_or_ambiguous_shards(names: list[str], message: str, tmp_path
 
 def test_other_files_are_counted(make_parquet: Make) -> None:
     place = make_parquet(files=("train.parquet", "test.parquet", "train_old.parquet"), n=(9, 9, 9))
-    assert str(load(place)).endswith("; left out: 1 other .parquet files")
+    assert str(load(place)).endswith("; left out: other .parquet files (1)")
 
 
 def test_one_folder_below_and_by_file(make_parquet: Make) -> None:

@@ -72,7 +72,7 @@ def read_image_folder(
     return RawDataset(
         name="ImageNet" if imagenet else folder.resolve().name,
         classes=tuple(classes),
-        left_out=tuple(f"{count} {reason}" for reason, count in sorted(ignored.items())),
+        left_out=tuple(f"{reason} ({count})" for reason, count in sorted(ignored.items())),
         train=splits["train"],
         test=splits["test"],
         validation=splits.get("validation"),
@@ -106,7 +106,7 @@ def image_files(top: str, ignored: Counter[str] | None = None) -> list[str]:
                 elif suffix in EXTENSIONS:
                     found.append(entry.path)
                 else:
-                    ignored[f"files {suffix}" if suffix else "files without suffix"] += 1
+                    ignored[f"{suffix} files" if suffix else "files without suffix"] += 1
     return sorted(found)
 
 

@@ -6,6 +6,7 @@ quality, so that a lossy copy is never taken for the original.
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def read_parquet(
         for split, names in files.items()
     }
     classes, left_out = _check_agreement([rows for part in parts.values() for rows in part.files])
-    left_out += [f"{len(shards.others)} other .parquet files"] if shards.others else []
+    left_out += [f"other .parquet files ({len(shards.others)})"] if shards.others else []
     left_out += _drop_hidden_test(parts, folder)
     if "test" not in parts:
         parts["test"] = parts.pop("validation")
@@ -124,22 +125,16 @@ def _check_agreement(files: list[ParquetRows]) -> tuple[tuple[str, ...], list[st
             )
     named = [rows for rows in files if rows.classes]
     for rows in named:
-        if rows.classes != named[0].classes:
-            at = next(
-                (
-                    i
-                    for i, pair in enumerate(zip(rows.classes, named[0].classes, strict=False))
-                    if pair[0] != pair[1]
-                ),
-                min(len(rows.classes), len(named[0].classes)),
-            )
+        one, other = named[0].classes, rows.classes
+        if one != other:
+            at = next(i for i in count() if one[i : i + 1] != other[i : i + 1])
             raise DataError(
-                f"all files of a Parquet set must have the same class names, found "
-                f"{rows.classes[at : at + 1]} for label {at} in {rows.file} and "
-                f"{named[0].classes[at : at + 1]} in {named[0].file}"
+                f"all files of a Parquet set must have the same class names, found label {at} as "
+                f"{' '.join(one[at : at + 1]) or 'nothing'} in {named[0].file} and as "
+                f"{' '.join(other[at : at + 1]) or 'nothing'} in {rows.file}"
             )
     unnamed = len(files) - len(named)
-    note = [f"class names (absent) of {unnamed} .parquet files"] if named and unnamed else []
+    note = [f"class names, absent in .parquet files ({unnamed})"] if named and unnamed else []
     return (named[0].classes if named else ()), note
 
 
@@ -154,7 +149,7 @@ def _drop_hidden_test(parts: dict[str, _Part], folder: Path) -> list[str]:
             f"(all -1) in {folder}: add a validation split"
         )
     del parts["test"]
-    return [f"test split of {len(test.labels)} images with hidden labels (all -1)"]
+    return [f"test split with hidden labels, all -1 ({len(test.labels)})"]
 
 
 def _decode(
