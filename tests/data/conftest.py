@@ -147,7 +147,10 @@ def make_parquet(tmp_path: Path) -> Callable[..., Path]:
             ]
             if edit is not None and i == 0:
                 edit(rows)
-            columns = {image: rows, label: [j % len(classes) for j in range(count)]}
+            columns = {
+                image: rows,
+                label: pa.array([j % len(classes) for j in range(count)], pa.int64()),
+            }
             if label == "fine_label":
                 columns["coarse_label"] = [0] * count
             table = pa.table(columns)

@@ -147,6 +147,11 @@ def test_wrong_channels_of_the_statistics() -> None:
         make_loader(numbered(), 8, train=True, mean=(0.5,), std=(0.5,))
 
 
+def test_an_empty_split() -> None:
+    with pytest.raises(DataError, match="the train split holds no images"):
+        loader(numbered(0))
+
+
 def test_start_beyond_the_epoch() -> None:
     with pytest.raises(ValueError, match=r"0\.\.6, found 7"):
         next(loader().batches(0, start=7))

@@ -133,6 +133,14 @@ def test_small_alike_images_keep_their_size(make_folder: Make) -> None:
     assert load(place, image_size=48).image_size == 48
 
 
+def test_undecodable_files_do_not_decide_the_size(make_folder: Make) -> None:
+    place = make_folder(shape=(32, 32, 3))
+    (place / "train" / "cat" / "0.png").write_bytes(b"?")
+    assert load(place).image_size == 32
+    Image.new("RGB", (32, 31)).save(place / "train" / "cat" / "0.png")
+    assert load(place).image_size == 224
+
+
 def test_imagenet_is_known_by_its_classes(make_folder: Make) -> None:
     place = make_folder(classes=("n00000000",), n=1, shape=(4, 4, 3))
     for split in ("train", "val"):
@@ -146,7 +154,9 @@ def test_the_same_batches_for_every_number_of_workers(make_folder: Make, train: 
     split = load(make_folder(), holdout=0, image_size=72).train
     before = torch.get_rng_state()
     whole = list(stream(split, 5, train).batches(1))
-    assert len(whole) == (2 if train else 3)
+    made = stream(split, 5, train)
+    assert (len(made), made.num_images) == ((2, 10) if train else (3, 12))
+    assert len(whole) == len(made)
     assert whole[0][0].shape == (5, 3, 72, 72)
     assert same(list(stream(split, 5, train, workers=2).batches(1)), whole)
     assert same(list(stream(split, 5, train, workers=1).batches(1, start=1)), whole[1:])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from anynest.data import DataError, load, make_loader
 from anynest.data.readers.decode_images import decode_all
@@ -191,6 +192,37 @@ def test_colours_that_the_network_has_no_channels_for(tmp_path: Path) -> None:
     assert "found F" in refused(file, grey=True)
     with pytest.raises(DataError, match="found a network of 2"):
         ImageFileReader(8, (0.5, 0.5), (0.5, 0.5))
+
+
+def test_modes_without_a_conversion() -> None:
+    reader = ImageFileReader(8, *RGB)
+    with pytest.raises(DataError, match="must be convertible to RGB, found La: it"):
+        reader.of_image(Image.new("La", (8, 8)), "it")
+    for low, high in ((-1, 3), (0, 1 << 16)):
+        image = Image.fromarray(np.array([[low, high]], np.int32))
+        with pytest.raises(DataError, match=rf"lie in 0\.\.65535, found {low}\.\.{high}: it"):
+            reader.of_image(image, "it")
+
+
+@pytest.mark.parametrize("method", ["load", "convert"])
+def test_too_little_memory(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    noise(8, 8, "L").save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImageFile, method, fail)
+    assert "a.png: too little memory" in refused(tmp_path / "a.png")
+
+
+def test_a_format_that_pillow_was_built_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise(8, 8).save(tmp_path / "a.webp")
+    reason = "image file could not be identified because WEBP support not installed"
+    for name, (factory, accept) in Image.OPEN.items():
+        wrapped = (lambda prefix: reason) if name == "WEBP" else accept
+        monkeypatch.setitem(Image.OPEN, name, (factory, wrapped))
+    assert "WEBP support not installed" in refused(tmp_path / "a.webp")
 
 
 @pytest.mark.parametrize("fit", ["crop", "whole"])

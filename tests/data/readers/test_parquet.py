@@ -164,6 +164,12 @@ def test_nothing_decodable(make_parquet: Make) -> None:
         fails(place, "none of the 60 images can be", on_corrupt="skip", image_size=image_size)
 
 
+def test_a_shard_without_rows(make_parquet: Make) -> None:
+    place = make_parquet(files=("train-0.parquet", "train-1.parquet", "test.parquet"), n=(9, 0, 9))
+    assert len(load(place, holdout=0).train) == 9
+    fails(make_parquet(n=(0, 9), folder="none"), "train-00000-of-00001.parquet holds no images")
+
+
 def test_mixed_modes_become_rgb_as_in_a_folder(make_parquet: Make) -> None:
     kinds = {1: "L", 2: "RGBA", 3: "P", 4: "LA", 5: "1", 6: "CMYK", 7: "I;16"}
 

@@ -50,15 +50,12 @@ def open_image(source: str | bytes, where: str = "") -> Iterator[Image.Image]:
     else:
         stream = io.BytesIO(source)
     with stream:
-        limit = Image.MAX_IMAGE_PIXELS
         try:
             image = _identify(stream)
-            too_large = limit is not None and image.width * image.height > limit
-        except Image.DecompressionBombError:
-            too_large = True
         except Exception as error:  # decoders raise anything on hostile bytes
             raise _undecodable(where, error) from None
-        if too_large:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
             raise DataError(
                 f"images must have at most {limit} pixels, found more in {where}: "
                 "make it smaller or remove it"
