@@ -1,10 +1,10 @@
-"""Time of the input pipeline: shuffle, crop, mirror, normalise, per training batch, and its share of a step.
+"""Time of the input pipeline per training batch, and its share of a training step.
 
     python benchmarks/data.py --threads 2 --model width_nested_resnet10
 
-The images are random bytes of CIFAR's size (their content makes no difference) unless --source
-names a set. The first line is what an epoch costs once (its order and its draws); it is part of
-every batch's share in the last.
+The pipeline shuffles, crops, mirrors and normalizes. The images are random bytes of CIFAR's size
+(their content does not matter) unless --source names a data set. "epoch start" is the cost once per
+epoch (its order and its draws); the last lines include its share of every batch.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from anynest.data import Split, load, make_loader
 
 
 def step_times(args: argparse.Namespace) -> list[float]:
-    """Milliseconds of each whole training step (forward, backward, SGD's update), data at hand."""
+    """Milliseconds of each training step (forward, backward, SGD's update) without the pipeline."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model = create_model(args.model).to(args.device, memory_format=layout).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
@@ -79,10 +79,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--source", help="a set of small images, as of `anynest train --data`")
+    parser.add_argument(
+        "--source", help="a data set of small images, as for `anynest train --data`"
+    )
     parser.add_argument("--model", help="time this network's training steps too")
     parser.add_argument(
-        "--method", default="sgd-mean", help="of these steps; the cheapest by default"
+        "--method", default="sgd-mean", help="method of these steps (default: the cheapest)"
     )
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
@@ -97,7 +99,7 @@ def main() -> None:
     print(f"epoch start  {start:.3f} ms (n={len(starts)}, with its first batch)")
     print(f"batch        {median:.3f} ms (n={len(batches)}, 10 % to 90 %: {low:.3f} to {high:.3f})")
     whole = (start + median * (each - 1)) / each
-    print(f"all told     {whole:.3f} ms a batch of {each} an epoch")
+    print(f"in all       {whole:.3f} ms per batch, {each} batches per epoch")
     if args.model:
         steps = step_times(args)
         low, *_, high = statistics.quantiles(steps, n=10)
@@ -106,7 +108,7 @@ def main() -> None:
             f"step         {middle:.1f} ms (n={len(steps)}, 10 % to 90 %: {low:.1f} to {high:.1f}), "
             f"{args.model}, {args.method}"
         )
-        print(f"share        {100 * whole / (whole + middle):.2f} % of a step is the pipeline's")
+        print(f"share        {100 * whole / (whole + middle):.2f} % of a step")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def test_of_images_in_files(
     moved = tmp_path / "elsewhere" / "moved"
     shutil.copytree(place, moved)
     assert load(moved).fingerprint == found
-    seen = {found}
+    data = load(place)
+    relabelled = replace(data, test=replace(data.test, labels=data.test.labels.flip(0)))
+    seen = {found, relabelled.fingerprint}
     file = moved / "val" / "dog" / "3.png"
     with file.open("ab") as stream:
         stream.write(b".")
@@ -78,4 +80,4 @@ def test_of_images_in_files(
     seen.add(without.fingerprint)
     (moved / "val" / "dog" / "2.png").unlink()  # after the listing
     seen.add(replace(without, label="x").fingerprint)
-    assert len(seen) == 5
+    assert len(seen) == 6

@@ -149,7 +149,7 @@ def test_wrong_channels_of_the_statistics() -> None:
 
 def test_an_empty_split() -> None:
     with pytest.raises(DataError, match="the train split holds no images"):
-        loader(numbered(0))
+        make_loader(numbered(0), 8, train=False, mean=MEAN, std=STD)
 
 
 def test_start_beyond_the_epoch() -> None:
