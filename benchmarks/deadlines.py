@@ -200,7 +200,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             ]
             until = started + options.seconds * number / len(options.loads)
             with load(kind):
-                while time.monotonic() < until:
+                while not here[0].bare or time.monotonic() < until:
                     for row in here:
                         row.ask(predictors[row.way], watched, x)
             rows += here
