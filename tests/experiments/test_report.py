@@ -13,17 +13,21 @@ import numpy as np
 import pytest
 
 from anynest.cli import main
+from anynest.experiments.catalog.designs import CIFAR as CIFAR_DESIGNS
 from anynest.experiments.catalog.designs import DESIGNS
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.experiments import EXPERIMENTS
 from anynest.experiments.catalog.fig10 import measurements
 from anynest.experiments.catalog.paper import METHODS, printed_error
 from anynest.experiments.catalog.protocols import FAST, MICRO, PAPER, Protocol
+from anynest.experiments.claims.claim import Pairs, judge_differences
 from anynest.experiments.claims.claim_list import CLAIMS, judge_all
 from anynest.experiments.report import make_report
 from anynest.experiments.report import write as report_files
 from anynest.experiments.report.blocks import cosines
 from anynest.experiments.report.blocks.drawings import DRAW
+from anynest.experiments.report.blocks.overview import section_in_words
+from anynest.experiments.report.blocks.verdicts import reason
 from anynest.experiments.report.render import drawing
 from anynest.experiments.report.render.document import (
     Block,
@@ -325,7 +329,11 @@ def test_verdicts_are_the_claims(lines: list[Line], full: Document) -> None:
     wanted = judge_all(Evidence.of(lines, PAPER, CIFAR))
     assert {verdict.outcome for verdict in wanted.values()} == {"holds", "fails", "undecided"}
     (found,) = make_report(lines, [], []).to_json()["sections"]
-    assert found["claims"] == {name: verdict.to_json() for name, verdict in wanted.items()}
+    assert {**found["claims"], **found["controls"]} == {
+        name: verdict.to_json() for name, verdict in wanted.items()
+    }
+    assert set(found["controls"]) == {"osgd-late-against-sum"}
+    assert len(found["claims"]) == 13
     page = Page(render_html(full))
     for claim in CLAIMS:
         assert (wanted[claim.name].outcome, claim.text.replace("*", "")) in [
@@ -335,9 +343,69 @@ def test_verdicts_are_the_claims(lines: list[Line], full: Document) -> None:
             mean = signed(comparison.mean, 2) if comparison.n else "-"
             row = [comparison.name, mean, str(comparison.n)]
             assert [[c] for c in row] in page.table(f"{claim.name}, comparisons")
+    control = wanted.pop("osgd-late-against-sum").outcome
     outcomes = [verdict.outcome for verdict in wanted.values()]
     counts = [[str(outcomes.count(o))] for o in ("holds", "fails", "undecided")]
-    assert page.table("Claims of the paper")[1][3:] == counts
+    rows = page.table("Claims of the paper")
+    assert rows[1][3:] == [*counts, [control]]
+    assert [[c[0] for c in row[:3]] for row in rows[2:]] == [
+        [name, "-", "0"] for name in ("fast", "mini", "micro")
+    ]
+
+
+def test_the_title_and_the_first_paragraph_say_what_ran(lines: list[Line]) -> None:
+    table = EXPERIMENTS["table1"].runs(MICRO)
+    small = [cell_line(run, MICRO, seed, SMALL) for run in table for seed in range(3)]
+    found = document(small)
+    assert found.title.endswith("re-run at reduced size")
+    text = render_markdown(found)
+    assert "What has not run: paper: 0 cells, fast: 0 cells, mini: 0 cells." in text
+    assert text.index("Of the paper's 13 claims") < text.index("ICML 2020")
+    assert document([*small, *lines]).title.endswith("re-run, in part at reduced size")
+    assert document(lines).title.endswith("re-run")
+
+
+@pytest.mark.parametrize(
+    ("osgd", "control", "words"),
+    [
+        (0.20, 0.25, "So OSGD gains more than a longer step does."),
+        (0.20, 0.15, "So OSGD's gain here is that of a longer step"),
+        (0.20, 0.20, "Whether OSGD's projection adds"),
+    ],
+)
+def test_the_first_paragraph_says_what_the_control_shows(
+    osgd: float, control: float, words: str
+) -> None:
+    errors = {"sgd-mean": 0.3, "osgd": osgd, "sgd-sum": control}
+    noise = np.random.default_rng(0)
+    found = [
+        cell_line(run, MICRO, seed, SMALL, error=[errors[run.variant] + e for e in noise_of])
+        for run in (Run(design, method) for design in CIFAR_DESIGNS for method in errors)
+        for seed in range(4)
+        for noise_of in [noise.uniform(0, 0.001, len(MICRO.growth(run.design))).tolist()]
+    ]
+    text = section_in_words(section(found))
+    assert "At the last two stages OSGD has an error 10.0 points lower (holds) than" in text
+    assert words in text
+
+
+def test_an_undecided_verdict_says_why() -> None:
+    def why(*means: float, margin: float = 0.0) -> str:
+        stages = {
+            f"stage {n}": {0: mean, 1: mean - 0.5, 2: mean + 0.5} for n, mean in enumerate(means, 1)
+        }
+        verdict = judge_differences([Pairs("width", stages)], margin)
+        assert verdict.outcome == "undecided"
+        assert verdict.margin == margin
+        return reason(verdict)
+
+    assert why(-9.0, 0.3) == "1 difference of the other sign: width, stage 2, +0.30"
+    assert why(-9.0, 5.2, 5.3, margin=5.0) == (
+        "2 differences above the margin: width, stage 2, +5.20; width, stage 3, +5.30"
+    )
+    assert why(0.0) == "the pooled difference is not significant (p = 0.500)"
+    alone = judge_differences([Pairs("even", {"stage 1": {0: 1.0}})])
+    assert reason(alone) == "fewer than two pairs of runs for even"
 
 
 def test_what_is_missing_is_listed(lines: list[Line]) -> None:
@@ -648,7 +716,7 @@ def test_the_command_writes_both_files_and_their_pictures(
     told = json.loads(capsys.readouterr().out)
     assert told["files"] == [str(out / "report.md"), str(out / "report.html")]
     assert told["sections"][0]["cells"] == 3  # a file that is named twice counts once
-    assert len(told["sections"][0]["claims"]) == len(CLAIMS)
+    assert len(told["sections"][0]["claims"]) == len(CLAIMS) - 1
     assert main(["report", str(some), "--out", str(out)]) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == first
 

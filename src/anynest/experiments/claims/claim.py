@@ -35,6 +35,7 @@ class Verdict:
         p_against: p that the claim fails by, adjusted for multiple tests.
         comparisons: Differences of each comparison.
         missing: Names of groups with fewer than two pairs.
+        margin: Points below which differences must lie.
     """
 
     outcome: Outcome
@@ -45,6 +46,7 @@ class Verdict:
     p_against: float | None = None
     comparisons: tuple[Difference, ...] = ()
     missing: tuple[str, ...] = ()
+    margin: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,17 +62,19 @@ class Verdict:
                 for c in self.comparisons
             ],
             "missing": list(self.missing),
+            "margin": self.margin,
         }
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about errors. source: the section of the paper, or that it is a control."""
+    """A statement about errors. source: section of the paper; control: not the paper's claim."""
 
     name: str
     text: str
     source: str
     judge: Callable[[Evidence], Verdict]
+    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
     shift = f" against a margin of {margin:g} points" if margin else ""
     test = f"paired t-test over networks and seeds, one-sided{shift}, level {LEVEL}"
     if not pool:
-        return Verdict("undecided", test, 0, None, None, None, comparisons, missing)
+        return Verdict("undecided", test, 0, None, None, None, comparisons, missing, margin)
     mean, p = sum(pool) / len(pool), below_zero(pool, margin)
     single = holm([above_zero(c.values, margin) for c in comparisons if c.n > 1])
     whole = [] if missing else [above_zero(pool, margin)]
@@ -113,7 +117,7 @@ def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
         outcome = "holds"
     else:
         outcome = "undecided"
-    return Verdict(outcome, test, len(pool), mean, p, p_against, comparisons, missing)
+    return Verdict(outcome, test, len(pool), mean, p, p_against, comparisons, missing, margin)
 
 
 def lower(

@@ -125,6 +125,7 @@ CLAIMS: tuple[Claim, ...] = (
         "every design, so its gain is no mere matter of step size",
         "control, not in the paper",
         lower("osgd", "sgd-sum", last_two),
+        control=True,
     ),
     Claim(
         "osgd-early",

@@ -6,10 +6,11 @@ from typing import Any
 
 from ...training.output.reporting import counted
 from ..catalog.experiment import SEEDS
-from ..claims.claim_list import judge_all
+from ..catalog.protocols import PAPER
+from ..claims.claim_list import CLAIMS, judge_all
 from ..results.records import Record
 from .blocks.missing import progress
-from .blocks.overview import how_made, nothing_yet, overview
+from .blocks.overview import how_made, in_words, nothing_yet, overview
 from .blocks.section_blocks import section_blocks
 from .render.document import Block, Document, Text
 from .section import Section, split
@@ -51,10 +52,7 @@ class Report:
                     "data": section.data,
                     "cells": len(section.cells),
                     "passed_over": section.passed_over,
-                    "claims": {
-                        name: verdict.to_json()
-                        for name, verdict in judge_all(section.evidence).items()
-                    },
+                    **verdicts_of(section),
                     "missing": {
                         one.experiment.name: list(one.missing)
                         for one in progress(section)
@@ -68,7 +66,7 @@ class Report:
 
     def document(self) -> Document:
         """The document."""
-        blocks: list[Block] = [Text(ABOUT)]
+        blocks: list[Block] = [*in_words(self.sections), Text(ABOUT)]
         blocks += overview(self.sections) if self.sections else nothing_yet(self.seeds)
         for name, number in sorted(self.unknown.items()):
             lines = counted(number, "line")
@@ -77,7 +75,25 @@ class Report:
             )
         for section in self.sections:
             blocks += section_blocks(section)
-        return Document(TITLE, (*blocks, *how_made(self.sections, self.sources, self.named)))
+        made = how_made(self.sections, self.sources, self.named)
+        return Document(title_of(self.sections), (*blocks, *made))
+
+
+def title_of(sections: Sequence[Section]) -> str:
+    """The title, which says whether the paper's own protocol ran."""
+    reduced = [section.protocol.name != PAPER.name for section in sections]
+    if any(reduced):
+        return TITLE + (" at reduced size" if all(reduced) else ", in part at reduced size")
+    return TITLE
+
+
+def verdicts_of(section: Section) -> dict[str, dict[str, Any]]:
+    """The verdicts of the paper's claims and of the controls, as plain values."""
+    found = judge_all(section.evidence)
+    return {
+        key: {c.name: found[c.name].to_json() for c in CLAIMS if c.control == control}
+        for key, control in (("claims", False), ("controls", True))
+    }
 
 
 def make_report(

@@ -65,7 +65,8 @@ def cosine_blocks(section: Section) -> list[Block]:
         f"each pair of stages; thick, the mean of all pairs; {section.label}"
     )
     meaning = (
-        "Above 0 two tasks pull the same way; below 0 a step for one is a step against the other."
+        "Above 0 two tasks pull the same way; below 0 a step for one is a step against the other. "
+        "OSGD's are means over all batches of an epoch, SGD's those of its first batch."
     )
     table = Table(
         f"Cosines of the last epoch told, means over seeds; {section.label}",

@@ -7,24 +7,79 @@ from ....training.output.reporting import counted
 from ...catalog.experiment import cells_of
 from ...catalog.experiments import EXPERIMENTS
 from ...catalog.protocols import PROTOCOLS
+from ...claims.claim import Outcome, Verdict
 from ...claims.claim_list import judge_all
 from ..render.document import Block, Code, Heading, Items, RowGroup, Table, Text, text_row
 from ..section import Section
 from ..sources import Source
 from . import verdicts
 
+LATE, CONTROL = "osgd-late", "osgd-late-against-sum"
+MEANINGS: dict[Outcome, str] = {
+    "holds": "So OSGD gains more than a longer step does.",
+    "fails": "So OSGD's gain here is that of a longer step; its projection adds nothing to it.",
+    "undecided": "Whether OSGD's projection adds to the gain of a longer step is undecided.",
+}
+
 
 def overview(sections: Sequence[Section]) -> list[Block]:
-    """A row per section: its cells, and the number of claims with each outcome."""
+    """A row per section and per protocol without cells: cells, outcomes of the paper's claims, and
+    the control."""
     rows = []
-    for section in sections:
-        found = verdicts.counts(judge_all(section.evidence))
-        numbers = (len(section.cells), *found.values())
-        rows.append(text_row(section.protocol.name, section.data, *map(str, numbers)))
-    head = ("protocol", "data", "cells", *verdicts.OUTCOMES)
+    for name in PROTOCOLS:
+        own = [section for section in sections if section.protocol.name == name]
+        for section in own:
+            found = judge_all(section.evidence)
+            numbers = (len(section.cells), *verdicts.counts(found).values())
+            rows.append(text_row(name, section.data, *map(str, numbers), found[CONTROL].outcome))
+        if not own:
+            rows.append(text_row(name, "-", "0", *"----"))
+    head = ("protocol", "data", "cells", *verdicts.OUTCOMES, "control")
     caption = "Claims of the paper, by protocol and data"
     table = Table(caption, head, (RowGroup(tuple(rows)),), words=2)
     return [Heading(2, "Summary", "summary"), table]
+
+
+def in_words(sections: Sequence[Section]) -> list[Block]:
+    """A paragraph per section that says what ran and what it shows, and what did not run."""
+    blocks: list[Block] = [Text(section_in_words(section)) for section in sections]
+    names = {section.protocol.name for section in sections}
+    absent = [f"{name}: 0 cells" for name in PROTOCOLS if name not in names]
+    return [*blocks, Text(f"What has not run: {', '.join(absent)}.")] if absent else blocks
+
+
+def section_in_words(section: Section) -> str:
+    """One section: its size, its verdicts, and OSGD against SGD and against the control."""
+    found = judge_all(section.evidence)
+    outcomes = verdicts.counts(found)
+    words = [
+        f"Protocol {section.protocol.name} ({section.protocol.title}), {section.data}: "
+        f"{counted(len(section.cells), 'cell')}. Of the paper's {sum(outcomes.values())} claims "
+        f"{outcomes['holds']} hold, {outcomes['fails']} fail and {outcomes['undecided']} are "
+        "undecided."
+    ]
+    late, control = found[LATE], found[CONTROL]
+    if late.difference is not None:
+        words.append(f"At the last two stages OSGD has {gap(late)} the paper's SGD.")
+    if control.difference is not None:
+        words.append(f"It has {gap(control)} SGD on the sum of the losses, the control.")
+    if late.outcome == "holds" and control.n:
+        meaning = control.outcome
+        if control.outcome == "fails" and (control.difference or 0) < 0:
+            meaning = "undecided"  # a single comparison contradicts the pool
+        words.append(MEANINGS[meaning])
+    return " ".join(words)
+
+
+def gap(verdict: Verdict) -> str:
+    """The pooled difference in words.
+
+    >>> gap(Verdict("holds", "", 6, -2.74))
+    'an error 2.7 points lower (holds) than'
+    """
+    difference = verdict.difference or 0.0
+    side = "lower" if difference < 0 else "higher"
+    return f"an error {abs(difference):.1f} points {side} ({verdict.outcome}) than"
 
 
 def nothing_yet(seeds: int) -> list[Block]:

@@ -2,8 +2,10 @@
 
 from collections import Counter
 
+from ....training.output.reporting import counted
 from ...claims.claim import Claim, Outcome, Verdict
 from ...claims.claim_list import CLAIMS, judge_all
+from ...claims.significance import LEVEL
 from ..formatting import probability, signed
 from ..render.document import Block, Fold, RowGroup, Table, Text, Tile, Tiles, text_row
 from ..section import Section
@@ -19,25 +21,40 @@ RULES = (
 
 
 def counts(verdicts: dict[str, Verdict]) -> dict[Outcome, int]:
-    """The number of verdicts with each outcome."""
-    found = Counter(verdict.outcome for verdict in verdicts.values())
+    """The number of the paper's claims with each outcome; controls are not counted."""
+    found = Counter(verdicts[claim.name].outcome for claim in CLAIMS if not claim.control)
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
 def claims(section: Section) -> list[Block]:
-    """A fold per claim; those without any results together at the end."""
+    """A fold per claim, those without results together, and the controls."""
     verdicts = judge_all(section.evidence)
     tiles = (Tile(str(count), outcome, outcome) for outcome, count in counts(verdicts).items())
     blocks: list[Block] = [Tiles(tuple(tiles)), Text(RULES, quiet=True)]
     idle = list[Block]()
     for claim in CLAIMS:
         verdict = verdicts[claim.name]
-        (blocks if verdict.n else idle).append(fold(claim, verdict, section))
+        if not claim.control:
+            (blocks if verdict.n else idle).append(fold(claim, verdict, section))
     if idle:
         what = f"{len(idle)} claims" if len(idle) > 1 else "1 claim"
         title = f"{what} for which no pair of runs is there yet"
         blocks.append(Fold(title, tuple(idle), tone="undecided"))
+    blocks.append(Text("The control, which is no claim of the paper:"))
+    blocks += [fold(claim, verdicts[claim.name], section) for claim in CLAIMS if claim.control]
     return blocks
+
+
+def reason(verdict: Verdict) -> str:
+    """Why a verdict is undecided."""
+    if verdict.missing:
+        return f"fewer than two pairs of runs for {', '.join(verdict.missing)}"
+    if verdict.p is not None and verdict.p >= LEVEL:
+        return f"the pooled difference is not significant (p {equals(probability(verdict.p))})"
+    others = [c for c in verdict.comparisons if c.mean >= verdict.margin]
+    found = "; ".join(f"{c.name}, {signed(c.mean, 2)}" for c in others)
+    where = "above the margin" if verdict.margin else "of the other sign"
+    return f"{counted(len(others), 'difference')} {where}: {found}"
 
 
 def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
@@ -45,9 +62,13 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
     facts = [claim.source, f"n = {verdict.n}"]
     if verdict.difference is not None:
         facts.append(f"pooled difference {signed(verdict.difference, 2)} points")
+    if verdict.margin:
+        facts.append(f"within {verdict.margin:.1f} points")
     if verdict.n > 1:
         facts.append(f"p {equals(probability(verdict.p))}")
         facts.append(f"against it p {equals(probability(verdict.p_against))}")
+    if verdict.outcome == "undecided":
+        facts.append(f"undecided: {reason(verdict)}")
     blocks: list[Block] = [
         Text(f"{claim.name}: {verdict.test}; {section.label}.", quiet=True),
     ]
