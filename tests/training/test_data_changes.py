@@ -52,6 +52,7 @@ def stopped(images: Path, tiny: Tiny, tmp_path: Path) -> Path:
         "holdout": 0,
         "augment": "none",
         "image_size": 8,
+        "limit": None,
     }
     with pytest.raises(Interrupted, match="epoch 2, batch 6 of 6"):
         train(tiny(data=data), tmp_path / "run", reporter=Stop(11))

@@ -235,8 +235,15 @@ def autocast_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("autocast_on_meta")
-@pytest.mark.parametrize("model", ["width_nested_resnet10", "alternating_nested_sparse_resnet14"])
-@pytest.mark.parametrize("method", ["osgd", "osgd-norm", "sgd-mean"])
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("width_nested_resnet10", "osgd"),
+        ("width_nested_resnet10", "osgd-norm"),
+        ("width_nested_resnet10", "sgd-mean"),
+        ("alternating_nested_sparse_resnet14", "osgd"),
+    ],
+)
 def test_no_training_step_waits_or_copies(
     tiny: Tiny, model: str, method: str, no_copies: Callable[[], None]
 ) -> None:

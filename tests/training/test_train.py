@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_bits(
 def test_every_method_learns(tmp_path: Path, tiny: Tiny, method: str) -> None:
     config = tiny(
         model={"base_width": 4},
-        data={"batch_size": 64},
+        data={"limit": None},
         method={"name": method},
         optimizer={"lr": 0.01 if "norm" in method else 0.1},
         schedule={"epochs": 3},
@@ -394,7 +394,7 @@ def test_skipped_images_are_counted(tmp_path: Path, tiny: Tiny) -> None:
     for bad in ("train/a/3.png", "train/b/1.png", "val/a/2.png"):
         (tmp_path / "images" / bad).write_bytes(b"not an image")
     config = tiny(
-        data={"source": str(tmp_path / "images"), "on_corrupt": "skip", "batch_size": 4,
+        data={"source": str(tmp_path / "images"), "on_corrupt": "skip", "batch_size": 4, "limit": None,
               "holdout": 0, "augment": "none"},
     )  # fmt: skip
     result = train(config, tmp_path / "run")
