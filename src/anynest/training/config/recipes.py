@@ -1,8 +1,8 @@
-"""The paper's training settings as data, in the config's own shape.
+"""The training settings of the paper, in the form of a config.
 
 CIFAR (section 5.1): 200 epochs from 0.1 to 0.0008 are established; 0.0008 = 0.1 * 0.2^3 gives the
 Wide-ResNet recipe for all else. ImageNet (section 5.5): 90 epochs from 0.1 to 0.0001 are
-established; the steps at 30/60/80, the batch and the weight decay are ResNet's customary ones.
+established; the steps at 30/60/80, the batch and the weight decay are the usual ones of ResNets.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, found out where damaged, and never able to run code.
+"""Checkpoint files: written atomically, verified when read, and read without executing code.
 
 A file is a ``torch.save`` archive and a trailer of 48 bytes: the archive's SHA-256, its length
 (8 bytes, little endian) and a mark. The archive is read with ``weights_only=True``.
@@ -24,11 +24,11 @@ PATTERN = re.compile(r"step-(\d{9,})\.ckpt")
 
 
 class CorruptCheckpoint(ValueError):
-    """A file that is no whole checkpoint; the message says in which way."""
+    """A file that is not a whole checkpoint; the message says why."""
 
 
 def pack(state: dict[str, Any]) -> bytes:
-    """A checkpoint file's bytes."""
+    """The bytes of a checkpoint file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getvalue()
@@ -36,9 +36,10 @@ def pack(state: dict[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The state in a checkpoint file's bytes, on the CPU.
+    """The state in the bytes of a checkpoint file, on the CPU.
 
-    Errors: CorruptCheckpoint for a truncated, damaged or foreign file.
+    Raises:
+        CorruptCheckpoint: the file is truncated, damaged or not a checkpoint.
     """
     body, trailer = data[:-TRAILER], data[-TRAILER:]
     if not trailer.endswith(MARK):
@@ -58,7 +59,7 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The folder of a run's last ``keep`` checkpoints, named by the steps taken."""
+    """The folder of a run's last ``keep`` checkpoints, named by the number of steps."""
 
     def __init__(self, folder: Path, keep: int = KEEP) -> None:
         self.folder = folder
@@ -70,7 +71,7 @@ class Checkpoints:
         return [path for _, path in sorted((int(m[1]), path) for m, path in found if m)]
 
     def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write one, then let the oldest go. RunError where it cannot be written."""
+        """Write a checkpoint, then delete the oldest; RunError where it cannot be written."""
         path = self.folder / f"step-{step:09d}.ckpt"
         write_whole(path, pack(state))
         for old in self.paths()[: -self.keep]:
@@ -78,10 +79,12 @@ class Checkpoints:
         return path
 
     def load_newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None where there is none at all; damaged ones that are
-        newer are named and set aside.
+        """The newest whole checkpoint; None where the folder has no checkpoint.
 
-        Errors: RunFolderError where every one is damaged; they stay as they are.
+        Damaged ones that are newer are named (``say``) and renamed.
+
+        Raises:
+            RunFolderError: every checkpoint is damaged; they stay as they are.
         """
         remove_leftovers(self.folder)
         damaged: list[tuple[Path, CorruptCheckpoint]] = []

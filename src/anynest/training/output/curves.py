@@ -1,4 +1,4 @@
-"""The learning curves of one run as a picture."""
+"""The learning curves of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,22 @@ from ...store.figures import new_figure, plain_log_ticks, save_figure, stage_col
 def draw_curves(
     axes: Any, history: list[dict[str, Any]], part: str, measure: str, scale: float = 1.0
 ) -> None:
-    """One line a stage on a logarithmic axis; ``part`` is train or validation.
+    """Draw one line per stage on a logarithmic axis.
 
-    Later stages are thinner and lie on top, so that equal curves all show. A logarithmic axis has
-    no 0: such a point is a hollow triangle at the lower edge, whose tick says 0.
+    Later stages are thinner and drawn on top, so that equal curves remain visible. A value of 0 is
+    a hollow triangle at the lower edge, whose tick is labelled 0.
+
+    Args:
+        axes: of matplotlib.
+        history: the lines of ``metrics.jsonl``.
+        part: ``train`` or ``validation``.
+        measure: ``loss`` or ``error``.
+        scale: factor of the values.
     """
     stages = len(history[0][part][measure])
     values = [scale * v for line in history for v in line[part][measure] if v is not None]
     above = [value for value in values if value > 0]
-    zero = min(above, default=1.0) / 2  # where 0 is drawn
+    zero = min(above, default=1.0) / 2  # the height at which 0 is drawn
     zeros = len(above) < len(values)
     for index, color in enumerate(stage_colors(stages)):
         points = [(line["epoch"], line[part][measure][index]) for line in history]
@@ -47,19 +54,19 @@ def draw_curves(
 
 
 def integer_epochs(axes: Any) -> None:
-    """Whole numbers alone on the axis of epochs, from the first epoch on."""
+    """Tick the axis of epochs at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def plot_run(history: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Error on the validation split and training loss, per stage and epoch."""
+    """Save a figure of validation error and training loss per stage and epoch."""
     save_figure(run_figure(history, title), path)
 
 
 def run_figure(history: list[dict[str, Any]], title: str) -> Any:
-    """The picture of ``plot_run``."""
+    """The figure of :func:`plot_run`."""
     figure = new_figure(10, 4.2)
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, and whether a run may start or go on there."""
+"""A run's folder: its files, and whether a run may start or continue there."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from .checkpoint import Checkpoints
 
 
 class RunFolder:
-    """Paths and the few rules of a run folder."""
+    """The paths of a run folder, and the rules for starting and resuming a run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -29,21 +29,21 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether a run has ever begun here."""
+        """Whether a run was started here."""
         return self.config.is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the run here came to its end: the summary is the last file written."""
+        """Whether the run here is finished: the summary is the last file written."""
         return self.summary.is_file()
 
     @property
     def has_history(self) -> bool:
-        """Whether epochs were written down here."""
+        """Whether epochs were logged here."""
         return self.metrics.is_file() and self.metrics.stat().st_size > 0
 
     def resume_command(self) -> str:
-        """What to type to go on."""
+        """The command that resumes the run."""
         return f"anynest train --resume {shlex.quote(str(self.path))}"
 
     def require_unused(self) -> None:
@@ -71,7 +71,7 @@ class RunFolder:
             )
 
     def is_bare(self) -> bool:
-        """Whether a run began here that has nothing to lose but its config."""
+        """Whether a run was started here that has saved nothing but its config."""
         if self.checkpoints.paths() or self.has_history:
             return False
         try:
@@ -81,13 +81,13 @@ class RunFolder:
         return True
 
     def start(self, config: TrainConfig) -> None:
-        """Write ``config.json``: from here on there is a run to resume."""
+        """Write ``config.json``: from then on the run can be resumed."""
         self.require_unused()
         self.prepare()
         write_whole(self.config, config.dumps().encode())
 
     def prepare(self) -> None:
-        """Make the folders, and clear what a killed process left."""
+        """Create the folders, and delete temporary files of a killed process."""
         try:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,7 +125,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep two processes from training in one folder; a killed process lets go by itself."""
+        """Hold the folder's lock: two processes must not train in one folder."""
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -139,12 +139,12 @@ class RunFolder:
             yield
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Make ``metrics.jsonl`` exactly these lines, at once."""
+        """Replace ``metrics.jsonl`` by these lines, atomically."""
         lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
         write_whole(self.metrics, lines.encode())
 
     def require_no_history(self) -> None:
-        """RunFolderError where a start from nothing would write over the epochs of a run."""
+        """RunFolderError where a new start would overwrite the logged epochs of a run."""
         if self.has_history:
             raise RunFolderError(
                 f"no checkpoint is left in {self.checkpoints.folder}, and a new start would write "

@@ -1,4 +1,4 @@
-"""What is left at a run's end: weights, curves, a table, and a summary with its hardware."""
+"""The results of a finished run: weights, curves, and a summary with the hardware."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class TrainResult:
 
 
 def weights_info(model: AnytimeNetwork, data: Dataset) -> WeightsInfo:
-    """What the weights file says about the network and its images."""
+    """The weights file's metadata about the network and its images."""
     return WeightsInfo(
         model=model.name,
         arguments=model.arguments,
@@ -61,13 +61,25 @@ def finish(
     check: Callable[[], None] = lambda: None,
     world: World | None = None,
 ) -> TrainResult:
-    """Measure every stage on the validation and test splits and write the run's last files.
+    """Evaluate every stage on the validation and test splits and write the run's last files.
 
-    The summary is written last: a run with a summary is finished. ``check`` is called between
-    batches and may raise. Of several ranks each measures its part, and rank 0 writes.
+    The summary is written last: a run with a summary is finished. Of several ranks each evaluates
+    its part, and rank 0 writes.
+
+    Args:
+        config: the run's config.
+        folder: the run folder.
+        data: its validation and test splits are evaluated.
+        model: the trained network.
+        device: the network's device.
+        history: the lines of ``metrics.jsonl``.
+        check: called between batches; may raise.
+        world: the ranks.
     """
     world = world or World()
-    skipped = history[-1].get("skipped", 0)  # of the training split; all that was held in memory
+    skipped = history[-1].get(
+        "skipped", 0
+    )  # training images, and all images that were loaded into memory
 
     def measure(split: AnySplit) -> Evaluation:
         nonlocal skipped
@@ -91,7 +103,7 @@ def finish(
         "train": _last_values(history, "train"),
         "validation": validation.to_json(),
         "test": test.to_json(),
-        "skipped": skipped,  # images left out as undecodable, over all splits
+        "skipped": skipped,  # undecodable images of all splits
         "ranks": world.size,
         "training_seconds": sum(line["seconds"] for line in history),
         "anynest": __version__,
@@ -123,7 +135,7 @@ def _last_values(history: list[dict[str, Any]], part: str) -> dict[str, list[Any
 
 
 def read_result(folder: RunFolder) -> TrainResult:
-    """The result of a run that finished earlier; RunFolderError where its summary is none."""
+    """The result of a run that is finished; RunFolderError where its summary is damaged."""
     summary = read_object(folder.summary)
     try:
         summary_table(summary)
@@ -137,7 +149,7 @@ def read_result(folder: RunFolder) -> TrainResult:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """Loss and error per stage. Reported errors are of the weights after the last epoch."""
+    """A table of loss and error per stage, of the weights after the last epoch."""
     title = f"{summary['model']}, {summary['method']}, {summary['data']}"
     table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column("stage", justify="right")
