@@ -139,7 +139,7 @@ def test_one_epoch_is_what_plain_torch_does(tmp_path: Path, tiny: Tiny) -> None:
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    loader = config.data.train_loader(data, 0, torch.device("cpu"), False)
+    loader = config.data.train_loader(data, 0, torch.device("cpu"))
     drops = [round(share * len(loader)) for share in (0.3, 0.6, 0.8)]
     for batch, (images, labels) in enumerate(loader.batches(0)):
         optimizer.param_groups[0]["lr"] = 0.1 * 0.2 ** sum(batch >= drop for drop in drops)

@@ -44,6 +44,10 @@ class World:
         """Whether this process is rank 0."""
         return self.rank == 0
 
+    def part(self) -> dict[str, int]:
+        """This rank's part of every batch, as arguments of ``make_loader``."""
+        return {"rank": self.rank, "world": self.size}
+
     def run_on_rank_zero(self, work: Callable[[], bytes | None]) -> bytes | None:
         """Call ``work`` on rank 0 alone; its result is returned, or its error raised, on all."""
         if self.link is None:

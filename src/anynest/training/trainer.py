@@ -62,9 +62,11 @@ class Trainer:
         self.poll = Poll(self.world)
         self.checkpointer = Checkpointer(config.run, folder, self.world, reporter.say)
         self.logger = MetricsLogger(folder, reporter, self.world, config.run.tensorboard)
-        where = device, config.run.channels_last, self.world.rank, self.world.size
-        self.train_loader = config.data.train_loader(data, config.run.seed, *where)
-        self.validation_loader = config.data.evaluation_loader(data.validation, data, *where)
+        more = {"channels_last": config.run.channels_last, **self.world.part()}
+        self.train_loader = config.data.train_loader(data, config.run.seed, device, **more)
+        self.validation_loader = config.data.evaluation_loader(
+            data.validation, data, device, **more
+        )
         self.batches = len(self.train_loader)
         self.epochs = config.schedule.epochs
         self.phases = count_phases(config, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .config_io import Section, option
 
@@ -78,60 +78,30 @@ class DataConfig(Section):
             limit=self.limit,
         )
 
-    def train_loader(
-        self,
-        data: Dataset,
-        seed: int,
-        device: torch.device,
-        channels_last: bool,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> Loader:
+    def train_loader(self, data: Dataset, seed: int, device: torch.device, **more: Any) -> Loader:
         """Batches of the training split, a pure function of (seed, epoch, batch).
 
-        Of several ranks each gets its part of every batch.
+        ``more``: ``channels_last``, ``rank`` and ``world`` of ``make_loader``.
         """
-        return self._loader(data.train, data, device, channels_last, rank, ranks, train_seed=seed)
+        more |= {"train": True, "augment": self.augment, "seed": seed}
+        return self._loader(data.train, self.batch_size, data, device, more)
 
     def evaluation_loader(
-        self,
-        split: AnySplit,
-        data: Dataset,
-        device: torch.device,
-        channels_last: bool = False,
-        rank: int = 0,
-        ranks: int = 1,
+        self, split: AnySplit, data: Dataset, device: torch.device, **more: Any
     ) -> Loader:
-        """Every image of ``split`` once, in order, not augmented.
-
-        Of several ranks each gets its part of every batch.
-        """
-        return self._loader(split, data, device, channels_last, rank, ranks)
+        """Every image of ``split`` once, in order, not augmented; ``more`` as for training."""
+        more |= {"train": False, "augment": "none", "seed": 0}
+        return self._loader(split, self.evaluation_batch_size, data, device, more)
 
     def _loader(
         self,
         split: AnySplit,
+        batch_size: int,
         data: Dataset,
         device: torch.device,
-        channels_last: bool,
-        rank: int,
-        ranks: int,
-        train_seed: int | None = None,
+        more: dict[str, Any],
     ) -> Loader:
         from ...data import make_loader
 
-        train = train_seed is not None
-        return make_loader(
-            split,
-            self.batch_size if train else self.evaluation_batch_size,
-            train=train,
-            augment=self.augment if train else "none",
-            seed=train_seed or 0,
-            device=device,
-            mean=data.mean,
-            std=data.std,
-            channels_last=channels_last,
-            workers=self.workers,
-            rank=rank,
-            world=ranks,
-        )
+        more |= {"mean": data.mean, "std": data.std, "workers": self.workers}
+        return make_loader(split, batch_size, device=device, **more)

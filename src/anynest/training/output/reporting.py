@@ -2,15 +2,15 @@
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
-class Reporter(Protocol):
-    """Receives the events of a run as they happen."""
+class Reporter:
+    """Receives the events of a run as they happen. This one ignores them."""
 
     def begin(self, steps: int, done: int) -> None:
         """The run has ``steps`` batches, of which ``done`` are done."""
@@ -28,18 +28,8 @@ class Reporter(Protocol):
         """The run has stopped, for any reason."""
 
 
-class NullReporter:
+class NullReporter(Reporter):
     """Shows nothing."""
-
-    def begin(self, steps: int, done: int) -> None: ...
-
-    def batch(self, label: str, images: int) -> None: ...
-
-    def epoch(self, line: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def end(self) -> None: ...
 
 
 class ProgressBar:
@@ -111,7 +101,7 @@ class ProgressBar:
             self.live = None
 
 
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """A live bar with rate and time left where ``console`` is a terminal, else plain lines."""
 
     PLAIN = 60.0  # seconds between two plain lines within an epoch

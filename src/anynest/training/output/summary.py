@@ -83,9 +83,7 @@ def finish(
 
     def measure(split: AnySplit) -> Evaluation:
         nonlocal skipped
-        loader = config.data.evaluation_loader(
-            split, data, device, rank=world.rank, ranks=world.size
-        )
+        loader = config.data.evaluation_loader(split, data, device, **world.part())
         result = evaluate(model, loader, split=split.name, check=check, world=world)
         skipped += sum(map(int, world.gather(str(len(loader.skipped_images)).encode())))
         return result
