@@ -185,7 +185,8 @@ def test_numpy_scalars_become_plain_numbers() -> None:
     [
         {"run": {"seed": 2**63}},
         {"data": {"image_size": 10**5000}},
-        {"data": {"holdout": -(10**400)}},
+        {"data": {"holdout": -(10**400), "limit": 1}},
+        {"data": {"limit": -(2**63) - 1}},
         {"optimizer": {"lr": 10**30}},
         {"optimizer": {"options": {"momentum": 2**64}}},
         {"model": {"growth": [[1, 2**70]]}},
