@@ -95,3 +95,19 @@ def test_threads_may_be_a_numpy_number(network: AnytimeNetwork) -> None:
     session = open_session(network, backend="torch", threads=np.int64(2))  # type: ignore[arg-type]
     assert isinstance(session, TorchSession)
     assert type(session.threads) is int
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_the_callers_modes_have_no_effect(network: AnytimeNetwork, backend: str) -> None:
+    wanted = answers(open_session(network, backend=backend))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            session = open_session(network, backend=backend)
+    finally:
+        torch.set_default_dtype(before)
+    for (_, mine), theirs in zip(stages(session.begin(x)), wanted, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)

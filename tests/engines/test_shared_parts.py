@@ -23,7 +23,7 @@ NETWORKS = {
 
 @pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> AnytimeNetwork:
-    """Trained a little: norms that are not the identity's, and differ between the versions' uses."""
+    """Trained for three steps, so that norms differ from the identity and from one another."""
     torch.manual_seed(0)
     name, options = NETWORKS[request.param]
     model = create_model(name, **options)

@@ -1,4 +1,4 @@
-"""docs/profile.md: its commands are understood, and it names every key of the file."""
+"""docs/profile.md: its commands parse, and it names every key of the file."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from anynest.profiling import Profile, StageLatency
 TEXT = (Path(__file__).parents[2] / "docs" / "profile.md").read_text()
 
 
-def test_commands_are_understood() -> None:
+def test_commands_parse() -> None:
     commands = re.findall(r"^    (?:find .* \| )?(anynest .*)$", TEXT, re.MULTILINE)
     assert len(commands) >= 10
     for command in commands:
         assert parse(shlex.split(command.split("#")[0])[1:])
 
 
-def test_every_key_is_told() -> None:
+def test_every_key_is_documented() -> None:
     model = create_model("width_nested_resnet10")
     costs = model.cost(8)
     rows = tuple(StageLatency.of(s, ("torch", "cpu", 1, 1), [1.0], [1.0]) for s in (1, 2, 3))

@@ -1,4 +1,4 @@
-"""The picture shows what was measured, where it was measured."""
+"""The picture shows the measured values at their coordinates."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The profile: what it says about a stage's chances, and its JSON."""
+"""The profile: probabilities of stages, and its JSON."""
 
 import json
 import random
@@ -59,7 +59,7 @@ def test_probability_of_a_batch_is_bounded_by_what_was_measured(profile: Profile
     assert at(1) == 1.0
 
 
-def test_what_was_not_measured_is_said(profile: Profile) -> None:
+def test_ways_that_were_not_measured(profile: Profile) -> None:
     with pytest.raises(ProfileError, match=r"torch on cpu, 1 thread.*profile has onnxruntime on"):
         profile.stages("torch")
     with pytest.raises(ProfileError, match="4 threads"):
@@ -92,7 +92,7 @@ def test_quantiles_of_a_row() -> None:
     assert row.step_quantiles == tuple(float(i) for i in range(1, 102))
 
 
-def test_json_there_and_back(profile: Profile, tmp_path: Path) -> None:
+def test_json_round_trip(profile: Profile, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     profile.save(file)
     assert Profile.read(file) == Profile.read(tmp_path) == profile
@@ -174,7 +174,7 @@ def test_a_missing_key_and_a_missing_stage(profile: Profile) -> None:
         replace(profile, rows=profile.rows[1:])
 
 
-def test_numbers_may_be_numpys_and_what_leaves_is_plain(profile: Profile) -> None:
+def test_numpy_numbers_become_plain_ones(profile: Profile) -> None:
     plain = profile.probability(2, 0.0015, 0.0055)
     found = profile.probability(
         np.int64(2),
@@ -197,5 +197,5 @@ def test_numbers_may_be_numpys_and_what_leaves_is_plain(profile: Profile) -> Non
             profile.stages(batch_size=wrong)  # type: ignore[arg-type]
 
 
-def test_an_export_may_be_overwritten_with_its_profile_in_it() -> None:
+def test_an_export_is_overwritten_with_its_profile() -> None:
     assert directory.PROFILE == FILE

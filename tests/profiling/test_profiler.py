@@ -1,4 +1,4 @@
-"""Measuring: what counts, what does not, in which order."""
+"""Timing: what is included, in which order."""
 
 from dataclasses import dataclass, field
 
@@ -22,8 +22,10 @@ class Clock:
 
 @dataclass
 class Fake:
-    """A network whose begin takes 1 s and whose stages take 2 steps of ``steps[stage]`` seconds;
-    the first run after another subject's takes ten times as long."""
+    """A network whose begin takes 1 s and whose stages take 2 steps of ``steps[stage]`` seconds.
+
+    The first run after another subject's takes ten times as long.
+    """
 
     name: str
     clock: Clock
@@ -112,7 +114,7 @@ def test_threads_are_set_for_each_and_put_back() -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_a_failing_network_is_closed_and_heard() -> None:
+def test_a_failing_network_is_closed() -> None:
     net = Fake("n", Clock(), [], (1.0,), fail=True)
     with pytest.raises(RuntimeError, match="broken"):
         time_once(subject(net))
@@ -126,7 +128,7 @@ def test_bad_counts(wrong: dict[str, int]) -> None:
 
 
 def test_real_time_passes() -> None:
-    """With the real clock and a network that sleeps: no less than the sleep, in order."""
+    """With the real clock and a network that sleeps."""
     import time
 
     class Sleeper(FakeEvaluation):

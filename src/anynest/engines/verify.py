@@ -29,8 +29,7 @@ def fold(network: AnytimeNetwork) -> FoldedNetwork:
         FoldError: a module is not plain, or the logits differ by more than ``TOLERANCE``.
     """
     folded = FoldedNetwork.of(network)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, network.in_channels, SIZE, SIZE, generator=generator)
+    x = random_images(2, network.in_channels, SIZE, SIZE)
     expected = ModuleSession(network, threads=None).begin(x)
     error = difference(torch_logits(folded, x), [logits for _, logits in stages(expected)])
     if not error <= TOLERANCE:
@@ -39,6 +38,14 @@ def fold(network: AnytimeNetwork) -> FoldedNetwork:
             f"the largest, found {error:.1e}"
         )
     return folded
+
+
+def random_images(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Normal images, float32 on the CPU, always the same."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(
+        (batch, channels, height, width), generator=generator, dtype=torch.float32, device="cpu"
+    )
 
 
 def torch_logits(network: FoldedNetwork, x: Tensor) -> list[Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..engines.checks import check_threads
 from ..engines.open import open_session
 from ..engines.session import BACKENDS, Evaluation, Session
+from ..engines.verify import random_images
 from ..nets import AnytimeNetwork, StageCost, create_model
 from ..store.hardware import describe_environment, find_device
 from .profile import Profile
@@ -116,9 +117,8 @@ def _whole_numbers(name: str, values: Sequence[int]) -> list[int]:
 
 
 def _subject(session: Session, way: Way, image_size: int, stage: int | None) -> Subject:
-    generator = torch.Generator().manual_seed(0)
-    shape = (way[3], session.in_channels, image_size, image_size)
-    return Subject(session.begin, torch.randn(shape, generator=generator).to(way[1]), way, stage)
+    images = random_images(way[3], session.in_channels, image_size, image_size)
+    return Subject(session.begin, images.to(way[1]), way, stage)
 
 
 def _numbered(costs: Sequence[StageCost]) -> tuple[StageCost, ...]:

@@ -1,4 +1,4 @@
-"""The examples of docs/export.md run as they stand, where there is no anynest."""
+"""The examples of docs/export.md run without this package and without torch."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Exported folders: whole or absent, checked against PyTorch, and read without being believed."""
+"""Export: atomic folders, comparison with PyTorch, and reading of untrusted files."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def reseal(folder: Path) -> None:
 
 
 # -- what is written --------------------------------------------------------------------------------------
-def test_the_manifest_tells_all(exported: Path, network: AnytimeNetwork) -> None:
+def test_the_manifest_is_complete(exported: Path, network: AnytimeNetwork) -> None:
     manifest = read_manifest(exported)
     single = manifest.single_file
     files = ["model.onnx"] if single else ["stage1.onnx", "stage2.onnx", "stage3.onnx"]
@@ -118,9 +118,7 @@ def test_the_manifest_tells_all(exported: Path, network: AnytimeNetwork) -> None
     assert rebuilt.plan == network.plan
 
 
-def test_the_training_mode_and_type_of_the_network_are_left_alone(
-    network: AnytimeNetwork, tmp_path: Path
-) -> None:
+def test_the_network_is_not_changed(network: AnytimeNetwork, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert network.training
     export(network, tmp_path / "out", image_size=8)
@@ -130,7 +128,7 @@ def test_the_training_mode_and_type_of_the_network_are_left_alone(
 
 
 def test_any_runtime_runs_the_files(exported: Path, network: AnytimeNetwork) -> None:
-    """By the manifest alone, batch after batch, as docs/export.md tells it."""
+    """With the manifest only, as docs/export.md describes it."""
     manifest = json.loads((exported / FILE).read_text())
     sessions = [ort.InferenceSession(exported / entry["file"]) for entry in manifest["files"]]
     for batch in (1, 4):
@@ -202,7 +200,7 @@ def test_graphs_that_are_wrong_are_not_written(
 def test_the_check_sees_every_stage(
     value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graphs' weights are altered behind the check's back."""
+    """Also an error in a single head."""
     from anynest.engines.folding import FoldedNetwork
     from anynest.engines.onnx.export import export as _  # noqa: F401
 
@@ -420,7 +418,7 @@ def rewrite(folder: Path, edit: Callable[[Any], object]) -> None:
     reseal(folder)
 
 
-def test_graphs_that_reach_outside(copied: Path) -> None:
+def test_weights_in_other_files(copied: Path) -> None:
     def external(model: Any) -> None:
         tensor = model.graph.initializer[0]
         tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -430,7 +428,7 @@ def test_graphs_that_reach_outside(copied: Path) -> None:
     fails(copied, "weights must be inside the graphs")
 
 
-def test_graphs_with_operations_of_others(copied: Path) -> None:
+def test_operations_of_other_domains(copied: Path) -> None:
     rewrite(copied, lambda model: setattr(model.graph.node[0], "domain", "evil.example"))
     fails(copied, "operations must be of ONNX's own domains, found 'evil.example'")
 
@@ -440,7 +438,7 @@ def test_graphs_with_functions(copied: Path) -> None:
     fails(copied, "must not define functions")
 
 
-def test_state_that_no_stage_gives(staged: Path) -> None:
+def test_state_that_no_stage_computes(staged: Path) -> None:
     path = staged / "stage2.onnx"
     model = onnx.load(path)
     name = "stem.stage1"
@@ -459,7 +457,7 @@ def test_state_that_no_stage_gives(staged: Path) -> None:
     fails(staged, "stage 2 reads 'nowhere', which no earlier stage computes")
 
 
-def test_files_that_are_no_graphs(copied: Path) -> None:
+def test_files_that_are_not_graphs(copied: Path) -> None:
     first_file(copied).write_bytes(b"\xff" * 100)
     reseal(copied)
     fails(copied, "cannot be decoded")

@@ -1,4 +1,4 @@
-"""The graphs: every stage's logits are the network's, nothing is computed twice, any batch goes."""
+"""ONNX graphs: every stage has the network's logits for any batch, and computes nothing twice."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def multiply_adds(model: Any) -> int:
     return total
 
 
-def test_sums_are_not_added_up_twice() -> None:
-    """What a later stage's transition sums is what the earlier one's did, and one layer more."""
+def test_partial_sums_are_reused() -> None:
+    """A later stage's transition adds one layer to the sum of the earlier one's."""
     graphs = build_standard(FoldedNetwork.of(create_model("depth_nested_sparse_resnet98")))
     sums = {op.name: op.inputs for graph in graphs for op in graph.operations if op.kind == "Sum"}
     first = "group2.transition1.stage1.input.sum"
@@ -135,8 +135,8 @@ def test_single_file_gives_every_stage_and_is_split_again(case: Case) -> None:
     assert ask(session, images, 99)[1] == len(models)
 
 
-def test_branches_that_are_not_asked_for_are_skipped(tmp_path: Path) -> None:
-    """By ONNX Runtime's own account of the operations that it ran."""
+def test_branches_of_later_stages_are_skipped(tmp_path: Path) -> None:
+    """According to ONNX Runtime's profile."""
     case = next(case for case in CASES if case.name == "width_nested_resnet10")
     _, models = models_of(case)
     own = [{node.name for node in model.graph.node if node.op_type == "Conv"} for model in models]

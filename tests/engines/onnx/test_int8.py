@@ -1,4 +1,4 @@
-"""8-bit graphs: real integers inside, calibrated on what comes, close to the network, and what they cost."""
+"""8-bit graphs: integer weights, calibration, closeness to the network, stage errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(digits: tuple[Tensor, Tensor]) -> AnytimeNetwork:
-    """A network that has seen enough to be sure of most digits."""
+    """Trained until it classifies most digits."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = create_model("width_nested_resnet10", in_channels=1, growth=[(1, 1), (2, 1)])
@@ -83,7 +83,7 @@ def test_weights_are_bytes_with_a_scale_a_channel(exported: Path, network: Anyti
     assert read_manifest(exported).quantised == {"bits": 8, "images": 64}
 
 
-def test_answers_are_nearly_the_networks(
+def test_logits_are_close_to_the_networks(
     exported: Path, network: AnytimeNetwork, digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = digits
@@ -116,7 +116,7 @@ def test_errors_are_each_stages_own(digits: tuple[Tensor, Tensor]) -> None:
 
 
 def test_ranges_come_from_the_images_given(network: AnytimeNetwork, tmp_path: Path) -> None:
-    """A hundredfold image has a hundredfold scale."""
+    """Images of 100 times the range have 100 times the scale."""
     scales = []
     for factor in (1.0, 100.0):
         images = torch.ones(2, 1, 8, 8) * factor
@@ -128,7 +128,7 @@ def test_ranges_come_from_the_images_given(network: AnytimeNetwork, tmp_path: Pa
     assert scales[0] == pytest.approx(1 / 255, rel=1e-3)
 
 
-def test_later_stages_are_calibrated_on_what_quantised_ones_hand_on(
+def test_later_stages_are_calibrated_on_quantised_state(
     network: AnytimeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folded = FoldedNetwork.of(network)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's backend keeps a session's promises: compaction, cancelling, threads, memory, errors."""
+"""ONNX Runtime's engine: compaction, cancelling, threads, memory, choice of graphs, errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_steps_are_stages(session: OnnxSession, network: AnytimeNetwork) -> None
         evaluation.step()
 
 
-def test_the_images_are_taken_at_once_and_logits_are_the_callers(session: OnnxSession) -> None:
+def test_images_and_logits_are_copied(session: OnnxSession) -> None:
     x = images(2)
     wanted = [logits.clone() for _, logits in stages(session.begin(x.clone()))]
     evaluation = session.begin(x)
@@ -106,7 +106,7 @@ def test_compaction(session: OnnxSession, network: AnytimeNetwork) -> None:
     close(evaluation.step(), wanted[2][[3]])
 
 
-def test_evaluations_by_turns_share_no_memory(
+def test_alternating_evaluations_share_no_memory(
     session: OnnxSession, network: AnytimeNetwork
 ) -> None:
     x = images(6)
@@ -173,7 +173,7 @@ def test_memory_is_given_back(session: OnnxSession) -> None:
 
 
 def test_large_buffers_are_released(session: OnnxSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool has a limit in bytes beside the one in number; the newest buffers stay."""
+    """The pool is limited in bytes too; the newest buffers stay."""
     running = [session.begin(images(count)) for count in (1, 1, 2)]
     size = max(evaluation._buffers.nbytes for evaluation in running if evaluation._buffers)
     monkeypatch.setattr(onnx_session, "POOLED_BYTES", size)
@@ -240,7 +240,7 @@ def test_cancelled_within_a_step(capfd: pytest.CaptureFixture[str]) -> None:
     assert not capfd.readouterr().err  # ONNX Runtime would print it
 
 
-def test_an_error_within_a_stage_is_told(session: OnnxSession) -> None:
+def test_an_error_in_a_stage_is_one_line(session: OnnxSession) -> None:
     evaluation = session.begin(images(1))
     buffers = evaluation._buffers
     assert buffers is not None
@@ -319,8 +319,8 @@ def test_onnx_is_imported_when_used() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_state_is_handed_on_where_it_lies(session: OnnxSession) -> None:
-    """What a stage gives is the memory that the next one reads."""
+def test_state_is_passed_on_in_place(session: OnnxSession) -> None:
+    """The outputs of a stage are the memory that the next one reads."""
     evaluation = session.begin(images(1))
     evaluation.step()
     buffers = evaluation._buffers
@@ -339,8 +339,8 @@ def test_state_is_handed_on_where_it_lies(session: OnnxSession) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_joined_values_adjoin_or_are_copied(batch: int) -> None:
-    """Also where one value stands in several joins that no one order of places serves."""
+def test_joined_values_are_adjacent_or_copied(batch: int) -> None:
+    """Also if one value is in several joins that cannot all be adjacent."""
     sizes = {"a": 1, "b": 2, "c": 1, "a|b": 3, "a|b|c": 4, "b|c": 3, "a|c": 2}
     joins: dict[str, tuple[str, ...]] = {n: tuple(n.split("|")) for n in sizes if "|" in n}
     nothing = SimpleNamespace(bind_ortvalue_input=print, bind_ortvalue_output=print)

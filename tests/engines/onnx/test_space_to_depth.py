@@ -63,7 +63,7 @@ def test_a_packed_convolution_is_the_convolution(kernel: int, stride: int) -> No
     assert refused < 30, "of 50"
 
 
-def test_a_shifted_result_needs_two_positions_alone() -> None:
+def test_a_shifted_result_needs_only_two_positions() -> None:
     weight = np.ones((8, 8, 3, 3))
     assert pack_kernel(weight, 1, PixelPacking(2), PixelPacking(2), 8).weight.shape == (
         16,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..folding import FoldedNetwork
-from ..verify import TOLERANCE, difference, torch_logits
+from ..verify import TOLERANCE, difference, random_images, torch_logits
 from .executor import Executor
 from .graphs.models import model_of
 from .graphs.standard import build_standard, standard_models
@@ -70,7 +70,8 @@ class ExecutorCache:
     def find(self, height: int, width: int) -> Executor:
         """The executor for images of a size."""
         with self._lock:
-            key = width if self.layout != "standard" else None
+            blocked = self.layout != "standard" and not self._obstacle()
+            key = width if blocked else None
             if key not in self._executors:
                 self._executors[key] = self._make(height, width)
                 while len(self._executors) > CACHED:
@@ -158,7 +159,6 @@ def _blocked(network: FoldedNetwork, width: int, threads: int | None) -> Executo
 
 def _difference(executor: Executor, network: FoldedNetwork, height: int, width: int) -> float:
     """How far an executor's logits are from the torch engine's, on random images."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, executor.in_channels, height, width, generator=generator)
+    images = random_images(2, executor.in_channels, height, width)
     found = [torch.from_numpy(logits) for logits in executor.run_all(images.numpy())]
     return difference(found, torch_logits(network, images))

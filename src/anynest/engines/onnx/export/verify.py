@@ -15,6 +15,7 @@ from ....nets import AnytimeNetwork
 from ....nets.nested.plan import IMAGE
 from ....store import RunError
 from ...folding import Array
+from ...verify import random_images
 from ..executor import Executor
 from ..graphs.single_file import LOGITS, STAGE, STAGES
 from ..manifest import StageNames
@@ -40,10 +41,9 @@ def check(network: AnytimeNetwork, run: AllLogits, size: tuple[int, int]) -> dic
     Raises:
         RunError: the error is above ``TOLERANCE``, or NaN.
     """
-    generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for batch in BATCHES:
-        images = torch.randn(batch, network.in_channels, *size, generator=generator)
+        images = random_images(batch, network.in_channels, *size)
         with torch.no_grad():
             expected = [logits.numpy() for _, logits in network.stages(images)]
         found = run(images.numpy())
