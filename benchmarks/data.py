@@ -105,8 +105,8 @@ def main() -> None:
         low, *_, high = statistics.quantiles(steps, n=10)
         middle = statistics.median(steps)
         print(
-            f"step         {middle:.1f} ms (n={len(steps)}, 10 % to 90 %: {low:.1f} to {high:.1f}), "
-            f"{args.model}, {args.method}"
+            f"step         {middle:.1f} ms (n={len(steps)}, 10 % to 90 %: {low:.1f} to {high:.1f}),"
+            f" {args.model}, {args.method}"
         )
         print(f"share        {100 * whole / (whole + middle):.2f} % of a step")
 

@@ -198,7 +198,7 @@ def visible_files(place: Path) -> set[str]:
 
 
 def folder_case(draw: Draw, place: Path) -> tuple[dict[str, Any], Callable[[Dataset], None]]:
-    """Write an image folder; the options to load it with, and the check of what is loaded."""
+    """Write an image folder; returns options of `load` and the check of its result."""
     count = int(draw.integers(1, 5))
     classes = [str(name) for name in draw.choice(CLASSES, count, replace=False)]
     splits = [["train", "val"], ["train", "test"], ["train", "val", "test"], ["train"], ["val"]]
@@ -238,7 +238,7 @@ def folder_case(draw: Draw, place: Path) -> tuple[dict[str, Any], Callable[[Data
 
 
 def parquet_case(draw: Draw, place: Path) -> tuple[dict[str, Any], Callable[[Dataset], None]]:
-    """Write a Parquet set; the options to load it with, and the check of what is loaded."""
+    """Write a Parquet set; returns options of `load` and the check of its result."""
     names = [str(c) for c in draw.choice(CLASSES, int(draw.integers(1, 5)), replace=False)]
     usual = [(8, 8), (32, 32), (9, 12)][draw.choice(3, p=[0.5, 0.4, 0.1])]
     mode = str(draw.choice(["RGB", "RGB", "L", "P", "I;16", "LA"]))
@@ -300,8 +300,8 @@ def write_rows(
     if draw.random() < 0.02:
         table = table.rename_columns([image, "label" if label != "label" else "labels"])
     if draw.random() < 0.9:
-        told = names if draw.random() < 0.98 else names[::-1]
-        info = {"info": {"features": {label: {"names": told}}}}
+        stated = names if draw.random() < 0.98 else names[::-1]
+        info = {"info": {"features": {label: {"names": stated}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
     pq.write_table(table, file)
 
@@ -309,7 +309,7 @@ def write_rows(
 def apply_fault(draw: Draw, place: Path, chance: float, shards: int) -> bool:
     """Sometimes remove, copy, rename or damage one of the files.
 
-    Returns whether what is left may load as another data set: pixels within the file are changed,
+    Returns whether the rest may load as another data set: pixels within the file are changed,
     or a whole split is gone.
     """
     files = sorted(place.rglob("*.parquet"))
@@ -380,7 +380,7 @@ def fit(pixels: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def run_case(seed: int, number: int, root: Path) -> tuple[str, str]:
-    """("loaded", "refused" or "fell", what it was)."""
+    """("loaded", "refused" or "fell", the reason)."""
     draw = np.random.default_rng((seed, number))
     kind, make = ("folder", folder_case) if number % 2 else ("parquet", parquet_case)
     place = root / str(number)

@@ -41,13 +41,13 @@ def test_padding_in_proportion() -> None:
 def test_normalize(channels_last: bool) -> None:
     images = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
-    got = Normalize(mean, std, torch.device("cpu"), channels_last)(images)
+    found = Normalize(mean, std, torch.device("cpu"), channels_last)(images)
     shape = (1, 3, 1, 1)
     wanted = (images.double() / 255 - torch.tensor(mean).double().view(shape)) / torch.tensor(
         std
     ).double().view(shape)
-    torch.testing.assert_close(got, wanted.float(), rtol=1e-5, atol=1e-6)
-    assert got.dtype == torch.float32
-    assert got.is_contiguous(
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )

@@ -1,6 +1,7 @@
 """The one door: names, near matches, the Hub."""
 
 import doctest
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loading, "read_digits", read)
     fails("digits", "digits does not fit in memory", "smaller image_size")
+
+
+def test_names_are_known_without_torch() -> None:
+    code = (
+        "import sys, anynest.data.locate; from anynest.data import DataError;"
+        "print(anynest.data.locate.SOURCES, issubclass(DataError, ValueError));"
+        "assert 'torch' not in sys.modules and 'PIL' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(
+        "('digits', 'fashion-mnist', 'mnist', 'cifar10', 'cifar100') True"
+    )
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        anynest.data.lod  # noqa: B018
 
 
 def test_bad_options() -> None:

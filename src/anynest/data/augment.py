@@ -14,7 +14,7 @@ from . import randomness
 
 
 def crop_padding(image_size: int) -> int:
-    """Pixels of padding: 4 for 32 pixels as usual, in proportion for others (8: 1, 28: 4, 64: 8)."""
+    """Pixels of padding: 4 for 32 pixels, in proportion for other sizes (8: 1, 28: 4, 64: 8)."""
     return max(1, min(round(image_size / 8), image_size - 1))
 
 

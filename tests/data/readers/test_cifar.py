@@ -1,4 +1,4 @@
-"""CIFAR's published archives: what they say, and what is refused."""
+"""CIFAR's published archives: their content, and the refusal of damaged or altered ones."""
 
 import os
 import pickle

@@ -250,8 +250,8 @@ def test_shifting_equals_the_batchwise_crop() -> None:
         crops = torch.from_numpy(draw_crops(7, index, crop_padding(16), False))
         wanted = crop_and_mirror(batch, torch.tensor([0]), crops)[0].permute(1, 2, 0)
         draws = units(7, index, transforms.DRAWS)[0]
-        got = transforms.shifted(Image.fromarray(pixels), draws)
-        assert np.array_equal(np.asarray(got), wanted.numpy())
+        found = transforms.shifted(Image.fromarray(pixels), draws)
+        assert np.array_equal(np.asarray(found), wanted.numpy())
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "CMYK", "I;16", "1"])

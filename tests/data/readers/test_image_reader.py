@@ -1,4 +1,4 @@
-"""Single picture files: the same images as an evaluation's, or one line that names the file."""
+"""Single image files: the same pixels as in an evaluation, or one line that names the file."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ def test_as_the_evaluation_of_an_image_folder(size: int, tmp_path: Path) -> None
     loader = make_loader(data.test, 4, train=False, mean=data.mean, std=data.std)
     expected = torch.cat([images for images, _ in loader.batches(0)])
     reader = ImageFileReader(size, data.mean, data.std, "crop")
-    assert torch.equal(torch.cat([reader(path) for path in data.test.paths]), expected)  # type: ignore[union-attr]
+    assert torch.equal(torch.cat([reader(path) for path in data.test.paths]), expected)
 
 
 def test_as_the_evaluation_of_a_set_in_memory(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_as_the_evaluation_of_a_set_in_memory(tmp_path: Path) -> None:
     reader = ImageFileReader(8, data.mean, data.std, "whole")
     for number in (0, 17, 359):
         file = tmp_path / f"{number}.png"
-        Image.fromarray(data.test.images[number, 0].numpy()).save(file)  # type: ignore[union-attr]
+        Image.fromarray(data.test.images[number, 0].numpy()).save(file)
         assert torch.equal(reader(str(file)), expected[number : number + 1])
 
 
@@ -75,7 +75,7 @@ def test_as_a_set_that_was_resized(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_pictures_that_become_rgb(mode: str, tmp_path: Path) -> None:
+def test_modes_that_become_rgb(mode: str, tmp_path: Path) -> None:
     file = tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}"
     image = noise(8, 8, "L")
     if mode == "I;16":
@@ -103,7 +103,7 @@ def test_depth_of_16_bit_grey(depth: int, suffix: str, channels: int, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", ["1", "LA", "I;16"])
-def test_grey_pictures_for_a_grey_network(mode: str, tmp_path: Path) -> None:
+def test_grey_modes_for_a_grey_network(mode: str, tmp_path: Path) -> None:
     image = noise(8, 8, "L")
     if mode == "I;16":
         made = Image.fromarray(np.asarray(image).astype(np.uint16) << 8)
@@ -156,8 +156,8 @@ def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
         ImageFileReader(8, *RGB)("a\0b")
 
 
-def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
-    """They are one list for all threads: nothing here may change it, even for a while."""
+def test_warning_filters_stay_as_they_are(tmp_path: Path) -> None:
+    """All threads share one list of filters, so it must not change, even for a moment."""
     file = tmp_path / "a.png"
     noise(8, 8).save(file)
     before = list(warnings.filters)
@@ -168,13 +168,13 @@ def test_the_filters_of_warnings_are_the_program_s(tmp_path: Path) -> None:
     second.__exit__(None, None, None)
     assert warnings.filters == before
     write_huge(file)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         assert "images must have at most 89478485 pixels" in refused(file)
-    assert not told
+    assert not raised
 
 
-def test_every_format_opens_as_pillow_has_it(tmp_path: Path) -> None:
+def test_every_format_opens_as_in_pillow(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "gif", "bmp", "webp", "tiff", "ico", "tga", "pcx", "sgi", "ppm"):
         file = tmp_path / f"a.{suffix}"
         noise(16, 16).save(file)
@@ -183,7 +183,7 @@ def test_every_format_opens_as_pillow_has_it(tmp_path: Path) -> None:
             assert ours.tobytes() == theirs.tobytes()
 
 
-def test_colours_that_the_network_has_no_channels_for(tmp_path: Path) -> None:
+def test_colours_for_a_grey_network(tmp_path: Path) -> None:
     file = tmp_path / "a.tiff"
     noise(8, 8).save(file)
     assert "must be grey (L), found RGB" in refused(file, grey=True)
@@ -226,7 +226,7 @@ def test_a_format_that_pillow_was_built_without(
 
 
 @pytest.mark.parametrize("fit", ["crop", "whole"])
-def test_a_picture_without_pixels(fit: str) -> None:
+def test_an_image_without_pixels(fit: str) -> None:
     with pytest.raises(DataError, match="images must have pixels, found 0x3: the given image"):
         ImageFileReader(8, *RGB, fit).of_image(Image.new("RGB", (0, 3)), "the given image")
 

@@ -82,8 +82,8 @@ def read_image_folder(
 def image_files(top: str, ignored: Counter[str] | None = None) -> list[str]:
     """The image files below a folder, by their suffix, sorted by path.
 
-    Follows symbolic links, each folder once. Counts in `ignored` what is passed over: hidden files
-    and folders, folders such as __MACOSX, files of other types.
+    Follows symbolic links, each folder once. Counts in `ignored` the hidden files and folders,
+    folders such as __MACOSX and files of other types that it leaves out.
     """
     ignored = Counter() if ignored is None else ignored
     found: list[str] = []

@@ -168,7 +168,7 @@ def _identify(
     sizes: tuple[int, int],
     label_column: str,
 ) -> KnownDataset | None:
-    """The known data set, by the one size its images came in: resizing does not change what it is."""
+    """The known data set, identified by the one size of its images before any resizing."""
     came_in = frozenset[tuple[int, int]]().union(*(found.sizes for found in decoded))
     if len(came_in) != 1:
         return None
