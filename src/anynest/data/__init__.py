@@ -7,9 +7,9 @@
 Attributes are imported on first use: `import anynest.data` does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._lazy import lazy_attributes
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -27,10 +27,12 @@ __all__ = [
     "load",
     "make_loader",
 ]
-_MODULES = {"Loader": "loader", "make_loader": "loader", "load": "loading"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES.get(name, 'dataset')}", __name__), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        ".dataset": ("AnySplit", "Dataset", "FolderSplit", "Split"),
+        ".loader": ("Loader", "make_loader"),
+        ".loading": ("load",),
+    },
+)

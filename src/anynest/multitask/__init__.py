@@ -8,9 +8,9 @@ For any list of scalar losses and any parameters, nested network or not::
     optimizer.step()  # any torch optimizer
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._lazy import lazy_attributes
 from .registry import list_methods, make_combiner, register_method
 
 if TYPE_CHECKING:
@@ -49,29 +49,20 @@ __all__ = [
     "weighted_sum",
 ]
 
-# names whose modules import torch, loaded on first use (PEP 562)
-_LAZY = {
-    "NonFiniteLossError": ".checks",
-    "Combiner": ".combiner",
-    "compile_for_tasks": ".compiling",
-    "gradient_stats": ".gradient_statistics",
-    "accumulate": ".gradients.backward",
-    "task_gradients": ".gradients.backward",
-    "Combination": ".gradients.step",
-    "TaskGradients": ".gradients.task_gradients",
-    "NormSGD": ".methods.normsgd",
-    "OSGD": ".methods.osgd",
-    "gram_matrix": ".methods.rules",
-    "normalize": ".methods.rules",
-    "orthogonalize": ".methods.rules",
-    "weighted_sum": ".methods.rules",
-    "WeightedSGD": ".methods.weighted",
-    "Stats": ".stats",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
-    return value
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        ".checks": ("NonFiniteLossError",),
+        ".combiner": ("Combiner",),
+        ".compiling": ("compile_for_tasks",),
+        ".gradient_statistics": ("gradient_stats",),
+        ".gradients.backward": ("accumulate", "task_gradients"),
+        ".gradients.step": ("Combination",),
+        ".gradients.task_gradients": ("TaskGradients",),
+        ".methods.normsgd": ("NormSGD",),
+        ".methods.osgd": ("OSGD",),
+        ".methods.rules": ("gram_matrix", "normalize", "orthogonalize", "weighted_sum"),
+        ".methods.weighted": ("WeightedSGD",),
+        ".stats": ("Stats",),
+    },
+)

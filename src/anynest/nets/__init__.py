@@ -3,9 +3,9 @@
 Names, plans and costs need no torch; names whose modules import torch are loaded on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._lazy import lazy_attributes
 from .nested.architecture import Architecture
 from .nested.cost import StageCost
 from .nested.growth import Growth, Stage, parse_growth
@@ -38,14 +38,10 @@ __all__ = [
     "sync_batch_norm",
 ]
 
-_LAZY = {
-    "AnytimeNetwork": ".nested.network",
-    "SyncBatchNorm": ".nested.sync",
-    "sync_batch_norm": ".nested.sync",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        ".nested.network": ("AnytimeNetwork",),
+        ".nested.sync": ("SyncBatchNorm", "sync_batch_norm"),
+    },
+)

@@ -3,8 +3,9 @@
 The names are imported on first use (PEP 562), so that options can be read without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .calibration import CalibrationReport, HeldOut, calibrate, simulate
@@ -27,17 +28,12 @@ __all__ = [
     "simulate",
 ]
 
-_MODULES = {
-    "calibration": ("CalibrationReport", "HeldOut", "calibrate", "simulate"),
-    "policies": ("Confidence", "Deadline", "MultiplyAdds", "Policy"),
-    "prediction": ("DeadlineError", "NetworkError", "Prediction"),
-    "predictor": ("AnytimePredictor",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        ".calibration": ("CalibrationReport", "HeldOut", "calibrate", "simulate"),
+        ".policies": ("Confidence", "Deadline", "MultiplyAdds", "Policy"),
+        ".prediction": ("DeadlineError", "NetworkError", "Prediction"),
+        ".predictor": ("AnytimePredictor",),
+    },
+)

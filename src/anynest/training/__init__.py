@@ -3,9 +3,9 @@
 The config and the errors need no torch; names whose modules import it are loaded on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._lazy import lazy_attributes
 from .config.data_config import DataConfig
 from .config.method import MethodConfig
 from .config.model import ModelConfig
@@ -47,21 +47,12 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {
-    "Evaluation": ".evaluation",
-    "TrainResult": ".output.summary",
-    "WeightsInfo": "..store",
-    "evaluate": ".evaluation",
-    "load": "..store",
-    "read_info": "..store",
-    "save_weights": "..store",
-    "train": ".run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name], __name__), name)
-    globals()[name] = value  # a submodule of the same name must not stand in its place
-    return value
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "..store": ("WeightsInfo", "load", "read_info", "save_weights"),
+        ".evaluation": ("Evaluation", "evaluate"),
+        ".output.summary": ("TrainResult",),
+        ".run": ("train",),
+    },
+)
