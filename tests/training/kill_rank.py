@@ -1,7 +1,7 @@
 """Started by torchrun for test_distributed.py: ``kill_rank.py LOG BATCH COMMAND...``.
 
 The command ``anynest COMMAND...``, in whose first life rank 1 SIGKILLs itself before batch number
-BATCH of its process. LOG gets a line for each rank's life: with how many batches behind it it began.
+BATCH of its process. LOG gets a line for each start of a rank: how many batches were done then.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Run by test_distributed.py in a process of its own: ``rank_runner.py FOLDER CONFIGS``.
 
 CONFIGS is a JSON object of the configs by name. Runs of one and of two processes are made one after
-another by forking, each as torchrun would start it. Prints as JSON how each process of each run ended:
-[exit status, the last line it said].
+another by forking, each as torchrun would start it. Prints as JSON how each process of each run
+ended: [exit status, the last line it said].
 """
 
 import faulthandler

@@ -394,8 +394,8 @@ def test_skipped_images_are_counted(tmp_path: Path, tiny: Tiny) -> None:
     for bad in ("train/a/3.png", "train/b/1.png", "val/a/2.png"):
         (tmp_path / "images" / bad).write_bytes(b"not an image")
     config = tiny(
-        data={"source": str(tmp_path / "images"), "on_corrupt": "skip", "batch_size": 4, "limit": None,
-              "holdout": 0, "augment": "none"},
+        data={"source": str(tmp_path / "images"), "on_corrupt": "skip", "batch_size": 4,
+              "limit": None, "holdout": 0, "augment": "none"},
     )  # fmt: skip
     result = train(config, tmp_path / "run")
     assert result.summary["skipped"] == 3

@@ -26,7 +26,7 @@ class Recorder(Protocol):
         """Run the work now, in the place where it will be recorded."""
 
     def record(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
-        """Record the work without running it; returns a function that replays it, and its result."""
+        """Record the work without running it; a function that replays it, and its result."""
 
 
 class CudaRecorder:

@@ -1,4 +1,4 @@
-"""The lines of ``metrics.jsonl``, one an epoch, in the file, as TensorBoard events, on the screen."""
+"""One line of metrics an epoch: in ``metrics.jsonl``, as TensorBoard events, on the screen."""
 
 from pathlib import Path
 from typing import Any

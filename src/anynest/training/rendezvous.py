@@ -1,8 +1,8 @@
 """Rendezvous of the processes of one start of a run, apart from those of earlier starts.
 
-torchrun keeps one store for all restarts of a run (torch 2.13: the agent's TCPStore), so a restarted
-process may read the address of a dead one there, and wait for it in vain. The ranks therefore first
-agree on a new prefix, and use the store under it.
+torchrun keeps one store for all restarts of a run (torch 2.13: the agent's TCPStore), so a
+restarted process may read the address of a dead one there, and wait for it in vain. The ranks
+therefore first agree on a new prefix, and use the store under it.
 """
 
 import os

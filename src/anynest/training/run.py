@@ -104,8 +104,7 @@ def train(
         stack.enter_context(stop)
         trainer.run()
         model.requires_grad_(True)
-        history = trainer.logger.history
-        result = finish(config, run_folder, data, model, device, history, trainer.check_in, world)
+        result = finish(trainer)
         trainer.poll.finish()
         return result
 

@@ -102,7 +102,7 @@ class Checkpoints:
         if damaged:
             path, reason = damaged[0]
             raise RunFolderError(
-                f"no whole checkpoint is left in {self.folder}, the newest is {path.name}: {reason}; "
-                "put a whole one back, or train in another folder"
+                f"no whole checkpoint is left in {self.folder}, the newest is {path.name}: "
+                f"{reason}; put a whole one back, or train in another folder"
             )
         return None

@@ -1,12 +1,10 @@
 """The results of a finished run: weights, curves, and a summary with the hardware."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -15,9 +13,9 @@ from ...data import AnySplit, Dataset, FolderSplit
 from ...nets import AnytimeNetwork
 from ...store import RunFolderError, WeightsInfo, save_weights, write_whole
 from ...store.hardware import describe_environment
-from ..config.train_config import TrainConfig, read_object
-from ..distributed import World
+from ..config.train_config import read_object
 from ..evaluation import Evaluation, evaluate
+from ..trainer import Trainer
 from .curves import plot_run
 from .reporting import percent
 from .run_folder import RunFolder
@@ -51,40 +49,21 @@ def weights_info(model: AnytimeNetwork, data: Dataset) -> WeightsInfo:
     )
 
 
-def finish(
-    config: TrainConfig,
-    folder: RunFolder,
-    data: Dataset,
-    model: AnytimeNetwork,
-    device: torch.device,
-    history: list[dict[str, Any]],
-    check: Callable[[], None] = lambda: None,
-    world: World | None = None,
-) -> TrainResult:
+def finish(trainer: Trainer) -> TrainResult:
     """Evaluate every stage on the validation and test splits and write the run's last files.
 
     The summary is written last: a run with a summary is finished. Of several ranks each evaluates
     its part, and rank 0 writes.
-
-    Args:
-        config: the run's config.
-        folder: the run folder.
-        data: its validation and test splits are evaluated.
-        model: the trained network.
-        device: the network's device.
-        history: the lines of ``metrics.jsonl``.
-        check: called between batches; may raise.
-        world: the ranks.
     """
-    world = world or World()
-    skipped = history[-1].get(
-        "skipped", 0
-    )  # training images, and all images that were loaded into memory
+    config, folder, data, model = trainer.config, trainer.folder, trainer.data, trainer.model
+    world, history = trainer.world, trainer.logger.history
+    # training images, and all images that were loaded into memory
+    skipped = history[-1].get("skipped", 0)
 
     def measure(split: AnySplit) -> Evaluation:
         nonlocal skipped
-        loader = config.data.evaluation_loader(split, data, device, **world.part())
-        result = evaluate(model, loader, split=split.name, check=check, world=world)
+        loader = config.data.evaluation_loader(split, data, trainer.device, **world.part())
+        result = evaluate(model, loader, split=split.name, check=trainer.check_in, world=world)
         skipped += sum(map(int, world.gather(str(len(loader.skipped_images)).encode())))
         return result
 
@@ -105,7 +84,7 @@ def finish(
         "ranks": world.size,
         "training_seconds": sum(line["seconds"] for line in history),
         "anynest": __version__,
-        "environment": describe_environment(device),
+        "environment": describe_environment(trainer.device),
     }
 
     def write() -> bytes:
