@@ -2,6 +2,7 @@
 
 import io
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,16 +124,17 @@ def test_estimates_from_finished_cells_and_from_steps(
     known = [line(run, tiny, seed, [0.5]) for seed in (0, 1)]
     cells = [run.cell(tiny, 2), other.cell(tiny, 0), other.cell(tiny, 1)]
     machine = {"device": "cpu", "threads": 1}
-    measured = estimating.estimate(cells[1:2], [], 200, 8, 1, 10, machine)
+    data: Any = SimpleNamespace(train=range(200), image_size=8, in_channels=1, num_classes=10)
+    measured = estimating.estimate(cells[1:2], [], data, machine)
     assert measured[cells[1].key] > 0
     steps: list[tuple[int, ...]] = []
 
-    def seconds_per_step(config: TrainConfig, step: TrainStep, *shape: object) -> float:
+    def seconds_per_step(config: TrainConfig, step: TrainStep, *rest: object) -> float:
         steps.append(tuple(step.phase.stages))
         return 0.5
 
     monkeypatch.setattr(estimating, "seconds_per_step", seconds_per_step)
-    found = estimating.estimate(cells, known, 200, 8, 1, 10, machine)
+    found = estimating.estimate(cells, known, data, machine)
     assert found[cells[0].key] == 10.5  # the median of its like
     # two phases of two epochs with four batches of 50 images
     assert found[cells[1].key] == found[cells[2].key] == 2 * 2 * 4 * 0.5

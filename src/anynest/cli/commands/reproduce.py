@@ -209,15 +209,7 @@ def plan(
         lines = sweep.done() if sweep.out.is_dir() else sweep.recorded()
         sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines)
         left = [cell for cell in sweep.cells if cell.key not in lines]
-        seconds = estimate(
-            left,
-            list(lines.values()),
-            len(data.train),
-            data.image_size,
-            data.in_channels,
-            data.num_classes,
-            sweep.machine,
-        )
+        seconds = estimate(left, list(lines.values()), data, sweep.machine)
         for cell in sweep.cells:
             listed.append(row_of(cell, sweep, data.label, lines.get(cell.key), seconds))
     jobs = arguments.jobs or default_jobs(arguments.device)

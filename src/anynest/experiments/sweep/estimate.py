@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...data import Dataset
 from ...training import TrainConfig
 from ...training.environment import computing
 from ...training.step import TrainStep
@@ -20,10 +21,7 @@ STEPS = 3
 def estimate(
     cells: Sequence[Cell],
     records: Sequence[Record],
-    images: int,
-    image_size: int,
-    channels: int,
-    classes: int,
+    data: Dataset,
     machine: dict[str, object],
 ) -> dict[str, float]:
     """Seconds of training of each cell, by key.
@@ -35,10 +33,7 @@ def estimate(
     Args:
         cells: The cells to estimate.
         records: Records of finished cells.
-        images: Number of training images.
-        image_size: Their width and height.
-        channels: Their channels.
-        classes: Number of classes.
+        data: The images.
         machine: Settings of the config's section ``run``.
     """
     seconds: dict[tuple[str, str, int | None], float] = {}
@@ -53,9 +48,7 @@ def estimate(
                 and with_seed_0(record["settings"]) == with_seed_0(cell.settings)
             ]
             seconds[run] = (
-                statistics.median(finished)
-                if finished
-                else measured_seconds(cell, images, image_size, channels, classes, machine)
+                statistics.median(finished) if finished else measured_seconds(cell, data, machine)
             )
         result[cell.key] = seconds[run]
     return result
@@ -66,40 +59,29 @@ def with_seed_0(settings: Settings) -> Settings:
     return {**settings, "run": {**settings["run"], "seed": 0}}
 
 
-def measured_seconds(
-    cell: Cell,
-    images: int,
-    image_size: int,
-    channels: int,
-    classes: int,
-    machine: dict[str, object],
-) -> float:
+def measured_seconds(cell: Cell, data: Dataset, machine: dict[str, object]) -> float:
     """Seconds of training, from a few steps of each training phase."""
     config = cell.config("digits", dict(machine))
     with computing(config.run) as device:
-        model = config.model.build(classes, channels).to(device)
+        model = config.model.build(data.num_classes, data.in_channels).to(device)
         total = 0.0
         for index in range(count_phases(config, model)):
             phase = make_phase(config, model, index)
             step = TrainStep(config, phase, device)
             phase.train_mode()
-            total += seconds_per_step(config, step, device, (channels, image_size), classes)
-    batches = images // config.data.batch_size
+            total += seconds_per_step(config, step, device, data)
+    batches = len(data.train) // config.data.batch_size
     return total * batches * config.schedule.epochs
 
 
 def seconds_per_step(
-    config: TrainConfig,
-    step: TrainStep,
-    device: torch.device,
-    shape: tuple[int, int],
-    classes: int,
+    config: TrainConfig, step: TrainStep, device: torch.device, data: Dataset
 ) -> float:
     """The fastest of a few steps, scaled to the config's batch."""
-    channels, size = shape
     sample = config.data.batch_size if device.type != "cpu" else SAMPLE
-    inputs = torch.randn(sample, channels, size, size, device=device)
-    labels = torch.randint(classes, (sample,), device=device)
+    size = (data.in_channels, data.image_size, data.image_size)
+    inputs = torch.randn(sample, *size, device=device)
+    labels = torch.randint(data.num_classes, (sample,), device=device)
     best = float("inf")
     for _ in range(1 + STEPS):
         began = time.perf_counter()
