@@ -6,9 +6,9 @@
 
 Engines: ``block`` (ONNX Runtime, graphs in its block layout; docs/nchwc.md), ``standard`` (ONNX
 Runtime, the standard graphs of an export) and ``torch`` (ordinary convolutions in PyTorch). The
-first one is compared with the others. Per engine and stage s: the nested network stopped after s, and
-the plain network of stage s's size. Stopping after the last stage computes all stages one after
-another.
+first one is compared with the others. Per engine and stage s: the nested network stopped after s,
+and the plain network of stage s's size. Stopping after the last stage computes all stages one
+after another.
 
 Each round runs every entry once in one process, in an order rotated from round to round. An entry
 runs twice and its second run is timed, as in a service that has just answered; with ``--cold`` it
@@ -175,7 +175,8 @@ def table(result: dict[str, Any]) -> list[str]:
     lines += [
         "",
         *(
-            f"- {what}: {found:.3f} of plain, limit {limit}: {'met' if found <= limit else 'NOT MET'}"
+            f"- {what}: {found:.3f} of plain, limit {limit}: "
+            f"{'met' if found <= limit else 'NOT MET'}"
             for what, limit, found in judge(result)
         ),
     ]
@@ -235,9 +236,9 @@ def main() -> int:
     report["block_size"] = block_size()
     environment = report["environment"]
     print(
-        f"    {report['command']}\n\n{environment['processor']}, {environment['cores']} cores, blocks "
-        f"of {report['block_size']} channels, onnxruntime {report['versions']['onnxruntime']}. "
-        "Medians; ratios with quartiles.\n"
+        f"    {report['command']}\n\n{environment['processor']}, {environment['cores']} cores, "
+        f"blocks of {report['block_size']} channels, onnxruntime "
+        f"{report['versions']['onnxruntime']}. Medians; ratios with quartiles.\n"
     )
     x = torch.randn(args.batch, 3, args.image_size, args.image_size)
     report["results"] = []

@@ -1,10 +1,10 @@
-"""Images per second of whole training steps: SGD, OSGD exact and refreshed; eager, compiled, graphed.
+"""Images per second in training: SGD, OSGD exact and refreshed; eager, compiled, graphed.
 
     python benchmarks/throughput.py --device cuda --precision bf16 --json throughput.json
     python benchmarks/throughput.py --models depth_nested_sparse_resnet14 --batch 32 --modes eager
 
-Each round runs every pair of method and mode once, for several steps, in an order rotated from round
-to round; medians have quartiles. The ceiling is a matrix product on this device in the same
+Each round runs every pair of method and mode once, for several steps, in an order rotated from
+round to round; medians have quartiles. The ceiling is a matrix product on this device in the same
 precision, measured in the same run; the share of it counts the multiply-adds that the method needs
 (the forward pass once, twice that for each loss's backward pass over its own subnetwork; none for
 the zeros of dense kernels, norms, sums and the optimizer).

@@ -248,7 +248,7 @@ def test_a_network_without_values() -> None:
             open_session(network, backend=backend)
 
 
-# -- the engine of modules as they are ---------------------------------------------------------------
+# -- the engine of modules as they are ------------------------------------------------------------
 @pytest.fixture
 def session() -> ModuleSession:
     return ModuleSession(changed(hooked))

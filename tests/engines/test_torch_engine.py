@@ -69,7 +69,7 @@ def same(found: list[Tensor], wanted: list[Tensor]) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-# -- values -----------------------------------------------------------------------------------------
+# -- values ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_logits_are_the_networks(case: Case) -> None:
     network, x = case.network(), case.images().float()
@@ -121,7 +121,7 @@ def test_an_image_that_is_no_number_changes_no_other(session: TorchSession, brok
         assert not torch.allclose(mine[2], theirs[2])
 
 
-# -- steps ------------------------------------------------------------------------------------------
+# -- steps ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", CASES[::6], ids=str)
 def test_every_node_is_scheduled_once_in_time_and_after_what_it_reads(case: Case) -> None:
     plan = case.build().plan
@@ -272,7 +272,7 @@ def test_threads_are_set_where_the_steps_are(network: AnytimeNetwork) -> None:
         assert pool.submit(torch.get_num_threads).result(timeout=20) == 2
 
 
-# -- arguments --------------------------------------------------------------------------------------
+# -- arguments ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("x", "told"),
     [

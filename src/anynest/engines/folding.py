@@ -4,8 +4,9 @@ At inference ``norm(conv(x)) = g (Wx - m) / sqrt(v + e) + b`` is one convolution
 ``W g / sqrt(v + e)`` and bias ``b - m g / sqrt(v + e)`` (Ioffe & Szegedy 2015, section 3.1). The
 products are computed in float64 and rounded to float32 once. All engines run these weights.
 
-Folding reads the weights of modules and does not call them, so each module must be plain: subclasses
-with a forward of their own, parametrizations, pruning and hooks are refused (``FoldError``).
+Folding reads the weights of modules and does not call them, so each module must be plain:
+subclasses with a forward of their own, parametrizations, pruning and hooks are refused
+(``FoldError``).
 
 Legend: o outputs of a node, i inputs, k kernel size, K classes.
 """
@@ -32,8 +33,8 @@ Weights = tuple[Array, Array]  # weight and bias
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, nn.Identity)
 _REMEDY = (
-    "make the change permanent (such as prune.remove or parametrize.remove_parametrizations), or use "
-    "backend='torch', which calls the modules"
+    "make the change permanent (such as prune.remove or parametrize.remove_parametrizations), or "
+    "use backend='torch', which calls the modules"
 )
 
 

@@ -1,4 +1,4 @@
-"""The sources of a session: a network in memory, a run folder, a weights file or an exported folder."""
+"""The sources of a session: a network, a run folder, a weights file or an exported folder."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class ModuleEvaluation:
         return logits
 
     def compact(self, indices: Tensor) -> None:
-        """Continue with some samples; the others are still computed, as ``stages`` has no way out."""
+        """Continue with some samples; ``stages`` still computes the others."""
         if self._stages is None:
             raise RuntimeError("the evaluation is closed; begin another")
         self._rows = self._rows[check_indices(indices, len(self._rows)).to(self._device)]

@@ -40,8 +40,8 @@ class Evaluation(Protocol):
         """Compute the next node or stage.
 
         Returns:
-            The logits ``[B, K]`` if this step finishes a stage, else None. They are a copy: no later
-            step writes into them.
+            The logits ``[B, K]`` if this step finishes a stage, else None. They are a copy: no
+            later step writes into them.
 
         Raises:
             RuntimeError: every stage is finished, or the evaluation is closed or cancelled.

@@ -42,7 +42,7 @@ class Task:
 
 
 def schedule(plan: Plan, outputs: tuple[int, ...]) -> tuple[Task, ...]:
-    """Every node once (N2), when the first of ``outputs`` needs it (N4), then that stage's exits."""
+    """Every node once (N2), when the first output needs it (N4), then that stage's exits."""
     tasks: list[Task] = []
     before = 0
     for number, stage in enumerate(outputs, 1):

@@ -24,11 +24,12 @@ def draw_profile(profile: Profile, errors: Sequence[float], split: str, path: Pa
 
 
 def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any:
-    """Error against the median latency of the smallest batch (left, with a bar to the 95 % quantile)
-    and against multiply-adds (right).
+    """Error against the smallest batch's median latency (left) and multiply-adds (right).
 
-    Hollow marks are plain networks of the stages' sizes, drawn at their stage's error, as their own is
-    not known.
+    A bar leads to the 95 % quantile of the latency.
+
+    Hollow marks are plain networks of the stages' sizes, drawn at their stage's error, as their
+    own is not known.
     """
     if len(errors) != profile.num_stages:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Measures the time that networks take to reach each of their stages.
 
 All subjects are timed in turn, round after round, in another order each round, so that a machine
-whose speed drifts favours none. In each round a subject runs once unmeasured, so that the caches and
-the kernels' threads are its own, and then ``repeats`` times by the clock.
+whose speed drifts favours none. In each round a subject runs once unmeasured, so that the caches
+and the kernels' threads are its own, and then ``repeats`` times by the clock.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -126,7 +126,7 @@ def _numbered(costs: Sequence[StageCost]) -> tuple[StageCost, ...]:
     return tuple(replace(cost, stage=number) for number, cost in enumerate(costs, 1))
 
 
-# -- timing ------------------------------------------------------------------------------------------
+# -- timing ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Subject:
     """A network in one way to run it.

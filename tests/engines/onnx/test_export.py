@@ -90,7 +90,7 @@ def reseal(folder: Path) -> None:
     change(folder, seal)
 
 
-# -- what is written --------------------------------------------------------------------------------------
+# -- what is written ------------------------------------------------------------------------------
 def test_the_manifest_is_complete(exported: Path, network: AnytimeNetwork) -> None:
     manifest = read_manifest(exported)
     single = manifest.single_file
@@ -186,7 +186,7 @@ def test_sizes_of_images(network: AnytimeNetwork, tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
-# -- whole or not at all ------------------------------------------------------------------------------------
+# -- whole or not at all --------------------------------------------------------------------------
 def test_graphs_that_are_wrong_are_not_written(
     network: AnytimeNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +279,7 @@ def test_a_failure_within_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-# -- reading ------------------------------------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------------------
 def fails(folder: Path, words: str) -> None:
     with pytest.raises(RunFolderError, match=words) as caught:
         read_export(folder)

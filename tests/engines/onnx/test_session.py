@@ -249,7 +249,7 @@ def test_an_error_in_a_stage_is_one_line(session: OnnxSession) -> None:
         evaluation.step()
 
 
-# -- which graphs ---------------------------------------------------------------------------------------
+# -- which graphs ---------------------------------------------------------------------------------
 def test_options_are_checked(network: AnytimeNetwork) -> None:
     with pytest.raises(
         ValueError, match="layout must be one of auto, standard, blocked, found 'x'"

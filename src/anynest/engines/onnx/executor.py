@@ -1,8 +1,8 @@
 """The stages of a network in ONNX Runtime, and the memory through which they pass on state.
 
-Each evaluation has ``Buffers``: arrays for the images, the state and the logits, bound once to every
-stage's inputs and outputs. A step is then one call; nothing is allocated, copied or converted
-between stages.
+Each evaluation has ``Buffers``: arrays for the images, the state and the logits, bound once to
+every stage's inputs and outputs. A step is then one call; nothing is allocated, copied or
+converted between stages.
 
 Legend: B batch, C channels, H height, W width, K classes.
 """

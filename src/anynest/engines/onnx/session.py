@@ -134,7 +134,7 @@ class OnnxSession:
             self._free.clear()
             self._executors = ExecutorCache(None, None, None, "standard", CPU)
 
-    # -- memory -------------------------------------------------------------------------------------
+    # -- memory -----------------------------------------------------------------------------------
     def _take(self, executor: Executor, batch: int, height: int, width: int) -> Buffers:
         """Free buffers of these sizes, or new ones."""
         with self._lock:

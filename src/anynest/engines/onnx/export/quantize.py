@@ -2,8 +2,8 @@
 
 Weights have 7 bits, so that sums do not overflow on any CPU, and one scale per output channel;
 activations have one scale per tensor, from their range on the calibration images (Jacob et al.
-2018; ONNX Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages before
-it compute. State passes between stages in float32.
+2018; ONNX Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages
+before it compute. State passes between stages in float32.
 
 Legend: N images, C channels, H height, W width.
 """

@@ -52,7 +52,8 @@ def check(network: AnytimeNetwork, run: AllLogits, size: tuple[int, int]) -> dic
             if not error <= TOLERANCE:
                 raise RunError(
                     f"the exported graphs must give PyTorch's logits within {TOLERANCE:g}, found "
-                    f"stage {stage} off by {error:.2g} on {batch} random images; nothing was written"
+                    f"stage {stage} off by {error:.2g} on {batch} random images; nothing was "
+                    "written"
                 )
             worst = max(worst, error)
     return {"batches": list(BATCHES), "max_error": worst, "tolerance": TOLERANCE}

@@ -160,7 +160,7 @@ class GraphBuilder(ABC):
             before = stage
         return self.ops.stages
 
-    # -- defined by subclasses ----------------------------------------------------------------------
+    # -- defined by subclasses --------------------------------------------------------------------
     @abstractmethod
     def convolve(
         self,
@@ -194,7 +194,7 @@ class GraphBuilder(ABC):
     def head(self, exit_: Exit, inputs: Sequence[Slice], name: str) -> str:
         """Global average pooling, then the linear head."""
 
-    # -- the visit ----------------------------------------------------------------------------------
+    # -- the visit --------------------------------------------------------------------------------
     def _node(self, layer: Layer, node: Node) -> None:
         name = f"{layer.name}.stage{node.birth}"
         inputs = read = self._read(node.reads, node.birth, f"{name}.input")

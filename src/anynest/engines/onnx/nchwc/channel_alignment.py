@@ -73,7 +73,7 @@ def _first(starts: Sequence[int], stop: int, block: int) -> int:
 
 
 def _rows(weights: Sequence[Weights], outputs: int, inputs: int) -> Weights:
-    """The last ``outputs`` rows of several convolutions; those of earlier nodes read fewer inputs."""
+    """The last ``outputs`` rows of several convolutions; earlier nodes read fewer inputs."""
     kernel = weights[-1][0].shape[2:]
     rows = []
     for weight, _ in weights:

@@ -3,11 +3,11 @@
 ONNX Runtime computes convolutions on Q channels at once (16 with AVX-512, 8 with AVX2), in the
 layout ``[B, C/Q, H, W, Q]``, and reorders tensors at the boundaries of a graph. Stages that pass on
 dozens of tensors would reorder each of them twice. These graphs are written in the block layout
-itself (domain ``com.microsoft.nchwc``, as ONNX Runtime saves optimised models), so state passes from
-stage to stage unchanged. A convolution over several slices is a chain of convolutions, each adding
-to the one before; it costs no more than one over their concatenation, because the kernels make one
-pass over memory per block of input channels in either case. Slices of fewer than Q channels are
-packed (``space_to_depth.py``).
+itself (domain ``com.microsoft.nchwc``, as ONNX Runtime saves optimised models), so state passes
+from stage to stage unchanged. A convolution over several slices is a chain of convolutions, each
+adding to the one before; it costs no more than one over their concatenation, because the kernels
+make one pass over memory per block of input channels in either case. Slices of fewer than Q
+channels are packed (``space_to_depth.py``).
 
 The graphs fit one kind of processor: they are made when a session is opened, compared with the
 standard graphs, and never written to a file.
@@ -113,7 +113,7 @@ class BlockBuilder(GraphBuilder):
         """Lanes of a slice, whole blocks."""
         return -(-channels * packing.pack // self.block) * self.block
 
-    # -- operations ---------------------------------------------------------------------------------
+    # -- operations -------------------------------------------------------------------------------
     def convolve(
         self,
         layer: Layer,

@@ -1,9 +1,10 @@
 """Space to depth along rows: neighbouring pixels as channels, so that few channels fill a block.
 
-A kernel that computes 16 channels at once wastes half of its lanes on a layer of 8. *Packing* stores
-``p`` neighbouring pixels of a row as ``p`` times the channels at one position. A convolution stays a
-convolution, with its weights rearranged and zeros between them: pixel ``x`` is at position
-``(x + shift) // p``, in the ``(x + shift) % p``-th group of lanes, each group with all channels.
+A kernel that computes 16 channels at once wastes half of its lanes on a layer of 8. *Packing*
+stores ``p`` neighbouring pixels of a row as ``p`` times the channels at one position. A
+convolution stays a convolution, with its weights rearranged and zeros between them: pixel ``x`` is
+at position ``(x + shift) // p``, in the ``(x + shift) % p``-th group of lanes, each group with all
+channels.
 
 A 3x3 kernel over packed pairs spans 3 positions, half of its weights zero. If the result is shifted
 by one pixel against the input, it spans 2 positions, a quarter of them zero. The next convolution
