@@ -41,7 +41,7 @@ def tiny() -> Any:
     return create_model("width_nested_resnet10", in_channels=1, base_width=2).eval()
 
 
-# -- closing ------------------------------------------------------------------------------------------
+# -- closing ---------------------------------------------------------------------------------------
 def test_closed_is_closed(make_session: Any, make_image: Image) -> None:
     predictor = AnytimePredictor(make_session())
     predictor.close()
@@ -116,7 +116,7 @@ def test_a_dropped_predictor_ends_its_thread(make_session: Any, make_image: Imag
     assert not thread.is_alive()
 
 
-# -- forks and exits ----------------------------------------------------------------------------------
+# -- forks and exits -------------------------------------------------------------------------------
 HEAD = """
 import sys, threading, time, os
 import torch
@@ -197,7 +197,7 @@ def test_exits_never_hang() -> None:
             running.communicate()
 
 
-# -- a long life --------------------------------------------------------------------------------------
+# -- a long life -----------------------------------------------------------------------------------
 def live(predictor: AnytimePredictor, x: Tensor, count: int) -> None:
     """Predictions of every kind."""
     for number in range(count):

@@ -30,7 +30,7 @@ async def reached(gate: Any) -> None:
         await asyncio.sleep(0.001)
 
 
-# -- streams ------------------------------------------------------------------------------------------
+# -- streams ---------------------------------------------------------------------------------------
 def test_every_stage_in_turn(make_session: Any, make_image: Image) -> None:
     with AnytimePredictor(make_session()) as predictor:
         stream = predictor.stream(make_image(2.0))
@@ -110,7 +110,7 @@ def test_leaving_a_stream_cancels_the_rest(
         assert predictor.predict(make_image(1.0), None).stage == 3
 
 
-# -- asyncio ------------------------------------------------------------------------------------------
+# -- asyncio ---------------------------------------------------------------------------------------
 def test_the_loop_goes_on_while_a_kernel_runs(
     make_session: Any, make_image: Image, gates: Any
 ) -> None:

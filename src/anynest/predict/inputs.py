@@ -80,8 +80,8 @@ class ImageReader:
     def _from_tensor(self, x: Tensor) -> tuple[Tensor, bool]:
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or 0 in x.shape:
             raise ValueError(
-                f"images must be [{self.in_channels}, H, W] or [B, {self.in_channels}, H, W] and not "
-                f"empty, found {list(x.shape)}"
+                f"images must be [{self.in_channels}, H, W] or [B, {self.in_channels}, H, W] and "
+                f"not empty, found {list(x.shape)}"
             )
         if x.is_meta or x.layout != torch.strided:
             raise ValueError(
@@ -143,8 +143,8 @@ class ImageReader:
     def _require_info(self) -> Normalize:
         if self._normalize is None:
             raise ValueError(
-                "raw images need the mean, std and size of the training images, which a bare network "
-                "does not have: pass normalised floating-point tensors, open the run folder, or "
+                "raw images need the mean, std and size of the training images, which a bare "
+                "network does not have: pass normalised floating-point tensors, open the run folder, or "
                 "pass info="
             )
         return self._normalize

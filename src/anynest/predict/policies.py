@@ -110,7 +110,8 @@ class Confidence(Policy):
     def __post_init__(self) -> None:
         given = self.thresholds
         several = isinstance(given, Sequence) and not isinstance(given, str)
-        values = [to_float(value) for value in (given if several else (given,))]  # type: ignore[union-attr]
+        listed: Sequence[object] = given if isinstance(given, Sequence) and several else (given,)
+        values = [to_float(value) for value in listed]
         numbers = tuple(value for value in values if value is not None and value >= 0)
         if not numbers or len(numbers) < len(values):
             raise ValueError(f"confidence thresholds must be numbers from 0, found {given!r}")

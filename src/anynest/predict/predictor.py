@@ -239,8 +239,8 @@ class AnytimePredictor:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "an AnytimePredictor cannot be pickled or copied, because it owns a thread: pass on its "
-            "source, and open another predictor there"
+            "an AnytimePredictor cannot be pickled or copied, because it owns a thread: pass on "
+            "its source, and open another predictor there"
         )
 
     # -- parts ------------------------------------------------------------------------------------

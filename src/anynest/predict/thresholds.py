@@ -1,4 +1,4 @@
-"""Search for per-stage confidence thresholds: least cost for an accuracy, or best accuracy for a cost.
+"""Per-stage confidence thresholds: least cost for an accuracy, or best accuracy for a cost.
 
 An image exits at the first stage whose confidence reaches the stage's threshold, else at the last
 stage. Given all other thresholds, the best one of a stage can be found exactly: in order of
@@ -136,7 +136,7 @@ def _shared(exits: Exits) -> list[float]:
 
 
 def descend(exits: Exits, thresholds: Thresholds, rank: Rank) -> Thresholds:
-    """Coordinate descent: the best threshold of each stage given the others, until none improves."""
+    """Coordinate descent over the stages, until no threshold improves."""
     best = _rank_of(exits, thresholds, rank)
     for _ in range(ROUNDS):
         before = best
