@@ -1,9 +1,9 @@
-"""``torch.compile`` for networks whose losses have a backward pass each.
+"""``torch.compile`` for networks with one backward pass per loss.
 
-Two things stand in the way of plain ``torch.compile`` there. Its backward pass by default reuses the
-saved activations' memory ("donated buffers"), so a graph can be walked once only. And a compiled
-region is one node of autograd: a loss that reaches any of it walks all of it, and gets zeros where it
-would have had no gradient at all. So the regions should be the network's blocks.
+Plain ``torch.compile`` has two obstacles. By default its backward pass reuses the memory of saved
+activations ("donated buffers"), so that it can run only once. And a compiled region is one node of
+autograd: a loss that reaches any of it walks all of it, and gets zeros where it would have no
+gradient. The regions should therefore be the network's blocks.
 """
 
 import inspect
@@ -15,8 +15,8 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 
-# Code that many blocks share is compiled once for every form of them; torch gives up after 8.
-MOST_FORMS = 64
+# Code shared by several blocks is compiled once per block shape; torch's limit is 8 times.
+MAX_RECOMPILES = 64
 
 
 def compile_for_tasks(
@@ -27,18 +27,24 @@ def compile_for_tasks(
     mode: str | None = None,
     dynamic: bool | None = None,
 ) -> M:
-    """Compile in place, so that one backward pass per loss works; parameters keep their names.
+    """Compile in place for one backward pass per loss; parameters keep their names.
 
     Args:
-        network: what is trained; returned as it came.
-        blocks: its modules to compile, each by itself; None for all of it as one region. Take blocks
-            that no loss reaches in part, e.g. those between two exits: then a loss walks only the
-            blocks that it is computed from, and parameters of others have no gradient from it, just
-            as without compiling. With one region every loss costs a whole backward pass.
-        backend, mode, dynamic: as in ``torch.compile``. A mode is inductor's; "reduce-overhead" is
-            refused, since its graphs overwrite what the next loss's pass reads.
+        network: the network to train.
+        blocks: its modules to compile, each by itself; None for one region. Pass blocks that no
+            loss reaches in part, e.g. those between two exits: then a loss walks only the blocks
+            that it is computed from, and has no gradient in the parameters of others, as without
+            compiling. With one region every loss costs a whole backward pass.
+        backend: as in ``torch.compile``.
+        mode: as in ``torch.compile``, for inductor; "reduce-overhead" is refused, since its CUDA
+            graphs overwrite what the next loss's pass reads.
+        dynamic: as in ``torch.compile``.
 
-    Raises ValueError for a block that is no part of the network, or a mode that cannot be had.
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: for a block that is not part of the network, or for an unsupported mode.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> net = compile_for_tasks(net, list(net), backend="eager")
@@ -58,19 +64,19 @@ def compile_for_tasks(
             f"mode must be one of inductor's without CUDA graphs, found {mode!r} for"
             f" {backend!r}: leave it out, or capture the step as a whole"
         )
-    options: dict[str, Any] = {"backend": _Keeping(backend, mode), "dynamic": dynamic}
+    options: dict[str, Any] = {"backend": _WithoutDonation(backend, mode), "dynamic": dynamic}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        options["recompile_limit"] = MOST_FORMS
+        options["recompile_limit"] = MAX_RECOMPILES
     for block in chosen:
         block.compile(**options)
     return network
 
 
-class _Keeping:
-    """A backend under which the backward pass leaves what it reads as it was.
+class _WithoutDonation:
+    """A backend whose backward pass does not overwrite saved activations.
 
-    That is torch's setting ``donated_buffer`` while it compiles. At run time torch asks the setting
-    again and wants to see that nothing is donated, for which it takes an empty list and not None.
+    Compiles with torch's setting ``donated_buffer`` off. At run time torch checks the setting again
+    against the list of donated buffers, which must then be empty and not None.
     """
 
     def __init__(self, backend: str | Callable[..., Any], mode: str | None) -> None:

@@ -30,7 +30,7 @@ def _osgd() -> "Callable[..., Combiner]":
     return OSGD
 
 
-# name -> (function that imports the factory, options that the name settles)
+# name -> (function that imports the factory, options that the name determines)
 _METHODS: dict[str, tuple[Callable[[], "Callable[..., Combiner]"], dict[str, Any]]] = {
     "sgd-mean": (_weighted, {"reduction": "mean"}),
     "sgd-sum": (_weighted, {"reduction": "sum"}),
@@ -44,7 +44,11 @@ _ALIASES = {"sgd": "sgd-mean"}
 
 
 def register_method(name: str, factory: "Callable[..., Combiner]", **preset: Any) -> None:
-    """Let ``make_combiner(name)`` call ``factory(**preset, ...)``; a name is taken once."""
+    """Let ``make_combiner(name)`` call ``factory(**preset, ...)``.
+
+    Raises:
+        ValueError: if the name is registered already.
+    """
     if name in _METHODS or name in _ALIASES:
         raise ValueError(f"method {name!r} is registered already: choose another name")
     _METHODS[name] = (lambda: factory, preset)
@@ -61,14 +65,18 @@ def make_combiner(method: str, **options: Any) -> "Combiner":
     ========================  ==============================================================
     sgd-mean (alias sgd)      equation 1: the average of the losses
     sgd-sum                   their sum
-    sgd-participants          averaged, for each parameter, over the losses that touch it
+    sgd-participants          their average over the losses that touch a parameter
     normsgd                   equation 2
     osgd, osgd-mean           Algorithm 2; its sum divided by the number of losses
     osgd-norm                 Algorithm 2 with normalizing
     ========================  ==============================================================
 
-    ``options`` go to the class; those that the name settles may not be given again.
-    Raises ValueError for an unknown name (near matches are listed) or option.
+    Args:
+        method: one of these names.
+        options: arguments of the class, except those that the name determines.
+
+    Raises:
+        ValueError: for an unknown name, with near matches, or an unknown option.
 
     >>> make_combiner("osgd", priority=[1, 0]).priority
     (1, 0)

@@ -63,15 +63,15 @@ def _walk(root: Any, wanted: set[int], executed: dict[Any, bool]) -> LossGraph:
     if root is None:
         return LossGraph(False, ())
     found: dict[Any, bool] = {}
+    own: list[Any] = []
     shared = False
-    stack = [(root, False)]
+    stack: list[tuple[Any, list[Any]]] = [(root, [])]
     while stack:
-        node, is_expanded = stack.pop()
-        if is_expanded:  # all its successors are in `found` or `executed`
-            found[node] = any(
-                found.get(child, False) or executed.get(child, False)
-                for child, _ in node.next_functions
-            )
+        node, successors = stack.pop()
+        if successors:  # all of them are in `found` or `executed`
+            if any(found.get(child) or executed.get(child) for child in successors):
+                found[node] = True
+                own.append(node)
         elif node in executed:
             shared = shared or bool(node.next_functions)
         elif node not in found:
@@ -83,10 +83,9 @@ def _walk(root: Any, wanted: set[int], executed: dict[Any, bool]) -> LossGraph:
             found[node] = id(getattr(node, "variable", None)) in wanted  # where .grad accumulates
             successors = [child for child, _ in node.next_functions if child is not None]
             if successors:
-                stack.append((node, True))
-                stack.extend((child, False) for child in successors)
+                stack.append((node, successors))
+                stack.extend((child, []) for child in successors)
     executed.update(found)
-    own = [node for node, is_executed in found.items() if is_executed and node.next_functions]
     return LossGraph(shared, own)
 
 

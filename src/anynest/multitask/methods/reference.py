@@ -1,11 +1,11 @@
-"""The paper's rules as it prints them, in float64, for the fast paths to be tested against.
+"""The paper's rules as printed, in float64: the reference for the fast implementations.
 
-Wan et al., ICML 2020: equations 1 and 2 and Algorithm 2. Gradients are flat vectors of one common
-length, padded with zeros outside the task's own weights (text below equation 3). Slow and plain on
-purpose; nothing in the package calls it.
+Wan et al., ICML 2020: equations 1 and 2 and Algorithm 2. Gradients are flat vectors of equal
+length, padded with zeros outside the task's own weights (text below equation 3). Not optimized.
 
-As printed, line 12 takes the dots of the gradient as it came, so in float64 a remainder of share r
-is right to about 1e-16 / r^2, and one that should be nothing is noise that is then projected onto.
+As printed, line 12 uses the dot products of the original gradient. In float64 a remainder of
+relative norm r is then accurate to about 1e-16 / r^2, and a remainder that should be zero is noise,
+onto which later gradients are projected.
 """
 
 from collections.abc import Sequence
