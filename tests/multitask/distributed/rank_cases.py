@@ -186,6 +186,8 @@ def _methods(dtype: torch.dtype) -> None:
 
     for method in list_methods():
         add(method, lambda group, m=method: make_combiner(m, group=group))
+    if dtype is torch.float32:  # the same code: rounding alone differs
+        return
     add("osgd-priority", lambda group: OSGD(priority=[2, 0, 1], group=group))
     add("normsgd-calibrated", lambda group: NormSGD("calibrated", group=group))
     add("osgd-norm-calibrated", lambda group: OSGD(normalize=True, C="calibrated", group=group))
@@ -732,7 +734,7 @@ def run_rank(rank: int, world: int, folder: Path, names: list[str]) -> None:
         init_method=f"file://{folder}/meet",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=20),
+        timeout=timedelta(seconds=120),
     )
     for name in names:
         error = None
@@ -749,8 +751,9 @@ def run_rank(rank: int, world: int, folder: Path, names: list[str]) -> None:
 
 
 def cases(world: int) -> list[str]:
-    """The names of the cases for so many ranks."""
-    return [name for name in CASES if world == 2 or name not in TWO_ARE_ENOUGH]
+    """The names of the cases for so many ranks; float32 and the slowest on two alone."""
+    few = {*TWO_ARE_ENOUGH, *(name for name in CASES if name.endswith("-float32"))}
+    return [name for name in CASES if world == 2 or name not in few]
 
 
 def main() -> None:
@@ -760,7 +763,7 @@ def main() -> None:
     for rank in range(world):
         child = os.fork()
         if not child:
-            faulthandler.dump_traceback_later(100, exit=True)
+            faulthandler.dump_traceback_later(540, exit=True)
             run_rank(rank, world, folder, names)
         children.append(child)
     for child in children:

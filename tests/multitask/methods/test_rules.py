@@ -105,58 +105,35 @@ def test_components_are_those_of_algorithm_2(
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
-def test_every_kept_component_is_orthogonal_to_every_earlier_one(
-    problem: tuple[list[list[Tensor | None]], list[int]],
-) -> None:
-    grads, priority = problem
-    components, _ = orthogonalize(TaskGradients.stack(grads), priority)
-    found = [flat(row, SHAPES) for row in components.tensors()]
-    for a, i in enumerate(priority):
-        for j in priority[:a]:
-            assert abs(found[i] @ found[j]) <= 1e-6 * found[i].norm() * found[j].norm()
-
-
-@given(problems())
-@settings(max_examples=150, deadline=None)
-def test_the_update_agrees_with_the_first_gradient_on_its_own_direction(
-    problem: tuple[list[list[Tensor | None]], list[int]],
-) -> None:
-    grads, priority = problem
-    components, _ = orthogonalize(TaskGradients.stack(grads), priority)
-    update = flat(weighted_sum(components, torch.ones(len(grads))), SHAPES)
-    first = flat(grads[priority[0]], SHAPES)
-    # exact but for the update's rounding to float32, which a far larger later task dominates
-    slack = 1e-6 * first @ first + 1e-7 * update.norm() * first.norm()
-    assert abs(update @ first - first @ first) <= slack
-
-
-@given(problems())
-@settings(max_examples=100, deadline=None)
-def test_the_rows_are_l_times_the_components(
+@settings(max_examples=200, deadline=None)
+def test_components_and_coefficients_have_their_properties(
     problem: tuple[list[list[Tensor | None]], list[int]],
 ) -> None:
     grads, priority = problem
     components, L = orthogonalize(TaskGradients.stack(grads), priority)
+    tensors = components.tensors()
+    u = torch.stack([flat(row, SHAPES) for row in tensors])
+    g = torch.stack([flat(row, SHAPES) for row in grads])
+    # every component is orthogonal to every earlier one
+    for a, i in enumerate(priority):
+        for j in priority[:a]:
+            assert abs(u[i] @ u[j]) <= 1e-6 * u[i].norm() * u[j].norm()
+    # the update agrees with the first gradient on its own direction: exact but for the update's
+    # rounding to float32, which a far larger later task dominates
+    update = flat(weighted_sum(components, torch.ones(len(grads))), SHAPES)
+    first = g[priority[0]]
+    slack = 1e-6 * first @ first + 1e-7 * update.norm() * first.norm()
+    assert abs(update @ first - first @ first) <= slack
+    # g = L u, with L unit lower-triangular in the order of priority
     ordered = L[priority][:, priority]
     assert torch.equal(ordered, ordered.tril())
     assert torch.equal(ordered.diagonal(), torch.ones(len(grads), dtype=torch.float64))
-    u = torch.stack([flat(row, SHAPES) for row in components.tensors()])
-    g = torch.stack([flat(row, SHAPES) for row in grads])
     assert ((L @ u - g).norm(dim=1) <= 1e-6 * g.norm(dim=1)).all()
-
-
-@given(problems())
-@settings(max_examples=100, deadline=None)
-def test_a_component_has_entries_only_where_a_task_up_to_it_has(
-    problem: tuple[list[list[Tensor | None]], list[int]],
-) -> None:
-    grads, priority = problem
-    found = orthogonalize(TaskGradients.stack(grads), priority).components.tensors()
+    # a component has entries only where a task up to it has
     for a, i in enumerate(priority):
         for p in range(len(SHAPES)):
             touched = any(grads[j][p] is not None for j in priority[: a + 1])
-            assert (found[i][p] is not None) == touched
+            assert (tensors[i][p] is not None) == touched
 
 
 @pytest.mark.parametrize("perturbation", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
