@@ -1,6 +1,7 @@
 """The one door: names, near matches, the Hub."""
 
 import doctest
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,14 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "train").mkdir()
     monkeypatch.setattr("os.scandir", scandir)
     fails(str(tmp_path), "cannot read", "Permission denied")
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("train-0.parquet", "test-0.parquet", "cifar-10-python.tar.gz", "test_batch"):
+        os.mkfifo(tmp_path / name)
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    for name in ("", "train-0.parquet", "cifar-10-python.tar.gz"):
+        fails(str(tmp_path / name), "none of the known layouts" if not name else "Not a directory")
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,10 +103,9 @@ def _recognize(path: Path) -> tuple[str, Path]:
             inner = path.parent
             return "parquet", inner if find_shards(inner).splits else inner.parent
         return ("idx", path.parent) if "-ubyte" in path.name else ("cifar", path)
-    unpacked = [version.folder for version in CIFAR_VERSIONS]
-    packed = [version.archive for version in CIFAR_VERSIONS]
-    for names in (unpacked, packed):
-        within = [path / name for name in names if (path / name).exists()]
+    unpacked = [path / version.folder for version in CIFAR_VERSIONS]
+    packed = [path / version.archive for version in CIFAR_VERSIONS]
+    for within in ([p for p in unpacked if p.is_dir()], [p for p in packed if p.is_file()]):
         if len(within) > 1:
             raise DataError(
                 f"{path} holds several data sets ({', '.join(p.name for p in within)}): "

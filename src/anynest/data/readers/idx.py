@@ -37,7 +37,8 @@ def find_idx(folder: Path) -> dict[str, Path]:
         for split, stem in _STEMS.items():
             for kind, rank in (("images", 3), ("labels", 1)):
                 for file in sorted(place.glob(f"{stem}-{kind}[-.]idx{rank}-ubyte*")):
-                    found.setdefault(f"{split}-{kind}", file)
+                    if file.is_file():
+                        found.setdefault(f"{split}-{kind}", file)
         if found:
             return found
     return {}

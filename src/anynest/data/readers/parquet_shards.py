@@ -83,7 +83,7 @@ def _shards(place: Path) -> Shards:
         if folder.name.lower() in _NAMES and folder.is_dir():
             files += [(file, folder.name) for file in folder.glob("*.parquet")]
     for file, folder_name in sorted(files):
-        match = _FILE.fullmatch(file.name)
+        match = _FILE.fullmatch(file.name) if file.is_file() else None  # a pipe would block
         if match and bool(match["dash"]) == bool(match["name"] and match["index"]):
             name = match["name"] or folder_name
             split = _NAMES.get(name.lower())
