@@ -536,6 +536,8 @@ def test_every_text_of_every_block_is_escaped(block: Block) -> None:
         assert f"    {HOSTILE}" in rendered  # indented code shows what there is
         return
     assert not re.search(r"<(script|img|b>|a )", rendered)
+    rows = [line for line in rendered.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) <= 1  # no cell is split
     in_summary = isinstance(block, Fold) and HOSTILE in (block.title, block.note)
     assert in_summary or not re.search(r"(?<!\\)\[c|(?<!\\)`a|(?<!\\)\*b", rendered)
 
