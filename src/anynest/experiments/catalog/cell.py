@@ -21,7 +21,7 @@ PROJECTIONS = {"projection": "-raw", "scope": "-tensor"}
 
 
 def overlay(*layers: Settings) -> Settings:
-    """Merges sections of settings, later layers over earlier ones; ``options`` are merged, not replaced.
+    """Merges sections of settings, later layers over earlier ones, and their ``options`` too.
 
     >>> overlay({"data": {"limit": 10}}, {"data": {"batch_size": 5}, "run": {"seed": 1}})
     {'data': {'limit': 10, 'batch_size': 5}, 'run': {'seed': 1}}

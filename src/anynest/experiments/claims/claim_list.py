@@ -166,7 +166,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "nested-tradeoff",
-        "Nested networks have a better trade-off of error and multiply-adds than the earlier designs",
+        "Nested networks have a better trade-off of error and multiply-adds than the earlier "
+        "designs",
         "section 5.3, Figure 9",
         better_tradeoff,
     ),

@@ -1,7 +1,7 @@
 """Runs jobs on many machines with Ray (an extra).
 
-Each cell is a Ray task. If its worker or machine is lost, it is submitted again; it resumes from its
-last checkpoint if ``--out`` is on a disk that all machines share.
+Each cell is a Ray task. If its worker or machine is lost, it is submitted again; it resumes from
+its last checkpoint if ``--out`` is on a disk that all machines share.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """A process that trains one cell after another: ``python -P -m anynest.experiments.sweep.worker``.
 
 It reads jobs from standard input, one line of JSON each, and writes events to standard output, one
-line of JSON each: {"event": "epoch" | "done" | "failed" | "stopped", ...}. The images stay in memory
-between cells. When its input ends during a cell, the sweep was killed: it saves a checkpoint and
-exits.
+line of JSON each: {"event": "epoch" | "done" | "failed" | "stopped", ...}. The images stay in
+memory between cells. When its input ends during a cell, the sweep was killed: it saves a checkpoint
+and exits.
 """
 
 import contextlib

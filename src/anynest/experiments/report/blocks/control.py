@@ -1,4 +1,4 @@
-"""The control: OSGD's gain over the paper's SGD, split into the sum of losses and the projection."""
+"""The control: OSGD's gain over the paper's SGD, split into sum of losses and projection."""
 
 import statistics
 from collections.abc import Collection
@@ -14,8 +14,8 @@ COLUMNS = (
     ("OSGD less SGD on the sum", "osgd", "sgd-sum"),
 )
 MEANING = (
-    "The control: OSGD sums what it keeps of the losses' gradients, while SGD as the paper prints it "
-    "averages the losses, so that weights which only the last stage uses move S times as far in "
+    "The control: OSGD sums what it keeps of the losses' gradients, while SGD as the paper prints "
+    "it averages the losses, so that weights which only the last stage uses move S times as far in "
     "each of OSGD's steps. sgd-sum is SGD on the sum of the losses: it takes steps of OSGD's scale "
     "and projects nothing. The last column is what the projection itself adds."
 )

@@ -69,7 +69,7 @@ def cosine_blocks(section: Section) -> list[Block]:
         "OSGD's are means over all batches of an epoch, SGD's those of its first batch."
     )
     table = Table(
-        f"Cosines of the last epoch told, means over seeds; {section.label}",
+        f"Cosines of the last recorded epoch, means over seeds; {section.label}",
         ("pair", *map(title_of, METHODS)),
         tuple(groups),
     )

@@ -1,8 +1,8 @@
 """Tables of errors.
 
-Tables 1 to 3 have the paper's layout: designs and stages down, methods across. Others have a row per
-method. The paper's number and the difference are notes below ours where network and data are the
-paper's; otherwise the paper's table is shown separately.
+Tables 1 to 3 have the paper's layout: designs and stages down, methods across. Others have a row
+per method. The paper's number and the difference are notes below ours where network and data are
+the paper's; otherwise the paper's table is shown separately.
 """
 
 import math
