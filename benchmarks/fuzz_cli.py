@@ -149,7 +149,9 @@ def run(line: list[str], seconds: float) -> tuple[int | None, str]:
     wrong = ""
     if status not in (0, 1, 2, 130):
         wrong = f"status {status}"
-    if "Traceback" in err.getvalue():
+    # Python drops a KeyboardInterrupt that is raised in a finalizer, and says so.
+    is_dropped = "Exception ignored" in err.getvalue() and "KeyboardInterrupt" in err.getvalue()
+    if "Traceback" in err.getvalue() and not is_dropped:
         wrong = err.getvalue()
     if status == 2 and err.getvalue().count("\n") != 1 and line[0] != "predict":
         wrong = f"not one line: {err.getvalue()!r}"

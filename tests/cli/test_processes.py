@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anynest.cli import main
-from anynest.experiments.sweep.local_launcher import LocalLauncher, close_pipes
+from anynest.experiments.sweep.local_launcher import LocalLauncher
 
 ANYNEST = [sys.executable, "-m", "anynest"]
 Out = pytest.CaptureFixture[str]
@@ -118,7 +118,8 @@ def test_workers_of_a_sweep_ignore_the_current_folder(hostile: Path) -> None:
     worker.process.stdin.close()
     assert worker.process.wait(120) == 0
     assert not hostile.exists()
-    close_pipes(worker)
+    assert worker.process.stdout is not None
+    worker.process.stdout.close()
 
 
 @pytest.mark.slow
