@@ -87,6 +87,19 @@ def test_a_part_of_a_network_has_costs_of_its_own(model: AnytimeNetwork) -> None
         assert predictor.multiply_adds(8, 8) == (part.cost(8)[0].multiply_adds,)
 
 
+def test_an_exported_part_has_no_costs(model: AnytimeNetwork, tmp_path: Path) -> None:
+    """Its manifest has the architecture of the whole network, whose costs it does not have."""
+    from anynest.engines.onnx.export.export import export
+
+    export(model.subnetwork(2), tmp_path / "out", image_size=8)
+    x = torch.randn(1, 8, 8)
+    with AnytimePredictor(tmp_path / "out") as predictor:
+        assert predictor.predict(x, None).stage == predictor.num_stages == 1
+        assert predictor.multiply_adds(8, 8) is None
+        with pytest.raises(ValueError, match="pass profile="):
+            predictor.predict(x, None, policy=MultiplyAdds(1))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
