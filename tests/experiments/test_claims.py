@@ -1,5 +1,7 @@
 """Verdicts: what must hold, fail or stay open does, on results made up for it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from zlib import crc32
 
@@ -281,3 +283,15 @@ def test_every_claim_names_its_source_and_every_order_is_judged() -> None:
     verdict = judge_all(evidence(papers_own))["priority-helps"]
     stages = [order[0] + 1 for order in fig8.orders(5)[2:]]
     assert [c.name.rsplit(" ", 1)[1] for c in verdict.comparisons] == [str(s) for s in stages]
+
+
+def test_scipy_is_loaded_when_a_claim_is_judged_and_not_before() -> None:
+    code = """
+import sys
+import anynest.experiments.report, anynest.experiments.catalog.experiments
+from anynest.experiments.claims.significance import below_zero
+assert not {"scipy", "torch"} & set(sys.modules)
+assert below_zero([-1.0, -2.0, -3.0]) < 0.05
+assert "scipy" in sys.modules and "scipy.stats" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

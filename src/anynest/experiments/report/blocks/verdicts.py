@@ -13,10 +13,10 @@ from ..section import Section
 OUTCOMES: tuple[Outcome, ...] = ("holds", "fails", "undecided")
 RULES = (
     "Holds: every mean difference has the claimed sign and the pooled one is significant (p). "
-    "Fails: a single comparison or the pool is significantly the other way (p against it, adjusted for "
-    "all that was tried). Undecided: neither; with runs missing, the pool decides nothing, nor do "
-    "differences without any spread. Differences are in percentage points, taken seed by seed; n "
-    "counts independent pairs."
+    "Fails: a single comparison or the pool is significantly the other way (p against it, "
+    "adjusted for all that was tried). Undecided: neither; with runs missing, the pool decides "
+    "nothing, nor do differences without any spread. Differences are in percentage points, taken "
+    "seed by seed; n counts independent pairs."
 )
 
 
