@@ -76,16 +76,14 @@ def decode_all(
     """
 
     def read(i: int) -> tuple[Image.Image, str]:
-        data = encoded[i]
+        data, name = encoded[i], where(i)
         if not data:
-            raise DataError(
-                f"a Parquet set must embed its images, found no image bytes in {where(i)}"
-            )
-        with open_image(data, where(i)) as image:
+            raise DataError(f"a Parquet set must embed its images, found no image bytes in {name}")
+        with open_image(data, name) as image:
             if channels == 1 and not is_grey(image):
                 raise ColourFound
             encoding = encoding_of(image)  # before decoding, which may drop it
-            return decode(image, channels, where(i)), encoding
+            return decode(image, channels, name), encoding
 
     def first_size() -> tuple[int, int]:
         for i in range(len(encoded)):
