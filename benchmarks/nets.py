@@ -1,10 +1,11 @@
-"""Training forward and backward of a nested network, all stages, beside the plain one of full width.
+"""Forward and backward pass of a nested network, all stages, beside the plain one of full width.
 
     python benchmarks/nets.py --model width_nested_resnet42 --batch 64 --rounds 9
-    python benchmarks/nets.py --small            # one training step of every small member
+    python benchmarks/nets.py --small            # one training step of every small network
 
-Each round times every variant once, in turn, in one process; the ratio is taken within the round, so that
-a machine whose speed drifts does not favour either. Prints medians with the quartiles, and JSON with --json.
+Each round times every variant once, in turn, in one process, and takes the ratios within the round,
+so that a change of the machine's speed affects all variants alike. Prints medians with quartiles,
+and JSON with --json.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def compare(
 
 
 def small(batch: int, rounds: int, layout: str, method: str) -> list[dict]:
-    """A whole training step on 32x32 of each small member."""
+    """A training step on images of 32x32 pixels, of each small network."""
     rows = []
     for name in list_models():
         if any(size in name for size in ("42", "98", "50", "66")):
@@ -150,13 +151,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16", "both"], default="fp32")
     parser.add_argument("--layout", choices=["nchw", "nhwc", "both"], default="nchw")
-    parser.add_argument("--small", action="store_true", help="the small members' steps instead")
+    parser.add_argument("--small", action="store_true", help="steps of the small networks instead")
     parser.add_argument("--methods", nargs="*", default=["sgd-mean", "osgd"], help="with --small")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(
-        f"torch {torch.__version__}, {platform.machine()}, {args.threads} threads, batch {args.batch}"
+        f"torch {torch.__version__}, {platform.machine()}, {args.threads} threads, "
+        f"batch {args.batch}"
     )
     rows = []
     if args.small:

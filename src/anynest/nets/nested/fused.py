@@ -62,21 +62,24 @@ class FusedRun:
         (``plain.py``), for unlike norms, and for inputs that modules would refuse.
         """
         x = parts[0]
-        if len(modules) < 2 or not all(is_plain(module, NestedNode) for module in modules):
+        if len(modules) < 2:
             return None
-        nodes = [module for module in modules if isinstance(module, NestedNode)]
+        nodes = [module for module in modules if is_plain(module, NestedNode)]
+        if len(nodes) < len(modules):
+            return None
+        rows: list[list[list[Norm]]] = [[] for _ in self.units]
         for node, plan in zip(nodes, self.nodes, strict=True):
+            assert isinstance(node, NestedNode)
             for number, unit in enumerate(plan.units, 1):
-                if not _is_plain_convolution(getattr(node, f"conv{number}"), unit, x):
+                if not _is_plain_convolution(node._modules[f"conv{number}"], unit, x):
                     return None
-        rows: list[list[list[Norm]]] = []
-        for number in self.units:
-            row = [node.batch_norms(number) for node in nodes]
-            if None in row:
-                return None
-            rows.append([own for own in row if own is not None])
+                own = node.batch_norms(number)
+                if own is None:
+                    return None
+                rows[number - 1].append(own)
         norms = [norm for row in rows for own in row for norm in own]
-        if not all(_is_like(norm, norms[0]) for norm in norms):
+        like = _settings(norms[0])
+        if like is None or any(_settings(norm) != like for norm in norms):
             return None
         values = x.shape[0] * prod(-(-size // self.stride) for size in x.shape[2:])
         joint = norms[0].training and isinstance(norms[0], SyncBatchNorm)
@@ -140,37 +143,32 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _is_plain_convolution(module: nn.Module, unit: Unit, x: Tensor) -> bool:
+def _is_plain_convolution(module: Any, unit: Unit, x: Tensor) -> bool:
     """Whether ``module`` is the convolution that the plan describes, and fits the input."""
     if not is_plain(module, nn.Conv2d, Pointwise):
         return False
-    assert isinstance(module, nn.Conv2d)
-    weight, kernel, stride = module.weight, unit.kernel, unit.stride
+    kernel, stride, half = unit.kernel, unit.stride, unit.kernel // 2
+    tensors = module._parameters  # without nn.Module's slower attribute lookup
+    weight = tensors.get("weight")
     return (
-        weight.shape == (unit.outputs, unit.inputs, kernel, kernel)
+        weight is not None
+        and tensors.get("bias") is None
+        and (module.stride, module.padding) == ((stride, stride), (half, half))
+        and (module.dilation, module.groups, module.padding_mode) == ((1, 1), 1, "zeros")
+        and weight.shape == (unit.outputs, unit.inputs, kernel, kernel)
         and weight.device == x.device
         and (weight.dtype == x.dtype or _compute_dtype(x) != x.dtype)
-        and module.bias is None
-        and module.stride == (stride, stride)
-        and module.padding == (kernel // 2, kernel // 2)
-        and module.dilation == (1, 1)
-        and module.groups == 1
-        and module.padding_mode == "zeros"
     )
 
 
-def _is_like(norm: Norm, first: Norm) -> bool:
-    """Whether one kernel can evaluate both norms."""
-    return (
-        type(norm) is type(first)
-        and norm.track_running_stats
-        and norm.affine
-        and norm.momentum is not None  # None: the average of all batches
-        and norm.momentum == first.momentum
-        and norm.eps == first.eps
-        and norm.training == first.training
-        and norm.weight.dtype == first.weight.dtype
-    )
+def _settings(norm: Norm) -> tuple[object, ...] | None:
+    """Settings in which the norms of one kernel agree; None if no kernel evaluates such a norm."""
+    weight, bias = norm._parameters["weight"], norm._parameters["bias"]
+    # momentum None: the average of all batches
+    plain = norm.track_running_stats and norm.momentum is not None
+    if not plain or weight is None or bias is None:
+        return None
+    return type(norm), norm.momentum, norm.eps, norm.training, weight.dtype
 
 
 def _whole(pieces: list[Tensor]) -> Tensor:

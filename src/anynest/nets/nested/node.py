@@ -84,15 +84,18 @@ class NestedNode(nn.Module):
 
     def norms(self, number: int) -> list[nn.Module]:
         """The norms of a unit: its own, or those within the pieces of a shared one."""
-        return [piece.norm for piece in self._shared] or [getattr(self, f"norm{number}")]
+        if self._shared:
+            return [piece.norm for piece in self._shared]
+        return [self._modules[f"norm{number}"]]  # type: ignore[list-item]
 
     def batch_norms(self, number: int) -> list[Norm] | None:
         """``norms``, if calling them does nothing but batch normalisation; None otherwise."""
-        if not all(is_plain(piece, SharedNorm) for piece in self._shared):
-            return None
-        found = [norm for norm in self.norms(number) if isinstance(norm, Norm)]
-        plain = all(is_plain(norm, nn.BatchNorm2d, SyncBatchNorm) for norm in found)
-        return found if plain and len(found) == max(1, len(self._shared)) else None
+        found: list[Norm] = []
+        for norm in self.norms(number):
+            if not is_plain(norm, nn.BatchNorm2d, SyncBatchNorm):
+                return None
+            found.append(norm)  # type: ignore[arg-type]
+        return found if all(is_plain(piece, SharedNorm) for piece in self._shared) else None
 
     def normalise(self, number: int, z: Tensor) -> Tensor:
         """Normalise a unit's convolution, piece by piece where the norm is shared."""

@@ -13,21 +13,25 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_TENSORS = (nn.Parameter, Tensor, type(None))
+_TENSORS = {nn.Parameter, Tensor, type(None)}
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling ``module`` runs hooks of its own."""
-    state = module.__dict__
-    return any(state[hooks] for hooks in _HOOKS)
+    state = module.__dict__  # every module of a network is checked at every step
+    return bool(
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+    )
 
 
 def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
     """Whether a call of ``module`` is the ``forward`` of one of ``types`` and nothing else."""
     if type(module) not in types or "forward" in module.__dict__ or has_hooks(module):
         return False
-    return all(type(tensor) in _TENSORS for tensor in module._parameters.values())
+    return _TENSORS.issuperset(map(type, module.__dict__["_parameters"].values()))
 
 
 def is_transformed(tensor: Tensor | None) -> bool:
