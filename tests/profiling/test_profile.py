@@ -187,6 +187,7 @@ def test_numpy_numbers_become_plain_ones(profile: Profile) -> None:
     times = [np.float32(1.0), np.float32(3.0)]
     way: Any = ("torch", "cpu", np.int64(1), np.int64(1))
     row = StageLatency.of(np.int64(1), way, times, times)  # type: ignore[arg-type]
+    assert type(row.step_within(np.float32(1.7))) is float  # type: ignore[arg-type]
     whole = replace(profile, rows=(row, replace(row, stage=2)), plain=())
     assert Profile.loads(whole.dumps()) == whole
     assert {type(value) for value in (row.stage, row.threads, row.mean, *row.quantiles)} == {
