@@ -12,6 +12,7 @@ from anynest.experiments.catalog.cell import Cell
 from anynest.experiments.catalog.designs import CIFAR, DESIGNS, IMAGENET
 from anynest.experiments.catalog.experiment import Run, cells_of
 from anynest.experiments.catalog.experiments import EXPERIMENTS, find_experiments
+from anynest.experiments.catalog.fig10 import measurements
 from anynest.experiments.catalog.protocols import FAST, MICRO, MINI, PAPER, PROTOCOLS, find_protocol
 from anynest.experiments.catalog.variants import settings_of, title_of
 from anynest.experiments.sweep.job import Job
@@ -105,6 +106,7 @@ def test_keys_stand_still() -> None:
     assert Run("width", "osgd").cell(MICRO, 0).key == "38a49a20160d4d4a"
     assert Run("alternating", "normsgd", 5).cell(PAPER, 2).key == "75581586fe6f69e6"
     assert Run("width", "osgd+lr=0.2").cell(MINI, 0).key == "e993ced1b4aedde9"
+    assert measurements(MICRO, 1)[0].key == "244eb9f1bd5ddb3e"
 
 
 def test_the_papers_recipe() -> None:

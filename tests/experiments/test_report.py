@@ -400,8 +400,8 @@ def test_an_undecided_verdict_says_why() -> None:
         return reason(verdict)
 
     assert why(-9.0, 0.3) == "1 difference of the other sign: width, stage 2, +0.30"
-    assert why(-9.0, 5.2, 5.3, margin=5.0) == (
-        "2 differences above the margin: width, stage 2, +5.20; width, stage 3, +5.30"
+    assert why(-9.0, 0.1, 5.2, -9.0, 5.3, margin=5.0) == (
+        "2 differences above the margin: width, stage 3, +5.20; width, stage 5, +5.30"
     )
     assert why(0.0) == "the pooled difference is not significant (p = 0.500)"
     alone = judge_differences([Pairs("even", {"stage 1": {0: 1.0}})])
