@@ -61,12 +61,16 @@ def test_killed_interrupted_and_resumed(tmp_path: Path, tiny: list[str]) -> None
 
 
 INTERRUPTED_IMPORT = """
-import os, signal, sys
+import os, signal, sys, time
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == MODULE:
-            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                raise ImportError("as some packages do") from None
 
 sys.meta_path.insert(0, Interrupt())
 from anynest.cli import main
