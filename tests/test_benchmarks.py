@@ -133,6 +133,7 @@ def test_rows_take_what_their_tasks_touch(bench: Any) -> None:
     assert bench.memory.row_bytes(problem) == sum(touched) < 3 * touched[-1]
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_writes_what_it_found(bench: Any, tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     words = (

@@ -118,11 +118,13 @@ def test_accelerate_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[4] == pytest.approx(found[1], rel=0.6)  # a mean of micro-batches, not their sum
 
 
+@pytest.mark.slow
 def test_accelerate_loop_on_two_ranks(two_ranks: dict[str, list[list[float]]]) -> None:
     first, last = two_ranks["accelerate_loop"]  # each printed once, for both
     assert all(b < a for a, b in zip(first, last, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("distributed_loop", 3), ("fsdp_loop", 2)])
 def test_two_ranks_and_one_process_end_alike(
     name: str,

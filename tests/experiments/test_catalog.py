@@ -166,6 +166,7 @@ def test_variants_change_what_they_say() -> None:
             settings_of(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_ablations_that_share_have_something_to_share(protocol) -> None:
     """Every cell of them builds a network with fewer weights than the one that shares nothing."""

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from anynest.experiments.results.records import read_results
 
 RUNNER = Path(__file__).parent / "sweep_runner.py"
@@ -48,6 +50,7 @@ def worker_of(parent: int) -> int:
     raise AssertionError("the sweep has no worker")
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

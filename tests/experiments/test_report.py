@@ -662,7 +662,7 @@ def test_cosines_are_means_over_the_seeds(lines: list[Line], drawn: list[Any]) -
     ]
     assert any(np.allclose(line.get_ydata(), pair) for line in thin)
     assert [list(line.get_xdata()) for line in thin] == [[1, 2, 4]] * 6
-    shown = Page(render_html(Document("t", tuple(blocks)))).table("Cosines of the last epoch")
+    shown = Page(render_html(Document("t", tuple(blocks)))).table("Cosines of the last")
     assert [row[2] for row in shown if row[0] == ["stages 1 and 3"]][1] == [signed(pair[-1], 2)]
     assert len(drawn) == 6
     greedy = {**cell_line(Run("width", "greedy"), PAPER, 0, CIFAR), "cosines": []}

@@ -149,6 +149,7 @@ def test_lines_that_the_protocol_no_longer_has_are_passed_over(
     assert f"12 cells, {12 - done} to train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_leaves_table3_out_for_want_of_its_images(
     tmp_path: Path, tiny: Protocol, capsys: Out
 ) -> None:
@@ -176,6 +177,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 def test_table3_on_a_small_folder(
     tmp_path: Path,
     pictures: Path,

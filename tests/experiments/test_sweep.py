@@ -271,6 +271,7 @@ def test_two_sweeps_in_one_folder_are_one_too_many(
     make_sweep(cells[:1], tmp_path).run(Within())
 
 
+@pytest.mark.slow
 def test_workers_of_which_one_is_killed(
     tmp_path: Path, cells: list[Cell], make_sweep: Callable[..., Sweep]
 ) -> None:
@@ -314,6 +315,7 @@ def test_a_worker_that_always_dies_fails_its_cell(
     assert read_results(tmp_path / "tiny.jsonl") == []
 
 
+@pytest.mark.slow
 def test_workers_do_not_import_from_the_current_folder(
     tmp_path: Path,
     cells: list[Cell],

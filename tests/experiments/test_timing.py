@@ -16,6 +16,7 @@ from anynest.experiments.results.records import read_results
 from anynest.experiments.sweep import timing
 
 
+@pytest.mark.slow
 def test_figures_9_and_10_from_start_to_end(
     tmp_path: Path,
     tiny: Protocol,

@@ -112,6 +112,7 @@ def test_the_table_has_every_seed_and_says_what_is_missing() -> None:
     assert "width, osgd, seed 3" in table.missing
 
 
+@pytest.mark.slow
 def test_one_command_trains_the_rates_and_then_the_seeds(
     tmp_path: Path,
     tiny: Protocol,

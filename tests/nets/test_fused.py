@@ -236,6 +236,7 @@ def test_other_norms_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatc
     assert not seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -183,6 +183,7 @@ def start(script: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_exits_never_hang() -> None:
     """In parallel, because each is mostly imports; a forked child exits too."""
     started = {name: start(script) for name, script in SCRIPTS.items()}

@@ -67,6 +67,7 @@ def test_called_nodes_are_the_modules_that_training_calls(
     assert set(called) == set(model.called_nodes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["osgd", "sgd-mean"])
 def test_a_compiled_run_takes_the_same_steps(tiny: Tiny, method: str) -> None:
     """And one pass per loss runs only through what the loss reads."""

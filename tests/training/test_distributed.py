@@ -102,6 +102,7 @@ def close(a: Any, b: Any, limit: float) -> bool:
     return a == b if not isinstance(a, float) else abs(a - b) <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "beside"),
     [("two", "one"), ("fewer", "one"), ("more", "one"), ("greedy-two", "greedy-one")],
@@ -208,6 +209,7 @@ def test_the_leaders_clock_saves_for_all(runs: tuple[Path, dict[str, Any]]) -> N
     assert names == ["step-000000004.ckpt", "step-000000005.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_restarted_by_torchrun_to_the_same_bits(
     runs: tuple[Path, dict[str, Any]], tiny: Tiny, tmp_path: Path
 ) -> None:

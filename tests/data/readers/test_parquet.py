@@ -342,6 +342,7 @@ def test_without_pyarrow(make_parquet: Make, monkeypatch: pytest.MonkeyPatch) ->
     fails(place, "pip install 'anynest[parquet]'")
 
 
+@pytest.mark.slow
 def test_the_real_set(real_parquet: Path) -> None:
     data = load(real_parquet)
     assert data.label == "CIFAR-10 (JPEG-75)"

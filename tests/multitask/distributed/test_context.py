@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ import torch.distributed as dist
 from anynest.multitask import OSGD
 
 CASES = Path(__file__).with_name("rank_cases.py")
-Run = Callable[[int], dict[str, list[str]]]
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")),
@@ -37,39 +35,33 @@ def names(world: int) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """All cases of a world, once; a run that hangs is ended with all its processes."""
-    done: dict[int, dict[str, list[str]]] = {}
-
-    def run_world(world: int) -> dict[str, list[str]]:
-        if world not in done:
-            folder = tmp_path_factory.mktemp(f"ranks{world}")
-            process = subprocess.Popen(
-                [sys.executable, CASES, str(world), str(folder)],
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            try:
-                output, _ = process.communicate(timeout=560)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.communicate()
-            done[world] = json.loads(output.splitlines()[-1])
-        return done[world]
-
-    return run_world
+def run_world(world: int, folder: Path) -> dict[str, list[str]]:
+    """Each case's errors, from one run of all; a run that hangs is ended with its processes."""
+    process = subprocess.Popen(
+        [sys.executable, CASES, str(world), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        output, _ = process.communicate(timeout=560)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    found: dict[str, list[str]] = json.loads(output.splitlines()[-1])
+    return found
 
 
-@pytest.mark.parametrize(
-    ("world", "case"), [(world, case) for world in (2, 4) for case in names(world)]
-)
-def test_ranks_are_one_process(world: int, case: str, run: Run) -> None:
-    errors = run(world)[case]
-    assert not errors, f"{case} on {world} ranks\n" + "\n".join(errors)
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_are_one_process(world: int, tmp_path: Path) -> None:
+    """One test per world: distributed over test processes, each would start the ranks again."""
+    found = run_world(world, tmp_path)
+    assert set(found) == set(names(world))
+    wrong = {case: errors for case, errors in found.items() if errors}
+    assert not wrong, "\n".join(f"{case}: {' '.join(errors)}" for case, errors in wrong.items())
 
 
 def test_a_group_must_be_one() -> None:
@@ -79,6 +71,7 @@ def test_a_group_must_be_one() -> None:
     assert OSGD(group=None).backward([w.sum()], [w], samples=3).sent_bytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's sockets")
 def test_the_sockets_send_what_is_reckoned(tmp_path: Path) -> None:
     """What the kernel says was sent is (S + 1) P or so, and less than whole gradients take."""
@@ -121,6 +114,7 @@ print(sum("gloo" in name for name in names))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_nothing_keeps_a_group_that_was_destroyed() -> None:
     """Its threads would otherwise outlive it, and now and then abort the process as it ends."""

@@ -293,10 +293,11 @@ def test_no_number_is_read_back_while_combining(monkeypatch: pytest.MonkeyPatch)
             return func(*args, **(kwargs or {}))
 
     monkeypatch.setattr("anynest.multitask.methods.rules._well_conditioned", lambda *_: False)
-    rows = TaskGradients.stack(random_grads(1, 3, SHAPES, 0.7))
+    grads = random_grads(1, 3, SHAPES, 0.7)
     for method in list_methods():
         options = {"C": "calibrated"} if "norm" in method else {}
         combiner = make_combiner(method, **options)
+        rows = TaskGradients.stack(grads, tensorwise=combiner.tensorwise)
         with NoReading():
             combiner.rule(rows)
             combiner.rule(rows)
