@@ -1,6 +1,7 @@
 """The step benchmark measures what it says: equal updates, fair turns, true peaks."""
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -86,16 +87,21 @@ def test_turns_are_rotated_and_warm_rounds_thrown_away(bench: Any) -> None:
     assert bench.rounds.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
-def test_the_floor_is_made_of_its_parts_and_the_combination_of_the_rest(bench: Any) -> None:
+def test_the_floor_is_made_of_its_parts_and_the_combination_of_the_rest(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()  # a clock that advances by one second per reading
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr(bench.probes, "time", clock)
     problem = bench.problems.network("depth_nested_sparse_resnet14", batch=4, size=8)
     found = bench.probes.Floor(problem).measure()
     f, b = found["f"], found["b"]
+    assert (f, b) == (2, [1, 1])  # forward and the optimizer; a backward pass per loss
     assert found["floor"] == pytest.approx((f + sum(b)) / (f + b[-1]))
-    assert len(b) == 2
     original = torch.autograd.grad
     found = bench.probes.Combination(problem).measure()
     assert found["passes"] == 2
-    assert 0 < found["combination"] < found["backward"]
+    assert (found["backward"], found["combination"]) == (2, 3)  # of 5 seconds in all
     assert torch.autograd.grad is original
     # stage 1 of 2, counted by hand from the plan's own numbers
     costs = [row.multiply_adds for row in problem.build(False).cost(8)]

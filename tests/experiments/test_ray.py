@@ -68,6 +68,10 @@ def test_a_worker_is_killed_in_mid_sweep(
     pytest.importorskip("ray", reason="the launcher for clusters needs the extra: anynest[ray]")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    strangers = tmp_path / "current"
+    strangers.mkdir()
+    (strangers / "safetensors.py").write_text("raise RuntimeError('from the current folder')")
+    monkeypatch.chdir(strangers)  # workers import nothing from it
     cells, launcher = long_cells, RayLauncher(2)
     events: list[Event] = []
     victim: list[Cell] = []

@@ -6,6 +6,7 @@ its last checkpoint if ``--out`` is on a disk that all machines share.
 
 import contextlib
 import json
+import tempfile
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -53,21 +54,22 @@ class RayLauncher:
 
     def run(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
         """See ``Launcher``."""
-        ray = self.ray
-        started = not ray.is_initialized()
-        if started:
-            ray.init(
+        with contextlib.ExitStack() as stack:
+            if not self.ray.is_initialized():
+                stack.callback(self.ray.shutdown)
+                self._connect(stack.enter_context(tempfile.TemporaryDirectory()))
+            yield from self.submit_all(jobs)
+
+    def _connect(self, folder: str) -> None:
+        """Connects from an empty folder: Ray adds the current one to its workers' import path."""
+        with contextlib.chdir(folder):
+            self.ray.init(
                 address=self.address,
                 num_cpus=None if self.address else self.jobs,
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
             )
-        try:
-            yield from self.submit_all(jobs)
-        finally:
-            if started:
-                ray.shutdown()
 
     def submit_all(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
         """Runs all jobs; cancels those still running when the generator is closed."""
