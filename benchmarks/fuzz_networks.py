@@ -40,6 +40,7 @@ from anynest.engines.folding import FoldError
 from anynest.engines.onnx.export.export import export
 from anynest.nets import AnytimeNetwork, Architecture
 from anynest.nets.nested.node import NestedNode
+from anynest.predict import NetworkError
 
 SMALL = [name for name in list_models() if not name.endswith(("42", "50", "66", "98"))]
 METHODS = ("sgd-mean", "sgd-sum", "normsgd", "osgd", "osgd-norm")
@@ -261,7 +262,7 @@ def build(seed: int) -> tuple[AnytimeNetwork, list[str]]:
     applied = []
     for change in changes:
         # a second change may find nothing that it fits any more
-        with contextlib.suppress(IndexError, ValueError, AttributeError):
+        with contextlib.suppress(IndexError, ValueError, AttributeError, TypeError):
             change(network, rng)
             applied.append(change.__name__)
     return network, applied
@@ -275,6 +276,8 @@ Outcome = list[Tensor] | Exception
 def attempt(call: Callable[[], list[Tensor]]) -> Outcome:
     try:
         return call()
+    except NetworkError as error:  # the network's own error is its cause
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
     except (RuntimeError, ValueError, TypeError) as error:
         return error
 
@@ -319,7 +322,9 @@ def train(seed: int, images: list[Tensor], *, staged: bool) -> list[Tensor]:
             combiner.backward(losses, used)
         optimizer.step()
     found += [p.grad.clone() for p in network.parameters() if p.grad is not None]
-    return found + [tensor.clone() for tensor in network.state_dict().values()]
+    # a checkpointed norm counts its recomputations as batches, too
+    state = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    return found + [tensor.clone() for tensor in state]
 
 
 def trial(seed: int, counts: collections.Counter[str]) -> None:
