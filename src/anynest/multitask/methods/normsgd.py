@@ -32,8 +32,8 @@ class NormSGD(Combiner):
         group: see ``Combiner``.
 
     Note:
-        Under ``torch.compile`` a task that does not touch a parameter may produce zeros instead of
-        no gradient, and then counts as a participant.
+        Under ``torch.compile``, and with full backward hooks on modules, a task that does not touch
+        a parameter may produce zeros instead of no gradient, and then counts as a participant.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> stats = NormSGD(C=1.0).backward([w @ torch.tensor([30.0, 40.0])], [w])
