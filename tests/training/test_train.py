@@ -163,6 +163,7 @@ def test_one_epoch_is_what_plain_torch_does(tmp_path: Path, tiny: Tiny) -> None:
             "optimizer": {"lr": 0.01},
         },
         {"run": {"deterministic": True}, "method": {"label_smoothing": 0.1}},
+        {"method": {"distill": 0.5}, "optimizer": {"ema": 0.9, "decay_norms": False}},
     ],
 )
 def test_options_resume_to_the_same_bits(

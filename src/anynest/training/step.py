@@ -14,6 +14,7 @@ from .cuda_graph import GraphedStep, make_capturable
 from .distributed import World
 from .errors import RunError
 from .training_phases import Phase
+from .weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TrainStep:
         # some supported versions of torch lack the scaler's kernels for mps
         scales = config.run.precision == "float16" and device.type != "mps"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales)
+        ema = config.optimizer.ema
+        self.average = None if ema is None else WeightAverage(phase.network, ema)
         self.graph: GraphedStep[StepOutput] | None = None
         if config.run.cuda_graph:
             make_capturable(self.optimizer, device)
@@ -67,8 +70,12 @@ class TrainStep:
             RunError: a loss is not finite and ``method.on_nonfinite`` is ``raise``; on every rank.
         """
         if self.graph is None or measure:
-            return self.eager(images, labels, measure)
-        return self.graph(images, labels)
+            output = self.eager(images, labels, measure)
+        else:
+            output = self.graph(images, labels)
+        if self.average is not None:
+            self.average.update()
+        return output
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""
@@ -83,7 +90,7 @@ class TrainStep:
         """The step itself, run or recorded as a CUDA graph."""
         with self.autocast():
             logits = self.phase.network(images)
-        losses = [self.config.method.criterion(out, labels) for out in logits]
+        losses = self.config.method.losses(logits, labels)
         losses_S = torch.stack([loss.detach() for loss in losses])
         alone = self.world.size == 1
         if alone and self.config.method.on_nonfinite == "raise":
@@ -101,6 +108,16 @@ class TrainStep:
             self.update()
         cosines = cosines if stats.cosines is None else stats.cosines
         return StepOutput(losses_S, [out.detach() for out in logits], cosines)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate: with averaged weights where these are configured."""
+        return self.phase.network if self.average is None else self.average.averaged()
+
+    def finish(self) -> None:
+        """End the phase: give the network its averaged weights where these are configured."""
+        if self.average is not None:
+            self.average.apply()
 
     def kind(self) -> bool:
         """Whether the next step is one backward pass; each kind of step has its own graph."""
@@ -162,6 +179,7 @@ class TrainStep:
             "optimizer": self.optimizer.state_dict(),
             "combiner": self.combiner.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,6 +187,8 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self.combiner.load_state_dict(state["combiner"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if self.graph is not None:
             make_capturable(self.optimizer, self.device)  # the loaded rates are other tensors
 

@@ -94,6 +94,7 @@ class Trainer:
                 while self.position.epoch < self.epochs:
                     self.train_epoch()
                     self.end_epoch()
+                self.step.finish()
         finally:
             self.reporter.end()
             self.logger.close()
@@ -161,7 +162,7 @@ class Trainer:
     def validate(self) -> Evaluation:
         """Evaluate the phase's stages; RunError where a loss is not finite."""
         result = evaluate(
-            self.step.phase.network,
+            self.step.evaluated,
             self.validation_loader,
             split=self.data.validation.name,
             autocast=self.step.autocast(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +60,15 @@ class MethodConfig(Section):
     label_smoothing: float = option(
         0.0, "--label-smoothing", "of the cross entropy, 0 to below 1", at_least=0
     )
+    distill: float = option(
+        0.0,
+        "--distill",
+        "weight W, 0 to 1, of self-distillation: the loss of each stage before the last is (1 - W) "
+        "times the cross entropy plus W times the KL divergence from the last stage's detached "
+        "probabilities",
+        at_least=0,
+        at_most=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +86,11 @@ class MethodConfig(Section):
             raise ConfigError(
                 f"method.{next(iter(given))} has no meaning for greedy, which has one loss at a "
                 "time: leave it out"
+            )
+        if self.name == GREEDY and self.distill:
+            raise ConfigError(
+                "method.distill (--distill) has no meaning for greedy, which trains the last stage "
+                f"after the others, found {self.distill}: leave it out"
             )
 
     def arguments(self) -> dict[str, Any]:
@@ -98,6 +113,24 @@ class MethodConfig(Section):
         """The combiner. Greedy's stages have one loss each, for which every method is SGD."""
         name = "sgd-sum" if self.name == GREEDY else self.name
         return make_combiner(name, on_nonfinite=self.on_nonfinite, group=group, **self.arguments())
+
+    def losses(self, logits: Sequence[Tensor], labels_B: Tensor) -> list[Tensor]:
+        """One loss per stage, from the logits ``[B, K]`` of each.
+
+        The last stage's probabilities, from which earlier stages learn under ``distill``, are
+        detached: each loss trains its own stage's part of the network alone.
+        """
+        losses = [self.criterion(out, labels_B) for out in logits]
+        if not self.distill:
+            return losses
+        from torch.nn.functional import kl_div, log_softmax
+
+        teacher_BK = log_softmax(logits[-1].detach().float(), dim=1)
+        for index, out in enumerate(logits[:-1]):
+            student_BK = log_softmax(out.float(), dim=1)
+            divergence = kl_div(student_BK, teacher_BK, reduction="batchmean", log_target=True)
+            losses[index] = (1 - self.distill) * losses[index] + self.distill * divergence
+        return losses
 
     def criterion(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
         """Cross entropy of one stage in float32, in whatever precision the logits are."""

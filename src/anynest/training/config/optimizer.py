@@ -68,6 +68,25 @@ class OptimizerConfig(Section):
     clip: float | None = option(
         None, "--clip", "largest norm of the combined gradient (default: no limit)", above=0
     )
+    decay_norms: bool = option(
+        True,
+        "--decay-norms",
+        "weight decay on norms' scales and on biases too (parameters of fewer than two dimensions)",
+    )
+    ema: float | None = option(
+        None,
+        "--ema",
+        "evaluate and save an exponential moving average of the weights with this decay, such as "
+        "0.999 (default: the weights themselves)",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema is not None and self.ema >= 1:
+            raise ConfigError(
+                f"optimizer.ema (--ema) must be above 0 and below 1, found {self.ema}"
+            )
 
     def check(self) -> None:
         """ConfigError for a name that is unknown or options that it refuses (imports torch)."""
@@ -111,7 +130,23 @@ class OptimizerConfig(Section):
                 f"optimizer {self.name} has no weight decay, found optimizer.weight_decay "
                 f"{self.weight_decay}: leave it out, or take another optimizer"
             )
-        return kind(parameters, **arguments)
+        if self.decay_norms:
+            return kind(parameters, **arguments)
+        if "weight_decay" not in taken:
+            raise ConfigError(
+                f"optimizer {self.name} has no weight decay, found optimizer.decay_norms false "
+                "(--no-decay-norms): leave it out, or take another optimizer"
+            )
+        return kind(_groups(parameters), **arguments)
+
+
+def _groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups: those of two or more dimensions, and the others without weight decay."""
+    every = list(parameters)
+    matrices = [p for p in every if p.dim() >= 2]
+    vectors = [p for p in every if p.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _check_option(key: str, value: Any, default: Any) -> None:
