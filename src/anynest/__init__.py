@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         list_methods,
         make_combiner,
     )
-    from .nets import AnytimeNetwork, create_model, list_models, register
+    from .nets import AnytimeNetwork, Staged, create_model, list_models, register
     from .predict import AnytimePredictor, DeadlineError
     from .store import load
 
@@ -34,6 +34,7 @@ __all__ = [
     "Combiner",
     "DeadlineError",
     "NormSGD",
+    "Staged",
     "Stats",
     "WeightedSGD",
     "__version__",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "nets": {"AnytimeNetwork", "create_model", "list_models", "register"},
+    "nets": {"AnytimeNetwork", "Staged", "create_model", "list_models", "register"},
     "predict": {"AnytimePredictor", "DeadlineError"},
     "store": {"load"},
 }

@@ -10,7 +10,7 @@ from .nested.architecture import Architecture
 from .nested.cost import StageCost
 from .nested.growth import Growth, Stage, parse_growth
 from .registry import create_architecture, create_model, describe, list_models, register
-from .staged import Staged
+from .staged import Staged, require_staged
 from .zoo import cascade, ensemble, resnet, sparse_resnet  # each registers its models
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "list_models",
     "parse_growth",
     "register",
+    "require_staged",
     "resnet",
     "sparse_resnet",
     "sync_batch_norm",
