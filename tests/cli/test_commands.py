@@ -253,7 +253,7 @@ def test_a_model_of_ones_own(
     assert main([*own, "--import", "mine", "--out", "run", "--quiet"]) == 0
     assert "mine" not in (tmp_path / "run" / "config.json").read_text()
     start_anew()
-    with pytest.raises(RunFolderError, match="import its module first"):
+    with pytest.raises(RunFolderError, match=r"the module mine registered it.*--import mine"):
         load(tmp_path / "run")
     assert main(["evaluate", "run"]) == 2
     assert main(["evaluate", "run", "--import", "mine"]) == 0

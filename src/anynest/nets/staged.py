@@ -16,7 +16,7 @@ Optional members, each used where it is there:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -68,12 +68,15 @@ MEMBERS = {
 }
 
 
-def require_staged(module: object, purpose: str) -> StagedModule:
+def require_staged(
+    module: object, purpose: str, members: Sequence[str] = tuple(MEMBERS)
+) -> StagedModule:
     """The module itself, if it satisfies :class:`Staged`.
 
     Args:
         module: a network.
         purpose: what needs the protocol, the subject of the message, such as ``"a predictor"``.
+        members: what it needs of the protocol.
 
     Raises:
         TypeError: no ``torch.nn.Module``, or one that lacks a member; the message names it.
@@ -84,7 +87,7 @@ def require_staged(module: object, purpose: str) -> StagedModule:
     kind = type(module).__name__
     if not isinstance(module, nn.Module):
         raise TypeError(f"{purpose} needs a torch.nn.Module, found {kind}")
-    for name, meaning in MEMBERS.items():
+    for name in members:
         found = getattr(module, name, None)
         if name == "forward":
             is_missing = getattr(found, "__func__", found) is nn.Module.forward
@@ -92,7 +95,7 @@ def require_staged(module: object, purpose: str) -> StagedModule:
             is_missing = found is None or (name == "stages" and isinstance(found, nn.Module))
         if is_missing:
             raise TypeError(
-                f"{purpose} needs a network with {name} ({meaning}), found {kind} without: "
+                f"{purpose} needs a network with {name} ({MEMBERS[name]}), found {kind} without: "
                 "implement anynest.nets.Staged"
             )
     stages = module.num_stages

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..nets.registry import create_model, list_models
+from ..nets.registry import create_model, describe, is_nested, list_models
 from .errors import RunFolderError
 from .files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ..nets.nested.network import AnytimeNetwork
 
 FILE = "weights.safetensors"
 FORMAT = "anynest-weights-1"
@@ -44,6 +42,8 @@ class WeightsInfo:
         anynest: the version that wrote the file.
         fit: how a picture of another size was fitted: ``crop`` (the shorter side resized, the
             centre cropped; image folders) or ``whole`` (resized; sets in memory).
+        module: the Python module that registers the network, where this package does not; told to
+            the user, never imported.
     """
 
     model: str
@@ -55,10 +55,11 @@ class WeightsInfo:
     data: str
     anynest: str
     fit: str = "crop"
+    module: str = ""
 
     def metadata(self) -> dict[str, str]:
         """The metadata of a safetensors file: strings, with JSON for other values."""
-        return {
+        found = {
             "format": FORMAT,
             "model": self.model,
             "arguments": json.dumps(self.arguments),
@@ -70,6 +71,7 @@ class WeightsInfo:
             "anynest": self.anynest,
             "fit": self.fit,
         }
+        return found | ({"module": self.module} if self.module else {})
 
 
 def is_number(x: Any) -> bool:
@@ -179,6 +181,7 @@ def _parse(file: Path, metadata: dict[str, str]) -> WeightsInfo:
             data=metadata["data"],
             anynest=metadata["anynest"],
             fit=metadata.get("fit", "crop"),  # absent in the first version's files
+            module=metadata.get("module", ""),
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{file} has damaged metadata: {error!r}; write it again") from error
@@ -205,7 +208,7 @@ def _list(metadata: dict[str, str], key: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def load(path: str | Path) -> AnytimeNetwork:
+def load(path: str | Path) -> Any:
     """The trained network in a weights file or a finished run's folder, in eval mode on the CPU.
 
     Raises:
@@ -216,24 +219,50 @@ def load(path: str | Path) -> AnytimeNetwork:
     """
     file = weights_file(path)
     info = read_info(file)
+    _require_registered(file, info)
     import torch
 
     try:
-        with torch.device("meta"):
-            expected = create_model(info.model, **info.arguments).state_dict()
+        model = None if is_nested(info.model) else create_model(info.model, **info.arguments)
+        if model is None:
+            with torch.device("meta"):
+                expected = create_model(info.model, **info.arguments).state_dict()
+        else:
+            expected = model.state_dict()
         _check_shapes(file, {name: list(tensor.shape) for name, tensor in expected.items()})
-        model = create_model(info.model, **info.arguments)
+        if model is None:
+            model = create_model(info.model, **info.arguments)
         with safe_open(file, framework="pt") as opened:
             model.load_state_dict({name: opened.get_tensor(name) for name in expected})
         _check_counts(file, info, model)
     except RunFolderError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        if info.model not in list_models():
-            reason += "; if you registered it yourself, import its module first (--import MODULE)"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunFolderError(f"{file} does not build {info.model}: {reason}") from error
     return model.eval()
+
+
+def _require_registered(file: Path, info: WeightsInfo) -> None:
+    """RunFolderError where no factory of the network's name is registered."""
+    if info.model in list_models():
+        return
+    if not info.model:
+        raise RunFolderError(
+            f"{file} holds the weights of a network that no registered function made: build it "
+            "yourself and load the tensors, or train it through @anynest.register"
+        )
+    is_module = all(part.isidentifier() for part in info.module.split("."))
+    if is_module and info.module != "__main__":
+        raise RunFolderError(
+            f"{file} does not build {info.model}: there is no model named {info.model!r}; the "
+            f"module {info.module} registered it when it was trained: import that first "
+            f"(--import {info.module} on the command line)"
+        )
+    try:
+        describe(info.model)
+    except ValueError as error:
+        raise RunFolderError(f"{file} does not build {info.model}: {error}") from error
 
 
 def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
@@ -250,13 +279,14 @@ def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
             )
 
 
-def _check_counts(file: Path, info: WeightsInfo, model: AnytimeNetwork) -> None:
-    """Check that the metadata has as many channels and classes as the network."""
-    for what, found, wanted in (
-        ("mean and std", len(info.mean), model.in_channels),
-        ("classes", len(info.classes), model.num_classes),
+def _check_counts(file: Path, info: WeightsInfo, model: nn.Module) -> None:
+    """Check that the metadata has as many channels and classes as the network tells."""
+    for what, found, key in (
+        ("mean and std", len(info.mean), "in_channels"),
+        ("classes", len(info.classes), "num_classes"),
     ):
-        if found != wanted:
+        wanted = getattr(model, key, None)
+        if isinstance(wanted, int) and found != wanted:
             raise RunFolderError(
                 f"{file} does not fit its own network: {what} must be {wanted}, found {found}; "
                 "write it again"

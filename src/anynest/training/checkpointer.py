@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from ..data import Dataset
-from ..nets import AnytimeNetwork
+from ..nets.registry import name_of
 from .config.run_config import RunConfig
 from .distributed import World
 from .errors import RunFolderError
@@ -77,9 +79,7 @@ class Checkpointer:
         return f"{kept}; try a lower --lr, --warmup-epochs or --clip in a new run"
 
 
-def require_fit(
-    saved: dict[str, Any], folder: RunFolder, model: AnytimeNetwork, data: Dataset
-) -> None:
+def require_fit(saved: dict[str, Any], folder: RunFolder, model: nn.Module, data: Dataset) -> None:
     """RunFolderError for a checkpoint of another version, network or data set."""
     if saved.get("format") != FORMAT:
         raise RunFolderError(
@@ -94,7 +94,7 @@ def require_fit(
         wanted, found = ours.get(name, "not there"), theirs.get(name, "not there")
         if wanted != found:
             raise RunFolderError(
-                f"the checkpoints in {folder.path} must fit {model.name} as the config has it: "
+                f"the checkpoints in {folder.path} must fit {name_of(model)} as the config has it: "
                 f"{name} must be {wanted}, found {found}; resume with the config that they were "
                 "made with"
             )

@@ -1,19 +1,24 @@
 """A run from its config to its results."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from ..data import DataError, Dataset
-from ..nets import AnytimeNetwork, sync_batch_norm
+from ..nets import AnytimeNetwork, require_staged, sync_batch_norm
 from .config.train_config import TrainConfig
 from .cuda_graph import require_capturable
 from .distributed import World, is_lost, joined, restarted
 from .environment import computing
 from .errors import ConfigError, RunError
+from .evaluation import eval_mode
 from .metrics_logger import writer_class
 from .output.reporting import NullReporter, Reporter
 from .output.run_folder import RunFolder
@@ -21,6 +26,10 @@ from .output.summary import TrainResult, finish, read_result
 from .randomness import seed_everything
 from .signals import StopRequest
 from .trainer import Trainer
+from .training_phases import require_stages
+
+if TYPE_CHECKING:
+    from ..nets.staged import StagedModule
 
 RANK_SEEDS = 1_000_003  # the difference of two neighbouring ranks' seeds
 
@@ -32,7 +41,7 @@ def train(
     resume: bool = False,
     reporter: Reporter | None = None,
     data: Dataset | None = None,
-    model: AnytimeNetwork | None = None,
+    model: nn.Module | None = None,
 ) -> TrainResult:
     """Train as ``config`` says, into ``folder``.
 
@@ -46,7 +55,9 @@ def train(
         resume: continue the run in ``folder``.
         reporter: receives the progress.
         data: used instead of loading ``config.data``; a resumed run must be given the same.
-        model: used instead of building ``config.model``; a resumed run must be given the same.
+        model: used instead of building ``config.model``: any module with ``num_stages``, and a
+            ``forward`` that returns a list of as many logits [B, K]; a resumed run must be given
+            the same.
 
     Raises:
         ConfigError, RunFolderError: nothing was trained.
@@ -78,8 +89,7 @@ def train(
         device = stack.enter_context(computing(config.run, world.local_rank))
         require_capturable(config, device, world)
         if model is None:
-            with torch.device("meta"):  # refuse a wrong name or option before reading any data
-                config.model.build(num_classes=2, in_channels=1)
+            config.model.check()  # refuse a wrong name or option before reading any data
         if data is None:
             try:
                 data = config.data.load()
@@ -88,10 +98,10 @@ def train(
                 raise type(error)(f"{error}{hint}") from error
         require_same(data, world)
         seed_everything(config.run.seed)
-        model = build_network(config, data, model, device)
-        synchronize(config, model, world)
+        network = build_network(config, data, model, device)
+        synchronize(config, network, world)
         stop = StopRequest(patient=world.size > 1)
-        trainer = Trainer(config, run_folder, data, model, device, reporter, stop, world)
+        trainer = Trainer(config, run_folder, data, network, device, reporter, stop, world)
 
         def begin() -> None:
             stack.enter_context(run_folder.locked())
@@ -103,7 +113,8 @@ def train(
         world.run_on_rank_zero(begin)
         stack.enter_context(stop)
         trainer.run()
-        model.requires_grad_(True)
+        if config.greedy:
+            network.requires_grad_(True)
         result = finish(trainer)
         trainer.poll.finish()
         return result
@@ -154,7 +165,7 @@ def require_same(data: Dataset, world: World) -> None:
         )
 
 
-def synchronize(config: TrainConfig, model: AnytimeNetwork, world: World) -> None:
+def synchronize(config: TrainConfig, model: nn.Module, world: World) -> None:
     """Give every rank rank 0's network, with synchronized batch norms where configured."""
     if world.size == 1:
         return
@@ -166,11 +177,15 @@ def synchronize(config: TrainConfig, model: AnytimeNetwork, world: World) -> Non
 
 
 def build_network(
-    config: TrainConfig, data: Dataset, model: AnytimeNetwork | None, device: torch.device
-) -> AnytimeNetwork:
+    config: TrainConfig, data: Dataset, given: nn.Module | None, device: torch.device
+) -> StagedModule:
     """The network on its device; ConfigError where the method does not fit its stages."""
-    if model is None:
+    if given is None:
         model = config.model.build(data.num_classes, data.in_channels)
+    else:
+        model = require_staged(given, "training", ("num_stages", "forward"))
+    if config.greedy:
+        require_stages(model)
     method = config.method
     if method.priority is not None and len(method.priority) != model.num_stages:
         raise ConfigError(
@@ -183,8 +198,46 @@ def build_network(
             f"stages, found {len(method.weights)}"
         )
     model = model.to(device)
+    check_network(model, data, device)
     if config.run.channels_last:
         for parameter in model.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def check_network(model: StagedModule, data: Dataset, device: torch.device) -> None:
+    """Check that the network can be trained on the data, by one image; changes nothing.
+
+    Raises:
+        ConfigError: nothing to train, state that cannot be saved, or other outputs than
+            ``num_stages`` logits [B, K].
+    """
+    name = type(model).__name__
+    if isinstance(model, AnytimeNetwork):
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"{name} must have parameters that require a gradient, found none")
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"the state of {name} must be tensors, found {key} of type {type(value).__name__}: "
+                "make it a buffer, or an argument of the network's factory"
+            )
+    x = torch.zeros(2, data.in_channels, data.image_size, data.image_size, device=device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+        try:
+            outputs = model(x)
+        except Exception as error:
+            found = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"{name} must take images {list(x.shape)} of {data.label}, found "
+                f"{type(error).__name__}: {found}"
+            ) from error
+    wanted = f"a list of num_stages = {model.num_stages} logits [{len(x)}, {data.num_classes}]"
+    if not isinstance(outputs, list | tuple):
+        raise ConfigError(f"forward of {name} must return {wanted}, found {type(outputs).__name__}")
+    shapes = [list(out.shape) if isinstance(out, Tensor) else type(out) for out in outputs]
+    if shapes != [[len(x), data.num_classes]] * model.num_stages:
+        raise ConfigError(f"forward of {name} must return {wanted}, found {shapes}")

@@ -1,7 +1,9 @@
 """One training step: S logits -> S losses -> one gradient -> the base optimizer's update."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from .cuda_graph import GraphedStep, make_capturable
 from .distributed import World
 from .errors import RunError
 from .training_phases import Phase
+
+if TYPE_CHECKING:
+    from ..nets.staged import StagedModule
 from .weight_average import WeightAverage
 
 
@@ -203,16 +208,23 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
             group["lr"] = rate
 
 
-def compile_network(network: AnytimeNetwork, one_pass: bool) -> str:
+def compile_network(network: StagedModule, one_pass: bool) -> str:
     """Compile the network in place and say in a line what was compiled.
 
     With one backward pass a step the whole network is one region. With one pass per loss each node
     is one, so that a pass runs only through the nodes of its loss; nodes that share a kernel stay
-    in it, whose backward pass skips stages by itself (``nets/nested/fused.py``).
+    in it, whose backward pass skips stages by itself (``nets/nested/fused.py``). A network that
+    does not name its nodes is one region, through the whole of which each pass runs.
     """
     if one_pass:
         compile_for_tasks(network)
         return "compiled: the network as a whole"
+    if not isinstance(network, AnytimeNetwork):
+        compile_for_tasks(network)
+        return (
+            "compiled: the network as a whole, through which the backward pass of each loss runs, "
+            f"as {type(network).__name__} has no called_nodes()"
+        )
     blocks = network.called_nodes()
     compile_for_tasks(network, blocks)
     nodes = sum(len(layer.nodes) for layer in network.plan.layers)

@@ -6,17 +6,19 @@ running metrics and the lines of ``metrics.jsonl`` so far; and saving changes no
 computed.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..data import Dataset
-from ..nets import AnytimeNetwork
+from ..nets.registry import name_of
 from .checkpointer import FORMAT, Checkpointer, require_fit
 from .config.train_config import TrainConfig
 from .distributed import Poll, World
@@ -30,6 +32,9 @@ from .randomness import random_state, restore_random_state
 from .signals import StopRequest
 from .step import StepOutput, TrainStep, set_rate
 from .training_phases import count_phases, make_phase
+
+if TYPE_CHECKING:
+    from ..nets.staged import StagedModule
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Trainer:
         config: TrainConfig,
         folder: RunFolder,
         data: Dataset,
-        model: AnytimeNetwork,
+        model: StagedModule,
         device: torch.device,
         reporter: Reporter,
         stop: StopRequest,
@@ -262,7 +267,7 @@ class Trainer:
         ranks = f", {self.world.size} ranks" if self.world.size > 1 else ""
         self.reporter.say(str(self.data))
         self.reporter.say(
-            f"{self.model.name}, {self.config.method.name}, {self.data.label}: "
+            f"{name_of(self.model)}, {self.config.method.name}, {self.data.label}: "
             f"{counted(self.phases * self.epochs, 'epoch')} of {self.batches} batches "
             f"on {self.device}{ranks}"
         )

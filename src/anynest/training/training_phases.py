@@ -6,19 +6,25 @@ Earlier stages are frozen: their weights take no gradient, their batch norms kee
 Line 3's initialisation is that of the network as it was built.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..nets import AnytimeNetwork
 from .config.train_config import TrainConfig
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..nets.staged import StagedModule
 
 
 @dataclass(frozen=True)
 class Phase:
     """``network(images)`` gives the logits of ``stages`` (numbered from 1), in order."""
 
-    network: AnytimeNetwork
+    network: StagedModule
     parameters: list[nn.Parameter]
     stages: tuple[int, ...]
     frozen: tuple[nn.Module, ...] = ()
@@ -30,16 +36,30 @@ class Phase:
             module.eval()
 
 
-def count_phases(config: TrainConfig, model: AnytimeNetwork) -> int:
+def count_phases(config: TrainConfig, model: StagedModule) -> int:
     """The number of phases, each a full schedule."""
     return model.num_stages if config.greedy else 1
 
 
-def make_phase(config: TrainConfig, model: AnytimeNetwork, index: int) -> Phase:
+def require_stages(model: StagedModule) -> None:
+    """ConfigError for a network whose stages cannot be trained one after another."""
+    for method, meaning in (
+        ("stage_modules", "stage_modules(stage) -> the modules that it adds"),
+        ("subnetwork", "subnetwork(stage) -> the network of its output alone"),
+    ):
+        if not callable(getattr(model, method, None)):
+            raise ConfigError(
+                f"greedy training needs a network with {method} ({meaning}), found "
+                f"{type(model).__name__} without: take another --method"
+            )
+
+
+def make_phase(config: TrainConfig, model: Any, index: int) -> Phase:
     """Phase ``index`` (from 0), with ``requires_grad`` set on the model's weights to match."""
     stages = tuple(range(1, model.num_stages + 1))
     if not config.greedy:
-        return Phase(model, list(model.parameters()), stages)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return Phase(model, trained, stages)
     model.requires_grad_(False)
     stage = stages[index]
     earlier = tuple(module for number in stages[:index] for module in model.stage_modules(number))

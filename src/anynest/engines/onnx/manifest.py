@@ -185,7 +185,8 @@ def _with_info(manifest: Manifest, images: dict[str, Any]) -> Manifest:
         data=_of(images["data"], str, "data"),
         anynest=manifest.anynest,
         fit=_of(images["fit"], str, "fit"),
-        **values,
+        mean=values["mean"],
+        std=values["std"],
     )
     check_preparation(info)
     return replace(manifest, info=info)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from ..errors import ConfigError
 from .config_io import Section, about, option
 
 if TYPE_CHECKING:
-    from ...nets import AnytimeNetwork
+    from ...nets.staged import StagedModule
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,48 @@ class ModelConfig(Section):
                 "or comes from the data"
             )
 
-    def build(self, num_classes: int, in_channels: int) -> AnytimeNetwork:
-        """A new network, initialised from torch's generator in its present state."""
-        from ...nets import create_model
+    def check(self) -> None:
+        """Check the name and the options before any data is read.
 
-        given: dict[str, Any] = {
+        Raises:
+            ConfigError: an option that the network does not have.
+            ValueError: an unknown name, or a value out of range.
+        """
+        from ...nets.registry import check_options, is_nested
+
+        if is_nested(self.name):
+            import torch
+
+            with torch.device("meta"):
+                self.build(num_classes=2, in_channels=1)
+            return
+        with self.explained():
+            check_options(self.name, {"num_classes": 2, "in_channels": 1, **self.given()})
+
+    def build(self, num_classes: int, in_channels: int) -> StagedModule:
+        """A new network, initialised from torch's generator in its present state."""
+        from ...nets.registry import create_for_data
+
+        with self.explained():
+            model: StagedModule = create_for_data(
+                self.name, num_classes=num_classes, in_channels=in_channels, **self.given()
+            )
+        return model
+
+    def given(self) -> dict[str, Any]:
+        """The options that are set."""
+        own: dict[str, Any] = {
             "growth": self.growth,
             "base_width": self.base_width,
             "stem": self.stem,
             "independent": self.independent,
         }
-        given = {key: value for key, value in given.items() if value is not None} | self.options
+        return {key: value for key, value in own.items() if value is not None} | self.options
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """ConfigError where the network refuses an option."""
         try:
-            return create_model(
-                self.name, num_classes=num_classes, in_channels=in_channels, **given
-            )
+            yield
         except TypeError as error:
             raise ConfigError(f"model {self.name}: {error}") from error

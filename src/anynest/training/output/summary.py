@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import nn
 
 from ..._version import __version__
 from ...data import AnySplit, Dataset, FolderSplit
-from ...nets import AnytimeNetwork
+from ...nets.registry import ModelOrigin, name_of, origin_of
 from ...store import RunFolderError, WeightsInfo, save_weights, write_whole
 from ...store.hardware import describe_environment
 from ..config.train_config import read_object
@@ -34,11 +35,12 @@ class TrainResult:
         return list(self.summary["test"]["error"])
 
 
-def weights_info(model: AnytimeNetwork, data: Dataset) -> WeightsInfo:
+def weights_info(model: nn.Module, data: Dataset) -> WeightsInfo:
     """The weights file's metadata about the network and its images."""
+    origin = origin_of(model) or ModelOrigin("", {})
     return WeightsInfo(
-        model=model.name,
-        arguments=model.arguments,
+        model=origin.name,
+        arguments=origin.arguments,
         classes=data.classes,
         mean=data.mean,
         std=data.std,
@@ -46,6 +48,7 @@ def weights_info(model: AnytimeNetwork, data: Dataset) -> WeightsInfo:
         data=data.label,
         anynest=__version__,
         fit="crop" if isinstance(data.test, FolderSplit) else "whole",
+        module=origin.module,
     )
 
 
@@ -70,8 +73,8 @@ def finish(trainer: Trainer) -> TrainResult:
     test = measure(data.test)
     validation = test if data.validation_is_test else measure(data.validation)
     summary = {
-        "model": model.name,
-        "arguments": model.arguments,
+        "model": name_of(model),
+        "arguments": origin.arguments if (origin := origin_of(model)) else {},
         "method": config.method.name,
         "data": data.label,
         "seed": config.run.seed,
@@ -89,7 +92,7 @@ def finish(trainer: Trainer) -> TrainResult:
 
     def write() -> bytes:
         save_weights(folder.weights, model, weights_info(model, data))
-        title = f"{model.name}, {config.method.name}, {data.label}, seed {config.run.seed}"
+        title = f"{name_of(model)}, {config.method.name}, {data.label}, seed {config.run.seed}"
         plot_run(history, title, folder.curves)
         text = (json.dumps(summary, indent=2) + "\n").encode()
         write_whole(folder.summary, text)
