@@ -42,6 +42,47 @@ def test_a_dry_run_lists_the_cells_and_trains_nothing(
     assert status(*command, "--dry-run", "--seeds", "1") == 0
     said = capsys.readouterr().out
     assert "12 cells, 12 to train: about" in said
+    assert len(re.findall(r"│ e\S+ +│ \S+ +│ +1 │ +0 │", said)) == 12  # a row a network and method
+
+
+def test_only_and_methods_leave_single_cells(tmp_path: Path, tiny: Protocol, capsys: Out) -> None:
+    command = ["--protocol", "tiny", "--data", "digits", "--out", str(tmp_path / "out")]
+    command += ["--dry-run", "--json", "--seeds", "1"]
+
+    def planned(*more: str) -> set[tuple[str, str]]:
+        assert status(*more, *command) == 0
+        cells = json.loads(capsys.readouterr().out)["cells"]
+        assert len({cell["key"] for cell in cells}) == len(cells)
+        return {(cell["network"], cell["variant"]) for cell in cells}
+
+    two = planned("table1", "--only", "width,depth", "--methods", "osgd, sgd-mean")
+    assert two == {(d, m) for d in ("width", "depth") for m in ("osgd", "sgd-mean")}
+    # a method names its variants too, and a variant itself alone
+    assert planned("ablations", "--only", "width", "--methods", "osgd-norm") == {
+        ("width", "osgd-norm"),
+        ("width", "osgd-norm+C=0.5"),
+    }
+    assert planned("ablations", "--methods", "osgd+raw", "--only", "depth") == {
+        ("depth", "osgd+raw")
+    }
+
+
+def test_a_dry_run_shows_that_it_measures(
+    tmp_path: Path, tiny: Protocol, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anynest.cli.commands import reproduce
+
+    seen: list[tuple[int, int]] = []
+
+    class Watched(reproduce.ProgressBar):
+        def report(self, done: int, total: int, items: int | None = None) -> None:
+            seen.append((done, total))
+
+    monkeypatch.setattr(reproduce, "ProgressBar", Watched)
+    command = ["table2", "--protocol", "tiny", "--data", "digits", "--out", str(tmp_path / "out")]
+    assert status(*command, "--dry-run", "--seeds", "1", "--only", "even") == 0
+    assert seen == [(number, 6) for number in range(1, 7)]
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +98,8 @@ def test_a_dry_run_lists_the_cells_and_trains_nothing(
         (["--run-option", "seed=3"], "seed=... has a flag of its own: --seeds"),
         (["tuned"], "--protocol must be one that has cells of tuned, found tiny: take mini"),
         (["--imagenet", "x"], "--imagenet is for table3 beside others"),
+        (["--only", "widht"], "--only must be among depth, width, .*, found 'widht'"),
+        (["--methods", "adam"], "--methods must be among greedy, sgd-mean, .*, found 'adam'"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from ...data import Dataset
-from ...experiments.catalog.cell import Cell
-from ...experiments.catalog.experiment import Experiment, cells_of
+from ...experiments.catalog.cell import Cell, network_name
+from ...experiments.catalog.experiment import Experiment, Run, cells_of
 from ...experiments.catalog.experiments import find_experiments
 from ...experiments.catalog.protocols import PROTOCOLS, Protocol, find_protocol
 from ...experiments.results.checks import read_checked
@@ -26,9 +27,47 @@ from ...experiments.sweep.timing import measure_missing
 from ...store.hardware import usable_cores
 from ...training import ConfigError, Interrupted
 from ...training.environment import find_device
-from ...training.output.reporting import clock, counted
+from ...training.output.reporting import ProgressBar, clock, counted
 from ..console import Console, print_json
 from .train import absolute
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The runs that ``--only`` and ``--methods`` leave; empty ones leave all.
+
+    Args:
+        designs: Names of network designs.
+        methods: Methods, with all their variants, or single variants such as ``osgd+lr=0.2``.
+    """
+
+    designs: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+
+    def takes(self, run: Run) -> bool:
+        """Whether a run is left."""
+        named = {run.variant, run.variant.partition("+")[0]}
+        return (not self.designs or run.design in self.designs) and (
+            not self.methods or bool(named.intersection(self.methods))
+        )
+
+    def check(self, experiments: list[Experiment], runs: list[Run]) -> None:
+        """ConfigError for a name that no run has, or an experiment that compares all networks."""
+        variants = [run.variant for run in runs]
+        methods = [*dict.fromkeys(variant.partition("+")[0] for variant in variants)]
+        for flag, given, known in (
+            ("--only", self.designs, [*dict.fromkeys(run.design for run in runs)]),
+            ("--methods", self.methods, [*methods, *variants]),
+        ):
+            for name in given:
+                if name not in known:
+                    names = ", ".join(known if flag == "--only" else methods)
+                    raise ConfigError(f"{flag} must be among {names}, found {name!r}")
+        if self != Choice() and (whole := [e.name for e in experiments if e.measured]):
+            raise ConfigError(
+                f"--only and --methods must leave {whole[0]} whole, which compares all its "
+                "networks: leave them out, or name other experiments"
+            )
 
 
 @dataclass(frozen=True)
@@ -38,6 +77,7 @@ class Part:
     experiments: list[Experiment]
     sweep: Sweep
     data: Dataset
+    choice: Choice = Choice()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,7 +111,7 @@ def train_all(part: Part, protocol: Protocol, arguments: argparse.Namespace) -> 
     sweep = part.sweep
     while True:
         lines = sweep.run(make_launcher(arguments))
-        sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines)
+        sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines, part.choice)
         if all(cell.key in lines for cell in sweep.cells):
             return lines
 
@@ -127,6 +167,8 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
     elif arguments.imagenet:
         raise ConfigError("--imagenet is for table3 beside others: alone, give it as --data")
     out = Path(arguments.out)
+    choice = Choice(tuple(arguments.only or ()), tuple(arguments.methods or ()))
+    choice.check(wanted, [run for e in wanted for run in e.wanted(protocol, [])])
     parts = []
     for family in ("cifar", "imagenet"):
         experiments = [e for e in wanted if e.family == family]
@@ -136,7 +178,9 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
             names = ", ".join(e.name for e in experiments)
             console.print(f"left out without --imagenet FOLDER: {names}")
             continue
-        cells = plan_cells(experiments, protocol, arguments.seeds, {})
+        cells = plan_cells(experiments, protocol, arguments.seeds, {}, choice)
+        if not cells and plan_cells(experiments, protocol, arguments.seeds, {}):
+            continue  # of another family than the networks that --only leaves
         if not cells:
             raise ConfigError(without_cells(experiments, protocol))
         source = absolute(sources[family])
@@ -153,7 +197,9 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
         sweep = Sweep(
             cells, out, results, source, data.label, machine, wanted_weights, console.print
         )
-        parts.append(Part(experiments, sweep, data))
+        parts.append(Part(experiments, sweep, data, choice))
+    if not parts:
+        raise ConfigError("--only and --methods must leave some cells, found none: change one")
     return parts
 
 
@@ -168,11 +214,15 @@ def machine_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_cells(
-    experiments: list[Experiment], protocol: Protocol, seeds: int, lines: dict[str, Record]
+    experiments: list[Experiment],
+    protocol: Protocol,
+    seeds: int,
+    lines: dict[str, Record],
+    choice: Choice = Choice(),
 ) -> list[Cell]:
     """Each different cell of the experiments once, as far as the results by key say."""
     runs = [run for e in experiments for run in e.wanted(protocol, list(lines.values()))]
-    return cells_of(runs, protocol, seeds)
+    return cells_of(filter(choice.takes, runs), protocol, seeds)
 
 
 def without_cells(experiments: list[Experiment], protocol: Protocol) -> str:
@@ -202,14 +252,15 @@ def default_jobs(device: str) -> int:
 def plan(
     arguments: argparse.Namespace, protocol: Protocol, parts: list[Part], console: Console
 ) -> int:
-    """List the cells, and how long what is left may take."""
+    """List the runs, and how long what is left may take."""
     listed: list[dict[str, Any]] = []
     for part in parts:
         sweep, data = part.sweep, part.data
         lines = sweep.done() if sweep.out.is_dir() else sweep.recorded()
-        sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines)
+        sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines, part.choice)
         left = [cell for cell in sweep.cells if cell.key not in lines]
-        seconds = estimate(left, list(lines.values()), data, sweep.machine)
+        with ProgressBar(console, "measuring training steps", plain=10.0) as bar:
+            seconds = estimate(left, list(lines.values()), data, sweep.machine, bar.report)
         for cell in sweep.cells:
             listed.append(row_of(cell, sweep, data.label, lines.get(cell.key), seconds))
     jobs = arguments.jobs or default_jobs(arguments.device)
@@ -232,6 +283,9 @@ def row_of(
     """A cell as the dry run lists it."""
     return {
         "cell": cell.name,
+        "network": network_name(cell.design, cell.independent),
+        "variant": cell.variant,
+        "seed": cell.seed,
         "key": cell.key,
         "folder": str(cell.folder(sweep.out)),
         "data": label,
@@ -241,11 +295,24 @@ def row_of(
 
 
 def show_plan(console: Console, protocol: Protocol, listed: list[dict[str, Any]]) -> None:
-    """The cells as a table."""
-    table = Table(title=f"{protocol.name}: {protocol.title}")
-    for head in ("cell", "key", "time", ""):
-        table.add_column(head, justify="right" if head == "time" else "left")
+    """A table with a row for each network and method."""
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in listed:
-        time = "-" if row["seconds"] is None else clock(row["seconds"])
-        table.add_row(row["cell"], row["key"], time, "done" if row["done"] else "")
+        runs.setdefault((row["network"], row["variant"]), []).append(row)
+    table = Table(title=f"{protocol.name}: {protocol.title}")
+    for head in ("network", "method"):
+        table.add_column(head)
+    for head in ("seeds", "done", "time each", "time left"):
+        table.add_column(head, justify="right")
+    for (network, variant), rows in runs.items():
+        known = [row["seconds"] for row in rows if row["seconds"] is not None]
+        left = [row["seconds"] for row in rows if not row["done"]]
+        table.add_row(
+            network,
+            variant,
+            str(len(rows)),
+            str(len(rows) - len(left)),
+            clock(statistics.median(known)) if known else "-",
+            clock(sum(left)) if left else "",
+        )
     console.print(table)

@@ -14,16 +14,25 @@ DESCRIPTION = (
 EXAMPLES = """examples:
   anynest reproduce table1 --protocol micro --data DIR --out runs/micro
   anynest reproduce all --protocol fast --data DIR --out runs/fast --dry-run
+  anynest reproduce table1 --only width --protocol paper --data DIR --out runs/w
   anynest reproduce table3 --protocol paper --data IMAGENET --out runs/paper
 
 After Ctrl-C or a crash the same command resumes, also within a cell."""
 MAX_SEEDS = 1000
 
 
+def names(text: str) -> list[str]:
+    """
+    >>> names("width, depth")
+    ['width', 'depth']
+    """
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
 def add_flags(parser: Parser) -> None:
     """Add the flags."""
-    names = ", ".join([*EXPERIMENTS, ALL])
-    parser.add_argument("what", nargs="+", metavar="WHAT", help=f"{names}; or several")
+    experiments = ", ".join([*EXPERIMENTS, ALL])
+    parser.add_argument("what", nargs="+", metavar="WHAT", help=f"{experiments}; or several")
     protocols = "; ".join(f"{name} ({PROTOCOLS[name].title})" for name in PROTOCOLS)
     parser.add_argument("--protocol", required=True, metavar="NAME", help=protocols)
     parser.add_argument("--data", required=True, metavar="FOLDER", help="as of anynest train")
@@ -33,6 +42,18 @@ def add_flags(parser: Parser) -> None:
         help="the images of table3 if WHAT is all (default: table3 is left out)",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the runs")
+    parser.add_argument(
+        "--only",
+        type=names,
+        metavar="DESIGN,...",
+        help="train these designs alone, such as width,depth (default: all)",
+    )
+    parser.add_argument(
+        "--methods",
+        type=names,
+        metavar="METHOD,...",
+        help="train by these methods alone, such as osgd,sgd-mean (default: all)",
+    )
     parser.add_argument("--seeds", type=integer(1, MAX_SEEDS), default=SEEDS, help="runs per cell")
     parser.add_argument(
         "--results", metavar="FILE", help="JSON lines (default: PROTOCOL.jsonl in --out)"
@@ -58,5 +79,5 @@ def add_flags(parser: Parser) -> None:
         help="a setting of the section run of anynest train, such as precision=bf16 or "
         "channels_last=true; may be repeated",
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and the time")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and the time")
     add_json_flag(parser)

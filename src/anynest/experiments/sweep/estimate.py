@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,6 +23,7 @@ def estimate(
     records: Sequence[Record],
     data: Dataset,
     machine: dict[str, object],
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Seconds of training of each cell, by key.
 
@@ -35,10 +36,11 @@ def estimate(
         records: Records of finished cells.
         data: The images.
         machine: Settings of the config's section ``run``.
+        report: Called with the number of cells that are estimated and of all, after each one.
     """
     seconds: dict[tuple[str, str, int | None], float] = {}
     result = {}
-    for cell in cells:
+    for number, cell in enumerate(cells, 1):
         run = (cell.design, cell.variant, cell.independent)
         if run not in seconds:
             finished = [
@@ -51,6 +53,7 @@ def estimate(
                 statistics.median(finished) if finished else measured_seconds(cell, data, machine)
             )
         result[cell.key] = seconds[run]
+        report(number, len(cells))
     return result
 
 

@@ -141,11 +141,14 @@ def percent(share: float | None) -> str:
 
 def clock(seconds: float) -> str:
     """
-    >>> clock(75), clock(7325)
-    ('1:15', '2:02:05')
+    >>> clock(75), clock(7325), clock(1e6)
+    ('1:15', '2:02:05', '11 days 13:46:40')
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{counted(days, 'day')} {hours}:{minutes:02d}:{rest:02d}"
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
