@@ -25,19 +25,6 @@ def check_threads(threads: int | None) -> int | None:
     return count
 
 
-def check_images(x: Tensor, channels: int) -> None:
-    """ValueError unless ``x`` is float32 ``[B, channels, H, W]`` without an empty dimension."""
-    if x.dim() != 4 or x.shape[1] != channels or 0 in x.shape:
-        raise ValueError(
-            f"images must be [batch, {channels}, height, width] with no dimension of 0, found "
-            f"{list(x.shape)}"
-        )
-    if x.dtype != torch.float32:
-        raise ValueError(f"images must be float32, found {x.dtype}; scale and normalise them")
-    if x.is_meta:
-        raise ValueError("images must hold values, found a tensor on the meta device")
-
-
 def check_indices(indices: Tensor, batch: int) -> Tensor:
     """Indices of samples to keep, on the CPU; ValueError if they are invalid for ``batch``."""
     if indices.dim() != 1 or indices.dtype != torch.int64 or not len(indices):

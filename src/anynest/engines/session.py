@@ -6,18 +6,21 @@
         ...
     evaluation.close()
 
-A *step* is the smallest piece of work that is not interrupted: one node of a layer (torch) or one
-stage's graph (onnxruntime). The caller may stop between any two steps.
+A *step* is the smallest piece of work that is not interrupted: one stage, or one node of a layer
+(nested networks in torch). The caller may stop between any two steps. Between two stages samples
+may leave a batch (``compact``), and batches may become one (``join``).
 
 Legend: B batch, C channels, H height, W width, K classes, S stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
+
+from .inputs import Inputs
 
 BACKENDS = ("onnxruntime", "torch")
 
@@ -40,8 +43,8 @@ class Evaluation(Protocol):
         """Compute the next node or stage.
 
         Returns:
-            The logits ``[B, K]`` if this step finishes a stage, else None. They are a copy: no
-            later step writes into them.
+            The output, such as logits ``[B, K]``, if this step finishes a stage, else None. No
+            later step writes into it.
 
         Raises:
             RuntimeError: every stage is finished, or the evaluation is closed or cancelled.
@@ -76,22 +79,42 @@ class Session(Protocol):
         """S."""
 
     @property
-    def num_classes(self) -> int:
-        """K."""
+    def num_classes(self) -> int | None:
+        """K, where the outputs are logits ``[B, K]``; else None."""
 
     @property
-    def in_channels(self) -> int:
-        """C."""
+    def in_channels(self) -> int | None:
+        """C, where the input is images ``[B, C, H, W]``; else None."""
 
-    def begin(self, x: Tensor) -> Evaluation:
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of all inputs."""
+
+    def begin(self, x: Inputs) -> Evaluation:
         """Start the evaluation of a batch.
 
         Args:
-            x: images ``[B, C, H, W]``, float32 and normalised; they are copied.
+            x: the one input, or all by name; dimension 0 is the batch. Images are float32 and
+                normalised. They are copied.
 
         Raises:
-            ValueError: images of another shape or type.
+            ValueError: a missing or unknown input, or one of another shape or type.
+            TypeError: neither a tensor nor a dict of tensors.
             RuntimeError: the session is closed.
+        """
+
+    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+        """Join the batches of evaluations into one, which goes on from their stage.
+
+        Its outputs are those of one batch of all samples, within rounding.
+
+        Args:
+            evaluations: of this session, between the same two stages, with equal sizes beside the
+                batch. Their samples follow one another in this order. They are closed.
+
+        Raises:
+            ValueError: evaluations that cannot be joined; they stay as they are.
+            RuntimeError: one is closed or cancelled, or the session is closed.
         """
 
     def close(self) -> None:
@@ -99,8 +122,8 @@ class Session(Protocol):
 
 
 def stages(evaluation: Evaluation) -> Iterator[tuple[int, Tensor]]:
-    """Run the remaining steps; yield (stage, logits ``[B, K]``) as each stage is finished."""
+    """Run the remaining steps; yield (stage, output) as each stage is finished."""
     while evaluation.stage < evaluation.num_stages:
-        logits = evaluation.step()
-        if logits is not None:
-            yield evaluation.stage, logits
+        output = evaluation.step()
+        if output is not None:
+            yield evaluation.stage, output

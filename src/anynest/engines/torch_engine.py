@@ -9,6 +9,7 @@ Legend: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,11 @@ from torch import Tensor
 from ..nets.nested.node import join
 from ..nets.nested.plan import IMAGE, Exit, Layer, Node, Plan
 from ..store.hardware import find_device
-from .checks import check_images, check_indices, check_threads
+from .checks import check_indices, check_threads
+from .evaluation import BatchEvaluation, check_join
 from .folding import FoldedNetwork
+from .inputs import NESTED_INPUTS, Inputs, InputSpec
+from .session import Evaluation
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class TorchSession:
         self.num_stages = len(network.outputs)
         self.num_classes = network.num_classes
         self.in_channels = network.in_channels
+        self.inputs = InputSpec(NESTED_INPUTS, channels=network.in_channels, dtype=torch.float32)
+        self.input_names = self.inputs.names
         self.threads = check_threads(threads)
         self.device = find_device(device)
         self.plan = network.plan
@@ -99,40 +105,79 @@ class TorchSession:
             }
         self._closed = False
 
-    def begin(self, x: Tensor) -> TorchEvaluation:
+    def begin(self, x: Inputs) -> TorchEvaluation:
         """Start the evaluation of images ``[B, C, H, W]``, float32 and normalised."""
-        if self._closed:
-            raise RuntimeError("the session is closed; open another")
-        check_images(x, self.in_channels)
-        return TorchEvaluation(self, x.detach().to(self.device, copy=True))
+        self._require_open()
+        (images,) = self.inputs.read(x).values()
+        evaluation = TorchEvaluation(self)
+        evaluation.results[IMAGE] = {0: images.to(self.device, copy=True)}
+        return evaluation
+
+    def join(self, evaluations: Sequence[Evaluation]) -> TorchEvaluation:
+        """Concatenate the activations of all evaluations."""
+        self._require_open()
+        parts = check_join(self, evaluations, TorchEvaluation)
+        joined = TorchEvaluation(self, parts[0].stage, parts[0].next)
+        for name, slices in parts[0].results.items():
+            joined.results[name] = {
+                birth: torch.cat([part.results[name][birth] for part in parts]) for birth in slices
+            }
+        for key, slices in parts[0].inner.items():
+            joined.inner[key] = {
+                birth: torch.cat([part.inner[key][birth] for part in parts]) for birth in slices
+            }
+        joined.logits = [
+            torch.cat(rows) for rows in zip(*(part.logits for part in parts), strict=True)
+        ]
+        for part in parts:
+            part.close()
+        return joined
 
     def close(self) -> None:
         """Refuse further batches; running evaluations may finish."""
         self._closed = True
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the session is closed; open another")
 
-class TorchEvaluation:
-    """One batch; see :class:`~anynest.engines.session.Evaluation`."""
 
-    def __init__(self, session: TorchSession, x: Tensor) -> None:
-        self.stage = 0
-        self.num_stages = session.num_stages
-        self._session: TorchSession | None = session
-        self._next = 0
-        # by layer, and by (layer, inner unit): each node's activations, by birth
-        self._results: dict[str, dict[int, Tensor]] = {IMAGE: {0: x}}
-        self._inner: dict[tuple[str, int], dict[int, Tensor]] = {}
-        self._logits: list[Tensor] = []  # of all exits so far, where outputs are averages
-        self._batch = len(x)
+class TorchEvaluation(BatchEvaluation):
+    """One batch; see :class:`~anynest.engines.session.Evaluation`.
+
+    Attributes:
+        next: the index of the next task.
+        results: by layer, each node's activations, by birth.
+        inner: the same by layer and inner unit.
+        logits: of all exits so far, where outputs are averages.
+    """
+
+    session: TorchSession
+
+    def __init__(self, session: TorchSession, stage: int = 0, next_: int = 0) -> None:
+        super().__init__(session, stage)
+        self.next = next_
+        self.results: dict[str, dict[int, Tensor]] = {}
+        self.inner: dict[tuple[str, int], dict[int, Tensor]] = {}
+        self.logits: list[Tensor] = []
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the last task finished a stage."""
+        return not self.next or self.session.tasks[self.next - 1].last
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels, height and width of the images."""
+        return tuple(self.results[IMAGE][0].shape[1:])
 
     def step(self) -> Tensor | None:
         """Compute the next node: the logits ``[B, K]`` if it finishes a stage, else None."""
-        session = self._require_open()
-        if self._next == len(session.tasks):
-            raise RuntimeError("every stage is finished; begin another evaluation")
+        self.require_stage()
+        session = self.session
         if session.threads is not None and session.threads != torch.get_num_threads():
             torch.set_num_threads(session.threads)
-        task = session.tasks[self._next]
+        task = session.tasks[self.next]
         try:
             # the caller's autocast and gradients have no effect
             with torch.no_grad(), torch.autocast(session.device.type, enabled=False):
@@ -140,7 +185,7 @@ class TorchEvaluation:
         except BaseException:
             self.close()  # a node is half computed
             raise
-        self._next += 1
+        self.next += 1
         if not task.last:
             return None
         self.stage += 1
@@ -148,37 +193,27 @@ class TorchEvaluation:
 
     def compact(self, indices: Tensor) -> None:
         """Continue with the samples ``indices`` ``[b]`` int64 of the current batch."""
-        session = self._require_open()
-        if self._next and not session.tasks[self._next - 1].last:
+        self.require_open()
+        if not self.at_boundary:
             raise ValueError("samples can only be removed between stages; finish the stage first")
-        indices = check_indices(indices, self._batch)
-        self._batch = len(indices)
-        indices = indices.to(session.device)
-        for slices in [*self._results.values(), *self._inner.values()]:
+        indices = check_indices(indices, len(self.results[IMAGE][0])).to(self.session.device)
+        for slices in [*self.results.values(), *self.inner.values()]:
             for birth, tensor in slices.items():
                 slices[birth] = tensor.index_select(0, indices)
-        self._logits = [logits.index_select(0, indices) for logits in self._logits]
-
-    def cancel(self) -> None:
-        """No effect: a step is one node and short."""
+        self.logits = [logits.index_select(0, indices) for logits in self.logits]
 
     def close(self) -> None:
         """Release the activations; a second call has no effect."""
-        self._session = None
-        self._results, self._inner, self._logits = {}, {}, []
-
-    def _require_open(self) -> TorchSession:
-        if self._session is None:
-            raise RuntimeError("the evaluation is closed; begin another")
-        return self._session
+        self.closed = True
+        self.results, self.inner, self.logits = {}, {}, []
 
     def _compute(self, session: TorchSession, task: Task) -> Tensor | None:
         if task.exit is not None:
             logits = self._exit(session, task.exit)
             if not session.plan.average:
                 return logits
-            self._logits.append(logits)
-            return torch.stack(self._logits).mean(dim=0)
+            self.logits.append(logits)
+            return torch.stack(self.logits).mean(dim=0)
         assert task.layer is not None
         assert task.node is not None
         self._node(session, task.layer, task.node)
@@ -188,7 +223,7 @@ class TorchEvaluation:
         """The sum of layers, with all their nodes born no later than ``birth``."""
         total: Tensor | None = None
         for name in names:
-            slices = self._results[name]
+            slices = self.results[name]
             part = join([tensor for born, tensor in slices.items() if born <= birth])
             total = part if total is None else total + part
         assert total is not None
@@ -200,18 +235,18 @@ class TorchEvaluation:
         for number, (unit, (weight, bias)) in enumerate(pairs, 1):
             x = F.conv2d(x, weight, bias, unit.stride, unit.kernel // 2)
             if number < len(node.units):
-                slices = self._inner.setdefault((layer.name, number), {})
+                slices = self.inner.setdefault((layer.name, number), {})
                 slices[node.birth] = x.relu_()
                 x = join(list(slices.values()))
         if node.residual == "input":
             x += source[:, node.start : node.start + node.units[-1].outputs]
         elif node.residual is not None:
-            x += self._results[node.residual][node.birth]
+            x += self.results[node.residual][node.birth]
         if layer.relu:
             x.relu_()
         if layer.pool:
             x = F.max_pool2d(x, 3, 2, 1)
-        self._results.setdefault(layer.name, {})[node.birth] = x
+        self.results.setdefault(layer.name, {})[node.birth] = x
 
     def _exit(self, session: TorchSession, exit_: Exit) -> Tensor:
         weight, bias = session.heads[exit_.stage]

@@ -95,6 +95,7 @@ class AnytimePredictor:
         )
         self.session, self.profile, self.info = opened.session, opened.profile, opened.info
         self.classes = opened.info.classes if opened.info else None
+        assert opened.session.in_channels is not None
         self._images = ImageReader(opened.session.in_channels, opened.info)
         self._scheduler = Scheduler(opened.session, scheduling)
         self._closed = False
@@ -114,6 +115,7 @@ class AnytimePredictor:
     @property
     def num_classes(self) -> int:
         """K."""
+        assert self.session.num_classes is not None
         return self.session.num_classes
 
     def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:

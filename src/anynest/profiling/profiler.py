@@ -117,6 +117,7 @@ def _whole_numbers(name: str, values: Sequence[int]) -> list[int]:
 
 
 def _subject(session: Session, way: Way, image_size: int, stage: int | None) -> Subject:
+    assert session.in_channels is not None
     images = random_images(way[3], session.in_channels, image_size, image_size)
     return Subject(session.begin, images.to(way[1]), way, stage)
 

@@ -177,6 +177,12 @@ class Buffers:
         for name in (IMAGE, *self.executor.live(stage)):
             np.take(source.arrays[name], indices, axis=0, out=self.arrays[name])
 
+    def put(self, source: Buffers, start: int, stage: int) -> None:
+        """Copy what the stages after ``stage`` read, from other buffers to the rows at ``start``."""
+        rows = slice(start, start + source.shape[0])
+        for name in (IMAGE, *self.executor.live(stage)):
+            np.copyto(self.arrays[name][rows], source.arrays[name])
+
 
 def _session(model: bytes, threads: int | None, optimise: bool, providers: Sequence[str]) -> Any:
     import onnxruntime as ort

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from ...nets import AnytimeNetwork
 from ...nets.nested.plan import IMAGE
-from ..checks import check_images, check_indices, check_threads
+from ..checks import check_indices, check_threads
+from ..evaluation import BatchEvaluation, check_join
 from ..folding import FoldedNetwork
+from ..inputs import NESTED_INPUTS, Inputs, InputSpec
 from ..model_source import Source, resolve
+from ..session import Evaluation
 from ..verify import fold
 from .executor import SILENT, Buffers, Executor
 from .executor_cache import CPU, LAYOUTS, ExecutorCache, SerializedGraphs
@@ -69,6 +72,8 @@ class OnnxSession:
         assert described is not None
         self.num_stages = len(network.outputs if network else graphs.stages if graphs else ())
         self.in_channels, self.num_classes = described.in_channels, described.num_classes
+        self.inputs = InputSpec(NESTED_INPUTS, channels=self.in_channels, dtype=torch.float32)
+        self.input_names = self.inputs.names
         self.image_size = image_size
         self._executors = ExecutorCache(
             network, graphs, check_threads(threads), layout, providers or CPU
@@ -112,20 +117,33 @@ class OnnxSession:
             session._executors.find(found.info.image_size, found.info.image_size)
         return session
 
-    def begin(self, x: Tensor) -> OnnxEvaluation:
+    def begin(self, x: Inputs) -> OnnxEvaluation:
         """Start the evaluation of images ``[B, C, H, W]``, float32 and normalised."""
-        if self._closed:
-            raise RuntimeError("the session is closed; open another")
-        check_images(x, self.in_channels)
-        batch, _, height, width = x.shape
+        self._require_open()
+        (images,) = self.inputs.read(x).values()
+        batch, _, height, width = images.shape
         if self.image_size is not None and (height, width) != self.image_size:
             raise ValueError(
                 "images must be of {}x{} pixels, as the export was made for, found {}x{}; "
                 "resize them".format(*self.image_size, height, width)
             )
         buffers = self._take(self._executors.find(height, width), batch, height, width)
-        np.copyto(buffers.arrays[IMAGE], x.detach().cpu().numpy())
+        np.copyto(buffers.arrays[IMAGE], images.cpu().numpy())
         return OnnxEvaluation(self, buffers)
+
+    def join(self, evaluations: Sequence[Evaluation]) -> OnnxEvaluation:
+        """Copy the live state of all evaluations into buffers of their joint size."""
+        self._require_open()
+        parts = check_join(self, evaluations, OnnxEvaluation)
+        first = parts[0].buffers
+        batch = sum(part.buffers.shape[0] for part in parts)
+        buffers = self._take(first.executor, batch, *first.shape[1:])
+        start = 0
+        for part in parts:
+            buffers.put(part.buffers, start, part.stage)
+            start += part.buffers.shape[0]
+            part.close()
+        return OnnxEvaluation(self, buffers, parts[0].stage)
 
     def close(self) -> None:
         """Free the graphs and buffers; running evaluations may finish."""
@@ -133,6 +151,10 @@ class OnnxSession:
             self._closed = True
             self._free.clear()
             self._executors = ExecutorCache(None, None, None, "standard", CPU)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the session is closed; open another")
 
     # -- memory -----------------------------------------------------------------------------------
     def _take(self, executor: Executor, batch: int, height: int, width: int) -> Buffers:
@@ -154,29 +176,39 @@ class OnnxSession:
                 self._free.pop()
 
 
-class OnnxEvaluation:
+class OnnxEvaluation(BatchEvaluation):
     """One batch; a step is one stage. See :class:`~anynest.engines.session.Evaluation`."""
 
-    def __init__(self, session: OnnxSession, buffers: Buffers) -> None:
+    session: OnnxSession
+
+    def __init__(self, session: OnnxSession, buffers: Buffers, stage: int = 0) -> None:
         from onnxruntime import RunOptions
 
-        self.num_stages = session.num_stages
-        self.stage = 0
-        self._session = session
+        super().__init__(session, stage)
         self._buffers: Buffers | None = buffers
         self._options = RunOptions()
         self._options.log_severity_level = SILENT
-        self._cancelled = False
+
+    @property
+    def buffers(self) -> Buffers:
+        """The memory of the batch; RuntimeError if it is closed."""
+        self.require_open()
+        assert self._buffers is not None
+        return self._buffers
+
+    @property
+    def sizes(self) -> object:
+        """The image's size, and what an executor's state looks like."""
+        executor = self.buffers.executor
+        return self.buffers.shape[1:], executor.stages, executor.joins
 
     def step(self) -> Tensor:
         """Compute the next stage: its logits ``[B, K]``."""
-        buffers = self._require_open()
-        if self.stage == self.num_stages:
-            raise RuntimeError("every stage is finished; begin another evaluation")
+        self.require_stage()
         try:
-            logits = buffers.run(self.stage, self._options)
+            logits = self.buffers.run(self.stage, self._options)
         except Exception as error:  # ONNX Runtime's errors have no common base
-            if self._cancelled:
+            if self.cancelled:
                 raise RuntimeError("the evaluation was cancelled; begin another") from error
             reason = " ".join(str(error).split())
             raise RuntimeError(f"onnxruntime failed in stage {self.stage + 1}: {reason}") from error
@@ -185,26 +217,22 @@ class OnnxEvaluation:
 
     def compact(self, indices: Tensor) -> None:
         """Continue with the samples ``indices`` ``[b]`` int64 of the current batch."""
-        buffers = self._require_open()
+        buffers = self.buffers
         batch, height, width = buffers.shape
         indices = check_indices(indices, batch)
-        smaller = self._session._take(buffers.executor, len(indices), height, width)
+        smaller = self.session._take(buffers.executor, len(indices), height, width)
         smaller.take(buffers, indices.numpy(), self.stage)
         self._buffers = smaller
-        self._session._give(buffers)
+        self.session._give(buffers)
 
     def cancel(self) -> None:
         """Interrupt the running step; may be called from any thread."""
-        self._cancelled = True
+        super().cancel()
         self._options.terminate = True
 
     def close(self) -> None:
         """Return the buffers to the session's pool; a second call has no effect."""
+        self.closed = True
         buffers, self._buffers = self._buffers, None
         if buffers is not None:
-            self._session._give(buffers)
-
-    def _require_open(self) -> Buffers:
-        if self._buffers is None:
-            raise RuntimeError("the evaluation is closed; begin another")
-        return self._buffers
+            self.session._give(buffers)

@@ -1,0 +1,93 @@
+"""What the evaluations of all engines have in common: counting stages, closing, joining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+
+class BatchEvaluation:
+    """One batch between two stages; see :class:`~anynest.engines.session.Evaluation`.
+
+    Args:
+        session: that began it.
+        stage: the newest finished stage.
+    """
+
+    def __init__(self, session: Any, stage: int = 0) -> None:
+        self.session = session
+        self.stage = stage
+        self.num_stages: int = session.num_stages
+        self.closed = False
+        self.cancelled = False
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no stage is half computed."""
+        return True
+
+    @property
+    def sizes(self) -> object:
+        """All sizes beside the batch; equal for evaluations that can be joined."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Refuse further steps; the running one is finished."""
+        self.cancelled = True
+
+    def require_open(self) -> None:
+        """RuntimeError if it is closed."""
+        if self.closed:
+            raise RuntimeError("the evaluation is closed; begin another")
+
+    def require_running(self) -> None:
+        """RuntimeError if it is closed or cancelled."""
+        self.require_open()
+        if self.cancelled:
+            raise RuntimeError("the evaluation was cancelled; begin another")
+
+    def require_stage(self) -> None:
+        """RuntimeError if there is no stage left to compute."""
+        self.require_running()
+        if self.stage == self.num_stages:
+            raise RuntimeError("every stage is finished; begin another evaluation")
+
+
+E = TypeVar("E", bound=BatchEvaluation)
+
+
+def check_join(session: object, evaluations: Sequence[object], kind: type[E]) -> list[E]:
+    """The evaluations, if a session can join them.
+
+    Raises:
+        ValueError: none, one twice, one of another session, in the middle of a stage or at another
+            stage, or other sizes.
+        RuntimeError: one is closed or cancelled.
+    """
+    found: list[E] = []
+    for evaluation in evaluations:
+        if not isinstance(evaluation, kind) or evaluation.session is not session:
+            raise ValueError(
+                "evaluations can only be joined by the session that began them, found one of "
+                "another session"
+            )
+        if any(evaluation is other for other in found):
+            raise ValueError("evaluations to join must be different, found one twice")
+        evaluation.require_running()
+        if not evaluation.at_boundary:
+            raise ValueError("samples can only be joined between stages; finish the stage first")
+        found.append(evaluation)
+    if not found:
+        raise ValueError("join needs at least one evaluation, found none")
+    if len({evaluation.stage for evaluation in found}) > 1:
+        raise ValueError(
+            "evaluations to join must stand at the same stage, found "
+            f"{[evaluation.stage for evaluation in found]}"
+        )
+    for evaluation in found:
+        if evaluation.sizes != found[0].sizes:
+            raise ValueError(
+                "evaluations to join must have equal sizes beside the batch, found "
+                f"{found[0].sizes} and {evaluation.sizes}"
+            )
+    return found

@@ -1,0 +1,163 @@
+"""The engine that calls a network's ``segments``, one step per segment.
+
+A segment takes the state that the one before gave. Between two segments samples leave
+(``index_select``) and batches become one (``cat``), so a step computes the samples that are there
+and no others. The segments are copied when the session is opened, in eval mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..store.hardware import find_device
+from .checks import check_indices, check_threads
+from .evaluation import BatchEvaluation, check_join
+from .inputs import Inputs, InputSpec, whole
+from .module_engine import check_output, eval_copy
+from .session import Evaluation
+
+if TYPE_CHECKING:
+    from ..nets.staged import StagedModule
+
+State = tuple[Tensor, ...]
+
+
+class SegmentSession:
+    """A network's ``segments`` in PyTorch; see :class:`~anynest.engines.session.Session`.
+
+    Args:
+        network: any network with ``segments``.
+        threads: torch's threads within one step, set in each thread that steps; None keeps torch's.
+        device: where to compute.
+
+    Raises:
+        ValueError: another number of segments than stages, invalid ``threads``, a device that is
+            not available, or inputs without names.
+    """
+
+    backend = "torch"
+
+    def __init__(
+        self,
+        network: StagedModule,
+        *,
+        threads: int | None = 1,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.num_stages = network.num_stages
+        self.num_classes = whole(network, "num_classes")
+        self.threads = check_threads(threads)
+        self.device = find_device(device)
+        self.inputs = InputSpec.of(network).all_required()
+        self.in_channels, self.input_names = self.inputs.channels, self.inputs.names
+        segments = list(network.segments())  # type: ignore[operator]
+        if len(segments) != self.num_stages:
+            raise ValueError(
+                f"segments of {type(network).__name__} must be one for each of {self.num_stages} "
+                f"stages, found {len(segments)}"
+            )
+        with torch.inference_mode(False):  # usable in and out of inference mode
+            # copied together: weights that segments share stay shared
+            self.segments = list(eval_copy(nn.ModuleList(segments)).to(self.device).children())
+        self._closed = False
+
+    def begin(self, x: Inputs) -> SegmentEvaluation:
+        """Start the evaluation of a batch."""
+        self._require_open()
+        found = self.inputs.read(x).values()
+        return SegmentEvaluation(self, tuple(v.to(self.device, copy=True) for v in found))
+
+    def join(self, evaluations: Sequence[Evaluation]) -> SegmentEvaluation:
+        """Concatenate the states of all evaluations."""
+        self._require_open()
+        parts = check_join(self, evaluations, SegmentEvaluation)
+        rows = zip(*(part.state for part in parts), strict=True)
+        state = tuple(torch.cat(tensors) for tensors in rows)
+        joined = SegmentEvaluation(self, state, parts[0].stage, sum(part.batch for part in parts))
+        for part in parts:
+            part.close()
+        return joined
+
+    def close(self) -> None:
+        """Refuse further batches; running evaluations may finish."""
+        self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the session is closed; open another")
+
+
+class SegmentEvaluation(BatchEvaluation):
+    """One batch; a step is one segment. See :class:`~anynest.engines.session.Evaluation`.
+
+    Args:
+        session: the session.
+        state: what the next segment takes.
+        stage: the newest finished stage.
+        batch: number of samples; None: as the state says.
+    """
+
+    session: SegmentSession
+
+    def __init__(
+        self, session: SegmentSession, state: State, stage: int = 0, batch: int | None = None
+    ) -> None:
+        super().__init__(session, stage)
+        self.state = state
+        self.batch = len(state[0]) if batch is None else batch
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of every state tensor without the batch."""
+        return tuple(tuple(tensor.shape[1:]) for tensor in self.state)
+
+    def step(self) -> Tensor:
+        """Compute the next segment: its output."""
+        self.require_stage()
+        session = self.session
+        if session.threads is not None and session.threads != torch.get_num_threads():
+            torch.set_num_threads(session.threads)
+        state, self.state = self.state, ()  # freed as the segment goes on
+        try:
+            with torch.no_grad(), torch.autocast(session.device.type, enabled=False):
+                found = session.segments[self.stage](*state)
+                output = self._read(found)
+        except BaseException:
+            self.close()
+            raise
+        self.stage += 1
+        return output
+
+    def _read(self, found: object) -> Tensor:
+        """Keep the state, and return the output, which shares no memory with it."""
+        number = self.stage + 1
+        if not isinstance(found, (tuple, list)) or not found:
+            raise RuntimeError(
+                f"segment {number} must give (output, *state), found {type(found).__name__}"
+            )
+        output = check_output(found[0], self.batch, f"segment {number}")
+        self.state = tuple(
+            check_output(tensor, self.batch, f"segment {number}'s state") for tensor in found[1:]
+        )
+        if number == self.num_stages:
+            self.state = ()
+        elif not self.state:
+            raise RuntimeError(f"segment {number} must give state for the next, found none")
+        memory = {tensor.untyped_storage().data_ptr() for tensor in self.state}
+        return output.clone() if output.untyped_storage().data_ptr() in memory else output
+
+    def compact(self, indices: Tensor) -> None:
+        """Continue with the samples ``indices`` ``[b]`` int64 of the current batch."""
+        self.require_open()
+        indices = check_indices(indices, self.batch).to(self.session.device)
+        self.state = tuple(tensor.index_select(0, indices) for tensor in self.state)
+        self.batch = len(indices)
+
+    def close(self) -> None:
+        """Release the state; a second call has no effect."""
+        self.closed = True
+        self.state = ()
