@@ -40,9 +40,12 @@ from anynest.engines.folding import FoldError
 from anynest.engines.onnx.export.export import export
 from anynest.nets import AnytimeNetwork, Architecture
 from anynest.nets.nested.node import NestedNode
+from anynest.nets.registry import is_nested
 from anynest.predict import NetworkError
 
-SMALL = [name for name in list_models() if not name.endswith(("42", "50", "66", "98"))]
+SMALL = [
+    name for name in filter(is_nested, list_models()) if not name.endswith(("42", "50", "66", "98"))
+]
 METHODS = ("sgd-mean", "sgd-sum", "normsgd", "osgd", "osgd-norm")
 
 

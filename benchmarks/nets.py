@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from anynest import create_model, list_models, make_combiner
 from anynest.nets import AnytimeNetwork
+from anynest.nets.registry import is_nested
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
@@ -98,7 +99,7 @@ def compare(
 def small(batch: int, rounds: int, layout: str, method: str) -> list[dict]:
     """A training step on images of 32x32 pixels, of each small network."""
     rows = []
-    for name in list_models():
+    for name in filter(is_nested, list_models()):
         if any(size in name for size in ("42", "98", "50", "66")):
             continue
         model = create_model(name).train().to(memory_format=LAYOUTS[layout])

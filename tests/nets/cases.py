@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from anynest.nets import AnytimeNetwork, Architecture, Growth, Stage, create_model, list_models
+from anynest.nets.registry import is_nested
 
 BATCH = 3
 
@@ -111,7 +112,7 @@ SHARED = [
     *(_random(seed, shared=True) for seed in range(20, 25)),
 ]
 CASES = [
-    *map(_registered, list_models()),
+    *map(_registered, filter(is_nested, list_models())),
     *map(_random, range(20)),
     *SHARED,
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from anynest import create_model, list_models
 from anynest.multitask import compile_for_tasks, task_gradients
 from anynest.nets.nested.node import NestedNode
+from anynest.nets.registry import is_nested
 from anynest.training import TrainConfig
 from anynest.training import step as step_module
 from anynest.training.step import TrainStep
@@ -21,7 +22,9 @@ from anynest.training.training_phases import make_phase
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
 Tiny = Callable[..., TrainConfig]
-SMALL = [name for name in list_models() if not name.endswith(("42", "50", "66", "98"))]
+SMALL = [
+    name for name in filter(is_nested, list_models()) if not name.endswith(("42", "50", "66", "98"))
+]
 DEPTH = {"name": "depth_nested_sparse_resnet14", "growth": [[1, 1], [1, 2]], "base_width": 2}
 
 

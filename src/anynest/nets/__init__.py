@@ -11,7 +11,7 @@ from .nested.cost import StageCost
 from .nested.growth import Growth, Stage, parse_growth
 from .registry import create_architecture, create_model, describe, list_models, register
 from .staged import Staged, require_staged
-from .zoo import cascade, ensemble, resnet, sparse_resnet  # each registers its models
+from .zoo import cascade, ensemble, resnet, sparse_resnet, vit  # each registers its models
 
 if TYPE_CHECKING:
     from .nested.network import AnytimeNetwork
@@ -37,6 +37,7 @@ __all__ = [
     "resnet",
     "sparse_resnet",
     "sync_batch_norm",
+    "vit",
 ]
 
 __getattr__ = lazy_attributes(
