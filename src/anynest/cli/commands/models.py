@@ -92,7 +92,10 @@ def costs_of_module(name: str, image_size: int | None, **options: Any) -> dict[s
     sized = options if size is None else {**options, "image_size": size}
     found = registered_costs(name, **sized)
     if found is None:
-        model = create_for_data(name, **options)
+        try:
+            model = create_for_data(name, **options)
+        except TypeError as error:
+            raise ConfigError(str(error)) from error
         stages: list[dict[str, Any]] = [
             {"stage": stage, "parameters": None, "multiply_adds": None}
             for stage in range(1, model.num_stages + 1)

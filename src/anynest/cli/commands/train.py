@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.locate import SOURCES
-from ...nets.registry import create_architecture
+from ...nets.registry import describe
 from ...training.config.recipes import recipe
 from ...training.config.train_config import TrainConfig, read_config, read_object
 from ...training.errors import ConfigError
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = overlay(base, given_settings(arguments))
     model = settings.get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str):
-        create_architecture(model["name"])  # raises for an unknown name
+        describe(model["name"])  # raises for an unknown name
     with exit_on_interrupt():
         config = TrainConfig.from_json(settings)  # once every section is valid, imports torch
         require_steps(typed_settings(arguments), config)

@@ -4,7 +4,7 @@ from ...training.config.recipes import RECIPES
 from ..flags import add_config_flags, add_import_flag, add_json_flag
 from ..parser import Parser
 
-DESCRIPTION = "Train a nested anytime network into a run folder, or resume a run."
+DESCRIPTION = "Train an anytime network into a run folder, or resume a run."
 EXAMPLES = """examples:
   anynest train --data digits --epochs 3 --out runs/a
   anynest train --model width_nested_resnet42 --data DIR --out runs/b
