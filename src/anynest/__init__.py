@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         list_methods,
         make_combiner,
     )
-    from .nets import AnytimeNetwork, Staged, create_model, list_models, register
+    from .nets import AnytimeNetwork, Staged, add_exits, create_model, list_models, register
     from .predict import AnytimePredictor, DeadlineError
     from .store import load
 
@@ -38,6 +38,7 @@ __all__ = [
     "Stats",
     "WeightedSGD",
     "__version__",
+    "add_exits",
     "create_model",
     "gradient_stats",
     "list_methods",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "nets": {"AnytimeNetwork", "Staged", "create_model", "list_models", "register"},
+    "nets": {"AnytimeNetwork", "Staged", "add_exits", "create_model", "list_models", "register"},
     "predict": {"AnytimePredictor", "DeadlineError"},
     "store": {"load"},
 }

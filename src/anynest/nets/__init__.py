@@ -14,17 +14,23 @@ from .staged import Staged, require_staged
 from .zoo import cascade, ensemble, resnet, sparse_resnet, vit  # each registers its models
 
 if TYPE_CHECKING:
+    from .exits.add import add_exits
+    from .exits.heads import Exit
+    from .exits.network import ExitNetwork
     from .nested.network import AnytimeNetwork
     from .nested.sync import SyncBatchNorm, sync_batch_norm
 
 __all__ = [
     "AnytimeNetwork",
     "Architecture",
+    "Exit",
+    "ExitNetwork",
     "Growth",
     "Stage",
     "StageCost",
     "Staged",
     "SyncBatchNorm",
+    "add_exits",
     "cascade",
     "create_architecture",
     "create_model",
@@ -43,6 +49,9 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
+        ".exits.add": ("add_exits",),
+        ".exits.heads": ("Exit",),
+        ".exits.network": ("ExitNetwork",),
         ".nested.network": ("AnytimeNetwork",),
         ".nested.sync": ("SyncBatchNorm", "sync_batch_norm"),
     },

@@ -1,0 +1,184 @@
+"""Stages, segments and the forward pass give the same outputs, and compute nothing twice."""
+
+import copy
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import anynest
+from anynest.nets import Exit, Staged
+
+
+def walk(
+    segments: Sequence[nn.Module], inputs: Sequence[Tensor], rows: Sequence[Sequence[int]] = ()
+) -> list[Tensor]:
+    """The outputs of all segments; after stage s, continue with ``rows[s - 1]``."""
+    state: tuple[Tensor, ...] = tuple(inputs)
+    outputs = []
+    for number, segment in enumerate(segments):
+        output, *rest = segment(*state)
+        outputs.append(output)
+        if number < len(rows):
+            rest = [tensor.index_select(0, torch.tensor(rows[number])) for tensor in rest]
+        state = tuple(rest)
+    assert state == ()
+    return outputs
+
+
+def check(model: Any, make: Any, *, exact: bool = True) -> None:
+    """All ways of evaluation agree, at batch sizes 1, 3 and 8, where rows leave and join."""
+    model.eval()
+    segments = model.segments()
+    assert len(segments) == model.num_stages
+    with torch.no_grad():
+        for batch in (1, 3, 8):
+            inputs = make(batch)
+            wanted = model(*inputs)
+            tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
+            torch.testing.assert_close(walk(segments, inputs), wanted, **tolerance)
+            torch.testing.assert_close(
+                [output for _, output in model.stages(*inputs)], wanted, **tolerance
+            )
+        inputs = make(6)
+        wanted = model(*inputs)
+        kept = walk(segments, inputs, [[5, 1, 2]])
+        for output, all_rows in zip(kept[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(output, all_rows[[5, 1, 2]], rtol=1e-4, atol=1e-5)
+        # two batches that meet after the first stage
+        halves = [segments[0](*[t[rows] for t in inputs]) for rows in ([0, 1], [2, 3, 4, 5])]
+        state = tuple(torch.cat(pair) for pair in zip(*[half[1:] for half in halves], strict=True))
+        joined = walk(segments[1:], state)
+        torch.testing.assert_close(joined, wanted[1:], rtol=1e-4, atol=1e-5)
+
+
+class DenseBlock(nn.Module):
+    """Each layer reads all before it; batch norm, dropout and in-place ReLUs on what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 + 4 * i, 4, 3, padding=1) for i in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(15, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            new = self.drop(self.relu(norm(layer(features))))
+            features = torch.cat([features, new], dim=1)
+        return self.head(features.mean((2, 3)))
+
+
+def test_dense_block() -> None:
+    body = DenseBlock()
+    model = anynest.add_exits(body, torch.randn(2, 3, 8, 8), 5, {"norms.0": "auto", "drop": "auto"})
+    assert isinstance(model, Staged)
+    assert (model.num_stages, model.num_classes, model.in_channels) == (3, 5, 3)
+    assert model.input_names == ("x",)
+    check(model, lambda batch: [torch.randn(batch, 3, 8, 8)])
+    check(model, lambda batch: [torch.randn(batch, 3, 6, 10)])  # another size
+    (cost1, cost2, cost3) = model.cost()
+    assert cost1.own_multiply_adds == 64 * 9 * 3 * 4 + 4 * 5
+    assert cost2.own_multiply_adds == 64 * 9 * (7 + 11) * 4 + 4 * 5
+    assert cost3.own_multiply_adds == 15 * 5
+    assert cost3.parameters == sum(p.numel() for p in model.parameters())
+
+
+class Recurrent(nn.Module):
+    """Integer inputs, a sequence whose batch is dimension 1 within, and a dict of results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.one = nn.LSTM(6, 8)
+        self.two = nn.LSTM(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        x, state = self.one(self.embed(tokens).transpose(0, 1))
+        x, _ = self.two(x, state)
+        return {"hidden": x, "logits": self.head(x[-1])}
+
+
+def test_recurrent() -> None:
+    tokens = torch.randint(0, 20, (2, 7))
+    model = anynest.add_exits(
+        Recurrent(),
+        {"tokens": tokens},
+        3,
+        {"one": Exit("last", lambda out: out[0].transpose(0, 1))},
+        output="logits",
+    )
+    assert (model.in_channels, model.input_names) == (None, ("tokens",))
+    check(model, lambda batch: [torch.randint(0, 20, (batch, 7))])
+    check(model, lambda batch: [torch.randint(0, 20, (batch, 4))])
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    )
+
+
+def test_parameters_are_the_networks_own() -> None:
+    """Segments see later training, casts and replaced parameters."""
+    body = mlp()
+    x = torch.randn(3, 4)
+    model = anynest.add_exits(body, x, 3, {"1": "auto", "3": "auto"}).eval()
+
+    def same() -> None:
+        wanted = model(x)
+        torch.testing.assert_close([y for _, y in model.stages(x)], wanted, rtol=0, atol=0)
+        torch.testing.assert_close(walk(model.segments(), [x]), wanted, rtol=0, atol=0)
+
+    before = model.segments()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    torch.stack([y.sum() for y in model(x)]).sum().backward()
+    optimizer.step()
+    same()
+    assert model.segments() is before
+    body[2].weight = nn.Parameter(torch.randn(8, 8))
+    same()
+    assert model.segments() is not before
+    model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}, assign=True)
+    same()
+    model.double()
+    x = x.double()
+    same()
+    body[4] = nn.Linear(8, 3).double()
+    model._modules["4"] = body[4]
+    same()
+
+
+def test_copies_have_parameters_of_their_own() -> None:
+    x = torch.randn(2, 4)
+    model = anynest.add_exits(mlp(), x, 3, {"1": "auto"}).eval()
+    twin = copy.deepcopy(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    wanted = model(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for other in (twin, loaded):
+        assert list(other.state_dict()) == list(model.state_dict())
+        torch.testing.assert_close([y for _, y in other.stages(x)], wanted, rtol=0, atol=0)
+        other.train()
+        assert other.body.training
+        assert all(module.training for module in other.body.modules())
+
+
+@pytest.mark.slow
+def test_resnet18(torchvision: Any) -> None:
+    body = torchvision.models.resnet18(num_classes=10)
+    after = {"layer3": "auto", "layer1": "auto", "layer2.0.conv1": "auto"}
+    model = anynest.add_exits(body, torch.randn(2, 3, 64, 64), 10, after)
+    assert model.exit_names == ("layer1", "layer2.0.conv1", "layer3")
+    check(model, lambda batch: [torch.randn(batch, 3, 64, 64)])
