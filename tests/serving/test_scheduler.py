@@ -1,0 +1,239 @@
+"""The scheduler in virtual time: with exact estimates nobody who is accepted is answered late."""
+
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anynest.serving import scheduler as scheduler_module
+from anynest.serving.estimates import ADAPTATION, Gains, StepTimes
+from anynest.serving.scheduler import Request, Scheduler, Step
+
+BATCHES = (1, 2, 4, 8)
+REPLY = 0.001
+TIMES = [[0.0014 * (0.35 + 0.65 * b) for b in BATCHES], [0.002, 0.003, 0.006, 0.01]]
+TIMES.append([0.005 * b for b in BATCHES])
+FULL = 8 / sum(row[-1] for row in TIMES)  # requests a second, to the last stage
+FIRST = 8 / TIMES[0][-1]  # to the first
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Iterator[Any]:
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        import _simulation
+
+        yield _simulation
+    finally:
+        sys.path.remove(folder)
+        del sys.modules["_simulation"]
+
+
+def scheduler(**options: Any) -> Scheduler:
+    return Scheduler(StepTimes(TIMES, BATCHES), **options)
+
+
+def step_times() -> st.SearchStrategy[StepTimes]:
+    """One to four stages; a larger batch takes longer, a row of it not."""
+
+    def build(rows: list[tuple[float, float]]) -> StepTimes:
+        table = [[fixed + each * b for b in BATCHES] for fixed, each in rows]
+        return StepTimes(table, BATCHES)
+
+    part = st.tuples(st.floats(0.0, 0.01), st.floats(0.0001, 0.01))
+    return st.lists(part, min_size=1, max_size=4).map(build)
+
+
+gains = st.one_of(
+    st.none(),  # the default
+    # increments worth far more than first answers: only the slack holds them back
+    st.just(Gains(1e-6, [[1.0] * 5] * 3)),
+)
+
+
+@given(
+    times=step_times(),
+    gain=gains,
+    requests=st.lists(
+        st.tuples(
+            st.floats(0, 0.2),  # arrival
+            st.floats(0.001, 0.08),  # deadline
+            st.integers(1, 10),  # rows
+            st.one_of(st.none(), st.floats(0, 0.05)),  # the client leaves after
+        ),
+        max_size=40,
+    ),
+    first=st.booleans(),
+    overload=st.sampled_from([0.0, scheduler_module.OVERLOAD]),
+    front=st.sampled_from(["round-robin", "least-loaded"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_accepted_requests_are_answered_in_time(
+    simulation: Any,
+    times: StepTimes,
+    gain: Gains | None,
+    requests: Any,
+    first: bool,
+    overload: float,
+    front: str,
+) -> None:
+    running: dict[Any, float] = {}
+
+    def watch(server: Any, step: Step, now: float) -> None:
+        assert running.get(server, 0.0) <= now  # steps do not overlap
+        running[server] = now + times.profiled(step.stage, step.rows)
+        assert step.requests
+        assert step.rows == sum(request.rows for request in step.requests) <= times.max_batch
+        for request in step.requests:
+            assert not request.gone  # nothing is computed for who has gone
+            assert request.stage == step.stage - 1  # nothing twice, nothing left out
+            assert now + times.profiled(step.stage, step.rows) <= request.due + 1e-12
+        assert len(set(map(id, step.requests))) == len(step.requests)
+
+    arrivals = [simulation.Arrival(*request) for request in requests]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "OVERLOAD", overload)
+        outcomes, _ = simulation.simulate(
+            arrivals,
+            lambda: Scheduler(times, gain, first_stage_first=first),
+            replicas=2,
+            front=front,
+            reply=REPLY,
+            watch=watch,
+        )
+    assert [outcome.arrival for outcome in outcomes] == arrivals
+    for outcome in outcomes:
+        if outcome.accepted and not outcome.left:
+            assert outcome.in_time
+        if outcome.arrival.rows > times.max_batch:
+            assert not outcome.accepted
+
+
+@given(times=step_times(), deadline=st.floats(0.001, 0.1), rows=st.integers(1, 8))
+def test_an_idle_server_refuses_only_what_it_cannot_do(
+    times: StepTimes, deadline: float, rows: int
+) -> None:
+    one = Scheduler(times)
+    possible = times(1, rows) <= deadline
+    assert one.admit(Request(due=deadline, rows=rows), now=0.0) == possible
+    assert (one.next_step(0.0) is not None) == possible
+
+
+def test_depth_falls_with_load_and_requests_only_beyond_stage_one(simulation: Any) -> None:
+    depths, refusals = [], []
+    for load in (0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+        arrivals = simulation.poisson(load * FULL, 4000, 0.025, seed=1)
+        outcomes, _ = simulation.simulate(arrivals, scheduler, reply=REPLY)
+        answered = [outcome for outcome in outcomes if outcome.accepted]
+        assert all(outcome.in_time for outcome in answered)
+        depths.append(sum(outcome.stage for outcome in answered) / len(answered))
+        refusals.append(1 - len(answered) / len(outcomes))
+        assert load * FULL > 0.8 * FIRST or refusals[-1] < 0.001
+    assert depths[0] > 2.95
+    assert all(later <= earlier + 0.01 for earlier, later in pairwise(depths))
+    assert all(a <= b + 0.001 for a, b in pairwise(refusals))
+
+
+@pytest.mark.parametrize("front", ["round-robin", "least-loaded"])
+def test_beyond_its_capacity_it_answers_what_stage_one_carries(simulation: Any, front: str) -> None:
+    arrivals = simulation.poisson(2 * 3 * FIRST, 8000, 0.025, seed=2)
+    outcomes, servers = simulation.simulate(
+        arrivals, scheduler, replicas=2, front=front, reply=REPLY
+    )
+    answered = sum(outcome.in_time for outcome in outcomes)
+    assert answered / arrivals[-1].at > 0.9 * 2 * FIRST
+    assert all(server.scheduler.waiting == [] for server in servers)
+
+
+def test_bursts_and_misjudged_times(simulation: Any) -> None:
+    """Gamma arrivals; steps that take up to twice as long: few are late, all come to an end."""
+    arrivals = simulation.gamma(FULL, 4000, 0.025, seed=3)
+    outcomes, servers = simulation.simulate(
+        arrivals, scheduler, reply=REPLY, noise=0.3, adapt=True, seed=3
+    )
+    accepted = [outcome for outcome in outcomes if outcome.accepted]
+    assert sum(outcome.in_time for outcome in accepted) > 0.99 * len(accepted)
+    for server in servers:
+        assert server.care == {}
+        assert server.scheduler.waiting == []
+        assert all(pool == [] or all(r.gone for r in pool) for pool in server.scheduler.answered)
+
+
+def test_a_lost_cause_does_not_block_the_others() -> None:
+    """A request that a slow step has made impossible costs neither a step nor an admission."""
+    one = scheduler()
+    assert one.admit(Request(due=0.010), now=0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    assert one.admit(lost := Request(due=0.003), now=0.0005)
+    one.finish(step, now=0.0025)  # late
+    assert one.admit(Request(due=0.012), now=0.0025)
+    step = one.next_step(0.0025)
+    assert step is not None
+    assert lost not in step.requests
+    assert one.admit(Request(due=0.02), now=0.0026)
+
+
+def test_the_most_valuable_increment_goes_first() -> None:
+    one = scheduler(gains=Gains(0.5, [[0.4, 0.3, 0.2, 0.1, 0.0]] * 2))
+    requests = [Request(due=1.0, stage=1, confidence=c) for c in (0.9, 0.1, 0.5)]
+    requests.append(Request(due=1.0, stage=1, confidence=0.9, weight=100.0))
+    one.answered[0] = list(requests)
+    step = one.next_step(0.0)
+    assert step is not None
+    assert step.stage == 2
+    assert requests[1] in step.requests  # of lowest confidence
+    assert requests[0] not in step.requests  # certain already: no gain
+    assert one._gain(2, requests[1]) > one._gain(2, requests[2]) > one._gain(2, requests[0]) == 0
+
+
+def test_a_request_stops_at_its_last_stage_and_a_failed_step_ends_its_requests() -> None:
+    one = scheduler()
+    short, other = Request(due=1.0, last_stage=1), Request(due=1.0)
+    assert one.admit(short, 0.0)
+    assert one.admit(other, 0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    one.finish(step, 0.002, [0.3, 0.6])
+    assert (short.stage, short.confidence, other.confidence) == (1, 0.3, 0.6)
+    second = one.next_step(0.002)
+    assert second is not None
+    assert second.requests == (other,)
+    one.fail(second, 0.003)
+    assert other.gone
+    assert one.next_step(0.003) is None
+
+
+def test_bounds_on_waiting_rows() -> None:
+    one = scheduler(max_waiting=3)
+    assert one.admit(Request(due=1.0, rows=2), 0.0)
+    assert not one.admit(Request(due=1.0, rows=2), 0.0)
+    assert one.admit(Request(due=1.0, rows=1), 0.0)
+    one.drop(one.waiting[0])
+    assert one.admit(Request(due=1.0, rows=2), 0.0)
+
+
+def test_step_times_interpolate_and_follow_measurements() -> None:
+    times = StepTimes([[1.0, 3.0, 3.5]], batches=[1, 3, 4])
+    assert [times(1, rows) for rows in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 3.5]
+    times.observe(1, 2, 4.0)
+    assert times(1, 1) == pytest.approx(1 + ADAPTATION)
+    for _ in range(200):
+        times.observe(1, 3, 1.5)
+    assert times(1, 2) == pytest.approx(1.0)
+    assert times.profiled(1, 2) == 2.0
+    for table, batches, message in (
+        ([[1.0]], [2], "batches must rise from 1"),
+        ([[1.0, 2.0]], [1, 1], "batches must rise from 1"),
+        ([[1.0, 0.0]], [1, 2], "positive and finite"),
+        ([[1.0]], [1, 2], "must have 2 times"),
+        ([], [1], "must have 1 times"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StepTimes(table, batches)
