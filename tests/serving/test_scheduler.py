@@ -180,6 +180,23 @@ def test_a_lost_cause_does_not_block_the_others() -> None:
     assert one.admit(Request(due=0.02), now=0.0026)
 
 
+def test_an_increment_never_endangers_a_first_answer() -> None:
+    """However much it gains; where there is time for both, it may go first."""
+    for due, stage in ((0.004, 1), (0.012, 2)):
+        one = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2))
+        one.answered[0] = [Request(due=1.0, stage=1) for _ in range(2)]  # 3 ms together
+        assert one.admit(Request(due=due), now=0.0)
+        step = one.next_step(0.0)
+        assert step is not None
+        assert step.stage == stage
+    reference = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2), first_stage_first=True)
+    reference.answered[0] = [Request(due=1.0, stage=1)]
+    assert reference.admit(Request(due=1.0), now=0.0)
+    step = reference.next_step(0.0)
+    assert step is not None
+    assert step.stage == 1
+
+
 def test_the_most_valuable_increment_goes_first() -> None:
     one = scheduler(gains=Gains(0.5, [[0.4, 0.3, 0.2, 0.1, 0.0]] * 2))
     requests = [Request(due=1.0, stage=1, confidence=c) for c in (0.9, 0.1, 0.5)]

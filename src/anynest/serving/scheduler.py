@@ -219,14 +219,7 @@ class Scheduler:
         longest = next(self._chunks(queue, now), None)
         if longest is None:
             return None
-        _, end, _ = longest
-        # A longer batch than was planned may leave too little time for the others.
-        for count in range(end, 0, -1):
-            after = now + self.times(1, sum(request.rows for request in queue[:count]))
-            if self._slack(queue[count:], after) >= 0:
-                end = count
-                break
-        chosen = queue[:end]
+        chosen = queue[: longest[1]]
         return Step(1, tuple(chosen), sum(request.rows for request in chosen))
 
     def _best_increment(self, now: float) -> Step | None:
