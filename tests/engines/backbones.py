@@ -84,3 +84,25 @@ class Tagger(nn.Module):
         yield 1, self.heads[0](x)
         x, _ = self.second(x)
         yield 2, self.heads[1](x)
+
+
+class Embedded(nn.Module):
+    """An MLP over integer features ``[B, 3]``, scaled by ``weight`` ``[B]``; logits ``[B, 4]``."""
+
+    num_stages = 2
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(9, 4)
+        self.body = nn.Linear(12, 12)
+        self.heads = nn.ModuleList([nn.Linear(12, 4), nn.Linear(12, 4)])
+
+    def forward(self, features: Tensor, weight: Tensor) -> list[Tensor]:
+        return [output for _, output in self.stages(features, weight)]
+
+    def stages(self, features: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+        x = self.embed(features).flatten(1) * weight.unsqueeze(1)
+        yield 1, self.heads[0](x)
+        yield 2, self.heads[1](self.body(x).relu_())

@@ -301,7 +301,7 @@ def test_an_error_closes_its_evaluation_alone(session: ModuleSession) -> None:
     def fail(*_: object) -> None:
         raise MemoryError("no more")
 
-    handle = session.network.get_submodule(f"{NODE}.conv1").register_forward_hook(fail)
+    handle = session.module.get_submodule(f"{NODE}.conv1").register_forward_hook(fail)
     with pytest.raises(MemoryError):
         evaluation.step()
     with pytest.raises(RuntimeError, match="closed"):

@@ -41,11 +41,10 @@ class Fake:
         self.now += 3.0 if deadline is None else min(3.0, deadline) + 0.25
         said = label if stage >= 2 else 0
         return Prediction(
-            logits=torch.zeros(4),
-            probabilities=torch.nn.functional.one_hot(torch.tensor(said), 4).float(),
+            output=torch.zeros(4),
+            class_probabilities=torch.nn.functional.one_hot(torch.tensor(said), 4).float(),
             stage=stage,
             stages=(stage,),
-            confidence=1.0,
             elapsed=0.0,
             deadline=deadline,
             deadline_met=stage > 0,

@@ -367,8 +367,8 @@ def test_preparing_the_image_counts(
 ) -> None:
     session = make_session()
     with AnytimePredictor(session) as predictor:
-        read = predictor._images
-        monkeypatch.setattr(predictor, "_images", lambda x: (time.sleep(0.05), read(x))[1])
+        read = predictor._inputs
+        monkeypatch.setattr(predictor, "_inputs", lambda x: (time.sleep(0.05), read(x))[1])
         with pytest.raises(DeadlineError):
             predictor.predict(make_image(1.0), 0.03)
         prediction = predictor.predict(make_image(1.0), 10.0)

@@ -328,9 +328,9 @@ def test_files_are_read_beside_the_loop(
         await predictor.apredict(make_image(1.0), None)
 
     with AnytimePredictor(make_session()) as predictor:
-        read = predictor._images
+        read = predictor._inputs
         monkeypatch.setattr(
-            predictor, "_images", lambda x: (readers.append(threading.current_thread()), read(x))[1]
+            predictor, "_inputs", lambda x: (readers.append(threading.current_thread()), read(x))[1]
         )
         run(main())
     assert readers[0] is not threading.main_thread()

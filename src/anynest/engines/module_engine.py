@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,8 @@ from ..store.hardware import find_device
 from .checks import check_indices, check_threads
 from .evaluation import BatchEvaluation, check_join
 from .inputs import Inputs, InputSpec, whole
+from .model_source import Network
 from .session import Evaluation
-
-if TYPE_CHECKING:
-    from ..nets.staged import StagedModule
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,7 +60,7 @@ class ModuleSession:
 
     def __init__(
         self,
-        network: AnytimeNetwork | StagedModule,
+        network: Network,
         *,
         threads: int | None = 1,
         device: str | torch.device = "cpu",
@@ -72,8 +70,8 @@ class ModuleSession:
         self.threads = check_threads(threads)
         self.device = find_device(device)
         with torch.inference_mode(False):  # usable in and out of inference mode
-            self.network = eval_copy(network).to(self.device)
-        self.inputs = InputSpec.of(self.network)
+            self.module = eval_copy(network).to(self.device)
+        self.inputs = InputSpec.of(self.module)
         self.in_channels, self.input_names = self.inputs.channels, self.inputs.names
         self._closed = False
 
@@ -87,7 +85,7 @@ class ModuleSession:
             if name not in named:
                 break
             positional.append(named.pop(name))
-        iterator = iter(self.network.stages(*positional, **named))
+        iterator = iter(self.module.stages(*positional, **named))
         shapes = {name: tuple(value.shape[1:]) for name, value in found.items()}
         size = len(next(iter(found.values())))
         return ModuleEvaluation(self, shapes, [(iterator, size)])
@@ -174,7 +172,7 @@ class ModuleEvaluation(BatchEvaluation):
 
     def _next(self, iterator: Iterator[tuple[int, Tensor]], size: int) -> Tensor:
         """The next output of one part; RuntimeError for anything but a batch of outputs."""
-        kind = type(self.session.network).__name__
+        kind = type(self.session.module).__name__
         found = next(iterator, None)
         if found is None:
             raise RuntimeError(

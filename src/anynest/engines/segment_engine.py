@@ -8,7 +8,7 @@ and no others. The segments are copied when the session is opened, in eval mode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,41 @@ from ..store.hardware import find_device
 from .checks import check_indices, check_threads
 from .evaluation import BatchEvaluation, check_join
 from .inputs import Inputs, InputSpec, whole
+from .model_source import Network
 from .module_engine import check_output, eval_copy
 from .session import Evaluation
 
-if TYPE_CHECKING:
-    from ..nets.staged import StagedModule
-
 State = tuple[Tensor, ...]
+
+
+class SegmentError(ValueError):
+    """A network that has no segments, or cannot give them."""
+
+
+def has_segments(network: nn.Module) -> bool:
+    """Whether the network has a method ``segments``."""
+    found = getattr(network, "segments", None)
+    return callable(found) and not isinstance(found, nn.Module)
+
+
+def read_segments(network: nn.Module) -> list[nn.Module]:
+    """What the network's ``segments`` gives.
+
+    Raises:
+        SegmentError: it has no such method, or the method raises RuntimeError: this network cannot
+            be cut.
+    """
+    if not has_segments(network):
+        raise SegmentError(
+            f"segments (segments() -> modules, segment(*state) -> (output, *state)) are missing in "
+            f"{type(network).__name__}: implement them, or use backend='torch', which needs stages "
+            "alone"
+        )
+    method: Any = network.segments
+    try:
+        return list(method())
+    except RuntimeError as error:
+        raise SegmentError(" ".join(str(error).split())) from error
 
 
 class SegmentSession:
@@ -35,6 +63,7 @@ class SegmentSession:
         device: where to compute.
 
     Raises:
+        SegmentError: the network cannot give its segments.
         ValueError: another number of segments than stages, invalid ``threads``, a device that is
             not available, or inputs without names.
     """
@@ -43,7 +72,7 @@ class SegmentSession:
 
     def __init__(
         self,
-        network: StagedModule,
+        network: Network,
         *,
         threads: int | None = 1,
         device: str | torch.device = "cpu",
@@ -54,7 +83,8 @@ class SegmentSession:
         self.device = find_device(device)
         self.inputs = InputSpec.of(network).all_required()
         self.in_channels, self.input_names = self.inputs.channels, self.inputs.names
-        segments = list(network.segments())  # type: ignore[operator]
+        segments = read_segments(network)
+        self._accepts: Any = getattr(network, "accepts", None)
         if len(segments) != self.num_stages:
             raise ValueError(
                 f"segments of {type(network).__name__} must be one for each of {self.num_stages} "
@@ -62,13 +92,20 @@ class SegmentSession:
             )
         with torch.inference_mode(False):  # usable in and out of inference mode
             # copied together: weights that segments share stay shared
-            self.segments = list(eval_copy(nn.ModuleList(segments)).to(self.device).children())
+            self.module = eval_copy(nn.ModuleList(segments)).to(self.device)
+        self.segments = list(self.module)
         self._closed = False
 
     def begin(self, x: Inputs) -> SegmentEvaluation:
         """Start the evaluation of a batch."""
         self._require_open()
-        found = self.inputs.read(x).values()
+        found = list(self.inputs.read(x).values())
+        if self._accepts is not None and not self._accepts(*found):
+            raise ValueError(
+                "the network's segments do not stand for inputs of these sizes, found "
+                f"{', '.join(str(list(v.shape)) for v in found)}: give inputs of the example's "
+                "sizes, or make the network from an example of these"
+            )
         return SegmentEvaluation(self, tuple(v.to(self.device, copy=True) for v in found))
 
     def join(self, evaluations: Sequence[Evaluation]) -> SegmentEvaluation:

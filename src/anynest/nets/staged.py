@@ -8,6 +8,8 @@ Optional members, each used where it is there:
 - ``segments() -> Sequence[nn.Module]``: ``segment(*state) -> (output, *state)``. The first
   segment's state is the inputs, the next one's exactly what the one before gave, and the last gives
   ``(output,)``. Dimension 0 of every state tensor is the batch.
+- ``accepts(*inputs) -> bool``: whether ``segments`` stand for inputs of these sizes, whatever the
+  batch; default: for all.
 - ``cost(*example) -> tuple[StageCost, ...]``: parameters and multiply-adds; default: counted.
 - ``input_names: tuple[str, ...]``; default: the parameters of ``forward``.
 - ``num_classes`` (K, where the outputs are logits ``[B, K]``) and ``in_channels`` (where the input
@@ -96,7 +98,7 @@ def require_staged(
         if is_missing:
             raise TypeError(
                 f"{purpose} needs a network with {name} ({MEMBERS[name]}), found {kind} without: "
-                "implement anynest.nets.Staged"
+                "add exits by anynest.add_exits, or implement anynest.nets.Staged"
             )
     stages = module.num_stages
     if not isinstance(stages, int) or stages < 1:

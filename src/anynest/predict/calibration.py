@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engines.inputs import Inputs
 from .policies import (
     AnyOf,
     Confidence,
@@ -73,9 +74,9 @@ class HeldOut:
 
     @classmethod
     def collect(
-        cls, predictor: AnytimePredictor, batches: Iterable[tuple[Tensor, Tensor]]
+        cls, predictor: AnytimePredictor, batches: Iterable[tuple[Inputs, Tensor]]
     ) -> HeldOut:
-        """Predict batches of (images, labels ``[B]``), with the predictor's ``monotone`` rule.
+        """Predict batches of (inputs, labels ``[B]``), with the predictor's ``monotone`` rule.
 
         Raises:
             ValueError: no batches, or a source without costs.
@@ -86,7 +87,7 @@ class HeldOut:
         for x, y in batches:
             parts.append(torch.stack([p.probabilities for p in predictor.stream(x)]))
             labels.append(y)
-            costs = costs or predictor.multiply_adds(int(x.shape[-2]), int(x.shape[-1]))
+            costs = costs or predictor.multiply_adds_of(x)
         if not parts:
             raise ValueError("held-out data must have at least one image, found none")
         if costs is None:

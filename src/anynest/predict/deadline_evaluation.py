@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..engines.inputs import Inputs
     from .prediction import Prediction
 
-    Predict = Callable[[Tensor, float | None], Prediction]
+    Predict = Callable[[Any, float | None], Prediction]
 
 SHARES = tuple(0.5 + 0.5 * i / 6 for i in range(7))  # of the largest network's mean latency
 
@@ -89,7 +88,7 @@ def paper_deadlines(mean: float) -> list[float | None]:
 
 
 def mean_latency(
-    predict: Predict, images: Sequence[Tensor], clock: Callable[[], float] = time.perf_counter
+    predict: Predict, images: Sequence[Inputs], clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Mean seconds of a prediction without a deadline, over images ``[1, C, H, W]``.
 
@@ -105,7 +104,7 @@ def mean_latency(
 
 def measure_deadlines(
     predict: Predict,
-    images: Iterable[tuple[Tensor, int]],
+    images: Iterable[tuple[Inputs, int]],
     deadlines: Sequence[float | None],
     num_stages: int,
     *,
@@ -117,8 +116,8 @@ def measure_deadlines(
     Each image starts with another deadline, so that a drift of the machine's speed favours none.
 
     Args:
-        predict: maps an image ``[1, C, H, W]`` and a deadline in seconds, or None, to a
-            prediction; guesses where no stage meets the deadline.
+        predict: maps an image ``[1, C, H, W]``, or other inputs of one sample, and a deadline in
+            seconds, or None, to a prediction; guesses where no stage meets the deadline.
         images: pairs of image and label.
         deadlines: in seconds, or None.
         num_stages: S.

@@ -15,10 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..engines.inputs import Inputs
 from ..engines.session import Evaluation, Session
 from .options import PredictOptions
 from .prediction import NetworkError
-from .stage_results import StageResult, StageResults
+from .stage_results import StageResult, StageResults, is_logits
 
 CLOSED = "the predictor is closed; open another"
 
@@ -26,12 +27,12 @@ OnResult = Callable[[StageResult | None], None]
 
 
 class InFlight:
-    """A batch ``[B, C, H, W]`` on its way through the network.
+    """A batch on its way through the network.
 
     Args:
-        x: the images.
+        x: images ``[B, C, H, W]``, or all inputs by name.
         options: of the call.
-        results: collects the stages' logits.
+        results: collects the stages' outputs.
         on_result: called in the scheduler's thread with each result, and with None at the end.
 
     Attributes:
@@ -42,17 +43,17 @@ class InFlight:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Inputs,
         options: PredictOptions,
         results: StageResults,
         on_result: OnResult | None = None,
     ) -> None:
         self.options = options
-        self.size, self.single = len(x), results.single
+        self.size, self.single = batch_size(x), results.single
         self.result: StageResult | None = None
         self.error: BaseException | None = None
         self.cancelled = False
-        self._x: Tensor | None = x
+        self._x: Inputs | None = x
         self._results = results
         self._on_result = on_result
         self._evaluation: Evaluation | None = None
@@ -134,21 +135,21 @@ class InFlight:
         assert evaluation is not None
         stage = evaluation.stage + 1
         try:
-            logits = evaluation.step()
+            output = evaluation.step()
         except Exception as error:
             if self.cancelled:  # an engine that stops within a step reports it as an error
                 return False
             raise NetworkError(f"the network failed in stage {stage}: {_line(error)}") from error
-        if logits is None:
+        if output is None:
             return True
-        logits = logits.to("cpu", torch.float32, copy=True)  # waits for a GPU
+        output = _on_cpu(output)
         at = time.monotonic()
         if self._too_late(at):
             return False
         self._finished_at = at
-        if not math.isfinite(float(logits.sum())):
+        if is_logits(output) and not math.isfinite(float(output.sum())):
             raise NetworkError(f"the logits of stage {stage} must be finite, found NaN or infinity")
-        result, indices = self._results.add(stage, evaluation.num_stages, logits, at)
+        result, indices = self._results.add(stage, evaluation.num_stages, output, at)
         self.result = result
         if self._on_result is not None:
             self._on_result(result)
@@ -165,6 +166,17 @@ class InFlight:
         if evaluation is not None:
             with contextlib.suppress(Exception):  # the scheduler has other requests to serve
                 evaluation.close()  # last: nobody waits for it
+
+
+def batch_size(x: Inputs) -> int:
+    """B."""
+    return len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+
+
+def _on_cpu(output: Tensor) -> Tensor:
+    """A copy; of float16 and bfloat16, in float32. Waits for a GPU."""
+    small = output.is_floating_point() and output.element_size() < 4
+    return output.to("cpu", torch.float32 if small else output.dtype, copy=True)
 
 
 def _line(error: BaseException) -> str:

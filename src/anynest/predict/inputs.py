@@ -5,6 +5,7 @@
     uint8 NumPy    [H, W] or [H, W, C]         one raw image, as Pillow and OpenCV (RGB) hold it
     PIL.Image, a path                          one raw image
     a list of these                            a batch
+    a dict of the one input's name to these    the same
 
 Raw images get the preprocessing of the run's evaluation: resized, cropped to the run's image
 size, normalised by its mean and std. Without these, raw images are refused.
@@ -13,7 +14,7 @@ size, normalised by its mean and std. Without these, raw images are refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from ..data import DataError
 from ..data.augment import Normalize
 from ..data.readers.image_reader import ImageFileReader
 from ..store import WeightsInfo
+from .tensor_inputs import from_numpy
 
 FORMS = "a tensor [C, H, W] or [B, C, H, W], a uint8 array [H, W, C], a PIL image, a path or a list"
 
 
 def needs_decoding(x: Any) -> bool:
     """Whether ``x`` takes time to convert: files and images rather than tensors."""
-    return not isinstance(x, Tensor | np.ndarray)
+    return not isinstance(x, Tensor | np.ndarray | Mapping)
 
 
 class ImageReader:
@@ -41,10 +43,11 @@ class ImageReader:
     Args:
         in_channels: C of the network.
         info: size, mean and std of its training images; None where unknown.
+        name: of the network's input.
     """
 
-    def __init__(self, in_channels: int, info: WeightsInfo | None) -> None:
-        self.in_channels = in_channels
+    def __init__(self, in_channels: int, info: WeightsInfo | None, name: str = "x") -> None:
+        self.in_channels, self.name = in_channels, name
         self.size = info.image_size if info else None
         self._normalize: Normalize | None = None
         self._pictures: ImageFileReader | None = None
@@ -65,8 +68,14 @@ class ImageReader:
                 cannot be read, in one line.
             TypeError: another type of input.
         """
+        if isinstance(x, Mapping):
+            if list(x) != [self.name]:
+                raise ValueError(
+                    f"the one input must be {self.name}, found {', '.join(map(str, x)) or 'none'}"
+                )
+            x = x[self.name]
         if isinstance(x, np.ndarray) and x.dtype != np.uint8:
-            x = _tensor(x)
+            x = from_numpy(x, "images")
         if isinstance(x, Tensor):
             batch, single = self._from_tensor(x)
         elif isinstance(x, Sequence) and not isinstance(x, str | bytes):
@@ -159,16 +168,3 @@ class ImageReader:
             return pixels
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return torch.stack([self._picture(array) for array in arrays])
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    if array.dtype.kind not in "biufc":
-        raise ValueError(f"images must be numbers, found an array of {array.dtype}")
-    native = array.dtype.newbyteorder("=")
-    try:  # a copy: torch warns about read-only arrays
-        return torch.from_numpy(np.array(array, native))
-    except TypeError as error:
-        raise ValueError(
-            f"images must have a dtype that torch has, found an array of {array.dtype}: "
-            "pass x.astype('float32')"
-        ) from error

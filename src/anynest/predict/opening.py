@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from ..engines.inputs import InputSpec
 from ..engines.model_source import Source, resolve
 from ..engines.onnx.manifest import read_manifest
 from ..engines.open import choose_backend, open_session
 from ..engines.session import Session
-from ..nets import AnytimeNetwork, StageCost
+from ..nets import StageCost
 from ..nets.nested.architecture import Architecture
-from ..nets.nested.cost import stage_costs
+from ..nets.nested.cost import stage_costs as plan_costs
 from ..nets.nested.wiring import build_plan
 from ..profiling import Profile
+from ..profiling.costs import stage_costs
+from ..profiling.input_size import IMAGES, InputSize
 from ..store import WeightsInfo
 
-MAX_SIZES = 64  # image sizes whose costs are cached
+MAX_SIZES = 64  # sizes of inputs whose costs are cached
 
-Cost = Callable[[tuple[int, int]], tuple[StageCost, ...]]
+Named = Mapping[str, Tensor]
+Cost = Callable[[Named], tuple[StageCost, ...]]
 
 
 @dataclass(eq=False)
@@ -32,7 +37,8 @@ class Opened:
     Attributes:
         owned: the session was opened here, and is closed with its predictor.
         way: backend, device and threads, as profiles name them.
-        cost: maps (height, width) to the costs of every stage; None where unknown.
+        cost: maps inputs to the costs of every stage; None where unknown.
+        example: inputs that the network was given by its maker, by name; None where unknown.
     """
 
     session: Session
@@ -41,33 +47,40 @@ class Opened:
     info: WeightsInfo | None = None
     cost: Cost | None = None
     profile: Profile | None = None
-    _costs: dict[tuple[int, int], tuple[int, ...] | None] = field(default_factory=dict)
+    example: Named | None = None
+    _costs: dict[object, tuple[int, ...] | None] = field(default_factory=dict)
 
-    def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
-        """Multiply-adds of one image up to each stage; None where unknown."""
-        size = (height, width)
+    def multiply_adds(self, inputs: Named) -> tuple[int, ...] | None:
+        """Multiply-adds of one sample up to each stage; None where unknown."""
+        size = InputSize.of(inputs)
         if size not in self._costs:
             if len(self._costs) >= MAX_SIZES:
                 self._costs.clear()
             rows: tuple[StageCost, ...] = ()
             if self.cost is not None:
-                rows = self.cost(size)
-            elif self.profile is not None and size == (self.profile.image_size,) * 2:
+                rows = self.cost(inputs)
+            elif self.profile is not None and self.profile.is_of(size, self.session.in_channels):
                 rows = self.profile.costs
             known = len(rows) == self.session.num_stages  # not so for a part of a network
             self._costs[size] = tuple(row.multiply_adds for row in rows) if known else None
         return self._costs[size]
 
-    @property
-    def image_size(self) -> int | None:
-        """Side of the network's images in pixels, where known."""
-        if self.info is not None:
-            return self.info.image_size
-        return self.profile.image_size if self.profile is not None else None
+    def blank(self) -> Named | None:
+        """One sample of inputs like the network's, where they are known."""
+        channels = self.session.in_channels
+        if channels is None:
+            if self.example is not None:
+                return {name: value[:1] for name, value in self.example.items()}
+            sizes = self.profile.inputs if self.profile is not None else None
+            return None if sizes is None else sizes.blank()
+        side = self.info.image_size if self.info is not None else None
+        if side is None and self.profile is not None:
+            side = self.profile.image_size
+        return None if side is None else {IMAGES: torch.zeros(1, channels, side, side)}
 
 
 def open_source(
-    source: AnytimeNetwork | str | Path | Session,
+    source: nn.Module | str | Path | Session,
     *,
     backend: str | None,
     threads: int | None,
@@ -87,7 +100,7 @@ def open_source(
         raise TypeError(f"info must be a WeightsInfo, found {info!r}")
     read = Profile.read(profile) if isinstance(profile, str | Path) else profile
     count = threads or torch.get_num_threads()
-    if hasattr(source, "begin") and not isinstance(source, AnytimeNetwork | str | Path):
+    if hasattr(source, "begin") and not isinstance(source, nn.Module | str | Path):
         way = (source.backend, str(device), count)
         opened = Opened(source, False, way, info, profile=read)
     else:
@@ -96,7 +109,8 @@ def open_source(
         # with backend=None, a network that cannot be folded falls back to its own modules
         session = open_session(found, backend=backend, threads=threads, device=place)
         way = (session.backend, place, count)
-        opened = Opened(session, True, way, info or found.info, _cost_of(found), read)
+        described = info or found.info
+        opened = Opened(session, True, way, described, _cost_of(found), read, _example_of(found))
     if read is not None and read.num_stages != opened.session.num_stages:
         stages = opened.session.num_stages
         if opened.owned:
@@ -110,12 +124,26 @@ def open_source(
 
 def _cost_of(found: Source) -> Cost:
     """The costs of a network, or of the architecture in the manifest of an exported folder."""
-    if found.network is not None:
-        return found.network.cost
+    network = found.network
+    if network is not None:
+        return lambda inputs: stage_costs(network, inputs)
     assert found.export is not None
     fields: dict[str, Any] = read_manifest(found.export).architecture
     tuples: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
     }
     plan = build_plan(Architecture(**tuples))
-    return lambda size: stage_costs(plan, size)
+
+    def cost(inputs: Named) -> tuple[StageCost, ...]:
+        (images,) = inputs.values()
+        return plan_costs(plan, (images.shape[2], images.shape[3]))
+
+    return cost
+
+
+def _example_of(found: Source) -> Named | None:
+    """The inputs that the network was made with, such as ``add_exits``' example."""
+    tensors = getattr(found.network, "example_inputs", None)
+    if not tensors:
+        return None
+    return dict(zip(InputSpec.of(found.require_network()).names, tensors, strict=False))

@@ -212,6 +212,11 @@ def as_policy(policy: Policy | Sequence[Policy] | None) -> Policy | None:
     return AnyOf(tuple(policy))
 
 
+def reads_costs(policy: Policy) -> bool:
+    """Whether a policy may read the costs: those of this package that do not are known."""
+    return not all(isinstance(part, Confidence | Deadline) for part in policy.parts())
+
+
 def check_fit(policy: Policy | None, num_stages: int, costs_known: bool) -> None:
     """ValueError, in one line, where a policy cannot work for a network of ``num_stages``."""
     for part in policy.parts() if policy else ():

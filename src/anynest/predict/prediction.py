@@ -22,14 +22,17 @@ class NetworkError(RunError):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The prediction for one image or a batch. K classes, B images.
+    """The prediction for one image or a batch. K classes, B samples.
+
+    ``logits``, ``probabilities``, ``confidence``, ``labels`` and ``label`` raise ValueError where
+    the network's outputs are no logits of classes.
 
     Attributes:
-        logits: ``[K]`` for a single image, ``[B, K]`` for a batch; zeros for a guess.
-        probabilities: of the same shape, each row sums to 1; uniform for a guess.
+        output: the network's, on the CPU: ``[K]`` for a single image, ``[B, ...]`` for a batch;
+            zeros for a guess. float16 and bfloat16 are converted to float32.
+        class_probabilities: ``probabilities``, or None.
         stage: the newest stage in the result, from 1; 0 for a guess.
-        stages: the stage of each image; in a batch, images may stop at different stages.
-        confidence: the largest probability; for a batch, the smallest of these.
+        stages: the stage of each sample; in a batch, samples may stop at different stages.
         elapsed: seconds from the call to the return, including time in the queue. In a stream:
             to the end of the stage.
         deadline: seconds after the call; None for none.
@@ -42,11 +45,10 @@ class Prediction:
         classes: names of the K classes, where the source knows them.
     """
 
-    logits: Tensor
-    probabilities: Tensor
+    output: Tensor
+    class_probabilities: Tensor | None
     stage: int
     stages: tuple[int, ...]
-    confidence: float
     elapsed: float
     deadline: float | None
     deadline_met: bool
@@ -55,12 +57,37 @@ class Prediction:
     classes: tuple[str, ...] | None = None
     drawn: tuple[int, ...] | None = field(default=None, repr=False)
 
+    @property
+    def logits(self) -> Tensor:
+        """``[K]`` for a single image, ``[B, K]`` for a batch; zeros for a guess."""
+        self._require_classes("logits")
+        return self.output
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of the same shape as the logits, each row sums to 1; uniform for a guess."""
+        return self._require_classes("probabilities")
+
+    @cached_property
+    def confidence(self) -> float:
+        """The largest probability; for a batch, the smallest of these."""
+        return float(self._require_classes("confidence").amax(dim=-1).amin())
+
+    def _require_classes(self, name: str) -> Tensor:
+        if self.class_probabilities is None:
+            raise ValueError(
+                f"{name} needs floating-point logits [batch, classes], found an output "
+                f"{list(self.output.shape)} {self.output.dtype}: use output"
+            )
+        return self.class_probabilities
+
     @cached_property
     def labels(self) -> tuple[int, ...]:
-        """The class index of each image, from 0; for a guess, the ones drawn at random."""
+        """The class index of each sample, from 0; for a guess, the ones drawn at random."""
         if self.drawn is not None:
             return self.drawn
-        rows = self.probabilities.reshape(-1, self.probabilities.shape[-1])
+        probabilities = self._require_classes("labels")
+        rows = probabilities.reshape(-1, probabilities.shape[-1])
         return tuple(int(label) for label in rows.argmax(dim=1))
 
     @property
@@ -85,20 +112,24 @@ class Prediction:
         return 0.0 if self.deadline is None else max(0.0, self.elapsed - self.deadline)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for JSON."""
-        return {
+        """Plain Python values, ready for JSON; ``output`` in place of classes where there are none."""
+        known = self.class_probabilities is not None
+        classes = {
             "labels": list(self.labels),
             "names": list(self.names) if self.names else None,
+            "confidence": self.confidence,
+            "probabilities": self.probabilities.tolist(),
+            "logits": self.logits.tolist(),
+        }
+        return {
+            **(classes if known else {"output": self.output.tolist()}),
             "stage": self.stage,
             "stages": list(self.stages),
-            "confidence": self.confidence,
             "elapsed": self.elapsed,
             "deadline": self.deadline,
             "deadline_met": self.deadline_met,
             "guessed": self.guessed,
             "stop_reason": self.stop_reason,
-            "probabilities": self.probabilities.tolist(),
-            "logits": self.logits.tolist(),
         }
 
 
@@ -113,11 +144,10 @@ def random_guess(
     """The paper's random guess (section 5.4): uniform probabilities, the classes ``drawn``."""
     shape = (num_classes,) if single else (len(drawn), num_classes)
     return Prediction(
-        logits=torch.zeros(shape),
-        probabilities=torch.full(shape, 1 / num_classes),
+        output=torch.zeros(shape),
+        class_probabilities=torch.full(shape, 1 / num_classes),
         stage=0,
         stages=(0,) * len(drawn),
-        confidence=1 / num_classes,
         elapsed=elapsed,
         deadline=deadline,
         deadline_met=False,

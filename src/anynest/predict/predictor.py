@@ -11,6 +11,7 @@ newest finished stage, whatever kernel is still running. docs/predict.md has the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import operator
 import random
@@ -22,35 +23,40 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
-from torch import Tensor
+from torch import nn
 
+from ..engines.inputs import Inputs
 from ..engines.session import Session
-from ..nets import AnytimeNetwork
 from ..profiling import Profile
+from ..profiling.input_size import IMAGES, as_named
 from ..store import WeightsInfo
-from .in_flight import CLOSED, InFlight, OnResult
+from .in_flight import CLOSED, InFlight, OnResult, batch_size
 from .inputs import ImageReader, needs_decoding
 from .monotonicity import find_rule
-from .opening import open_source
+from .opening import Opened, open_source
 from .options import Policies, PredictOptions
-from .policies import check_fit
-from .prediction import DeadlineError, Prediction, random_guess
+from .policies import check_fit, reads_costs
+from .prediction import DeadlineError, NetworkError, Prediction, random_guess
 from .scheduler import Scheduler
 from .stage_results import StageResult, StageResults
 from .streams import AsyncStream, Stream, call_in_loop
+from .tensor_inputs import TensorReader
 from .thread_scheduling import check_scheduling
 
 JOIN_TIMEOUT = 5.0  # seconds that close() waits for the running step
 WARM_UPS = 2
+
+Reader = ImageReader | TensorReader
 
 
 class AnytimePredictor:
     """A trained network that predicts by a deadline. Thread-safe.
 
     Args:
-        source: a network, a run folder, a weights file, an exported folder, or an open
-            ``Session``, which the caller closes.
-        backend: ``"onnxruntime"`` or ``"torch"``; None is ONNX Runtime on a CPU, torch elsewhere.
+        source: a network (any module that satisfies ``anynest.nets.Staged``), a run folder, a
+            weights file, an exported folder, or an open ``Session``, which the caller closes.
+        backend: ``"onnxruntime"`` or ``"torch"``; None is ONNX Runtime on a CPU for networks that
+            it can run, else torch.
         profile: a ``Profile`` of this network or its file; needed for
             ``min_completion_probability``, and for budgets of multiply-adds where the source does
             not tell the costs.
@@ -61,8 +67,9 @@ class AnytimePredictor:
         monotone: ``"product"``, ``"support"`` or ``"caching"``: confidence grows from stage to
             stage (predict/monotonicity.py); None uses each stage's softmax.
         info: classes and preprocessing, where the source does not have them.
-        warm_up: run the network when it is opened, on a blank image of the size in ``info`` or
-            ``profile``, because first runs are slow.
+        warm_up: run the network when it is opened, because first runs are slow: on a blank image
+            of the size in ``info`` or ``profile``; other networks on ``add_exits``' example or
+            inputs of the profile's sizes.
         seed: of random guesses.
 
     Raises:
@@ -74,7 +81,7 @@ class AnytimePredictor:
 
     def __init__(
         self,
-        source: AnytimeNetwork | str | Path | Session,
+        source: nn.Module | str | Path | Session,
         backend: str | None = None,
         profile: Profile | str | Path | None = None,
         threads: int | None = 1,
@@ -95,17 +102,14 @@ class AnytimePredictor:
         )
         self.session, self.profile, self.info = opened.session, opened.profile, opened.info
         self.classes = opened.info.classes if opened.info else None
-        assert opened.session.in_channels is not None
-        self._images = ImageReader(opened.session.in_channels, opened.info)
+        self._inputs = _reader(opened)
         self._scheduler = Scheduler(opened.session, scheduling)
         self._closed = False
         self._finalizer = weakref.finalize(
             self, _shut, self._scheduler, opened.session if opened.owned else None
         )
-        if warm_up and opened.image_size is not None:
-            blank = torch.zeros(opened.session.in_channels, *[opened.image_size] * 2)
-            for _ in range(WARM_UPS):
-                self.predict(blank, deadline=None)
+        if warm_up:
+            self._warm_up()
 
     @property
     def num_stages(self) -> int:
@@ -113,14 +117,33 @@ class AnytimePredictor:
         return self.session.num_stages
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        assert self.session.num_classes is not None
+    def num_classes(self) -> int | None:
+        """K, where the network tells it."""
         return self.session.num_classes
 
     def multiply_adds(self, height: int, width: int) -> tuple[int, ...] | None:
         """Multiply-adds of one image up to each stage; None where the source does not tell."""
-        return self._opened.multiply_adds(height, width)
+        channels = self.session.in_channels
+        if channels is None:
+            raise ValueError("this network takes no images: use multiply_adds_of(inputs)")
+        return self.multiply_adds_of(torch.zeros(1, channels, height, width))
+
+    def multiply_adds_of(self, x: Any) -> tuple[int, ...] | None:
+        """The same for one sample of inputs like ``x``, in the forms that ``predict`` takes.
+
+        Where the network has no method ``cost``, its stages run once for each new size, to count.
+        """
+        return self._opened.multiply_adds(as_named(self._inputs(x)[0]))
+
+    def _warm_up(self) -> None:
+        """Predict a blank sample. Inputs that are no images may not suit the network so."""
+        blank = self._opened.blank()
+        if blank is None:
+            return
+        x = blank[IMAGES] if self.session.in_channels is not None else blank
+        with contextlib.suppress(*(() if self.session.in_channels else (NetworkError,))):
+            for _ in range(WARM_UPS):
+                self.predict(x, deadline=None)
 
     # -- predictions ------------------------------------------------------------------------------
     def predict(
@@ -138,10 +161,11 @@ class AnytimePredictor:
         stage, or when the policy stops.
 
         Args:
-            x: an image or a batch, raw or normalised (predict/inputs.py lists the forms).
+            x: an image or a batch, raw or normalised (predict/inputs.py lists the forms); for
+                networks without ``in_channels`` a batch: a tensor, or a dict of named tensors.
             deadline: seconds; None runs to the last stage. 0 or less has passed already. A
                 ``Deadline`` in the policy holds too.
-            policy: early stopping (predict/policies.py).
+            policy: early stopping (predict/policies.py); for logits ``[B, K]``.
             on_timeout: where no stage meets the deadline: ``"raise"``, ``"wait"`` for stage 1, or
                 ``"guess"`` at random.
             min_completion_probability: a stage after the first that, by the profile, finishes in
@@ -150,11 +174,11 @@ class AnytimePredictor:
         Raises:
             DeadlineError: no stage meets the deadline, and ``on_timeout`` is ``"raise"``.
             NetworkError: the network failed; the original error is the ``__cause__``.
-            ValueError: an image or an option that does not fit.
+            ValueError: an input or an option that does not fit.
             RuntimeError: the predictor is closed.
         """
         options = PredictOptions.create(deadline, policy, on_timeout, min_completion_probability)
-        request = self._submit(options, self._images(x))
+        request = self._submit(options, self._inputs(x))
         try:
             if not request.wait(options.due) and request.must_wait:
                 request.wait(math.inf)
@@ -204,7 +228,7 @@ class AnytimePredictor:
         """
         options = PredictOptions.create(deadline, policy)
         return Stream(
-            lambda on_result: self._submit(options, self._images(x), on_result),
+            lambda on_result: self._submit(options, self._inputs(x), on_result),
             lambda result: self._prediction(options, result, result.at),
         )
 
@@ -249,21 +273,27 @@ class AnytimePredictor:
     def _submit(
         self,
         options: PredictOptions,
-        images: tuple[Tensor, bool],
+        inputs: tuple[Inputs, bool],
         on_result: OnResult | None = None,
     ) -> InFlight:
-        """Queue a batch ``[B, C, H, W]``."""
-        x, single = images
+        """Queue a batch."""
+        x, single = inputs
         costs = latencies = None
         if options.policy is not None:
-            costs = self.multiply_adds(int(x.shape[2]), int(x.shape[3]))
+            if reads_costs(options.policy):
+                costs = self._opened.multiply_adds(as_named(x))
             check_fit(options.policy, self.num_stages, costs is not None)
+        if options.on_timeout == "guess" and self.num_classes is None:
+            raise ValueError(
+                "on_timeout='guess' draws a class, which needs a network with num_classes, found "
+                "none: use 'raise' or 'wait'"
+            )
         if options.min_completion_probability is not None:
             if self.profile is None:
                 raise ValueError(
                     "min_completion_probability needs the latencies of this machine: pass profile="
                 )
-            latencies = self.profile.stages(*self._opened.way, len(x))
+            latencies = self.profile.stages(*self._opened.way, batch_size(x))
         results = StageResults(
             options, rule=self._rule, single=single, costs=costs, latencies=latencies
         )
@@ -273,11 +303,11 @@ class AnytimePredictor:
         self._scheduler.submit(request)
         return request
 
-    async def _decoded(self, x: Any) -> tuple[Tensor, bool]:
+    async def _decoded(self, x: Any) -> tuple[Inputs, bool]:
         """The batch; files are read in a thread, beside the event loop."""
         if needs_decoding(x):
-            return await asyncio.to_thread(self._images, x)
-        return self._images(x)
+            return await asyncio.to_thread(self._inputs, x)
+        return self._inputs(x)
 
     def _conclude(self, request: InFlight) -> Prediction:
         """The prediction of a request that has ended, or whose time is up."""
@@ -289,27 +319,35 @@ class AnytimePredictor:
             return self._prediction(options, result, time.monotonic())
         if options.on_timeout != "guess":
             raise _deadline_error(options)
+        classes = self.num_classes
+        assert classes is not None
         with self._random_lock:
-            drawn = tuple(self._random.randrange(self.num_classes) for _ in range(request.size))
+            drawn = tuple(self._random.randrange(classes) for _ in range(request.size))
         elapsed = time.monotonic() - options.called
-        return random_guess(
-            drawn, self.num_classes, request.single, elapsed, options.deadline, self.classes
-        )
+        return random_guess(drawn, classes, request.single, elapsed, options.deadline, self.classes)
 
     def _prediction(self, options: PredictOptions, result: StageResult, at: float) -> Prediction:
         """A stage's result as the caller gets it at time ``at``."""
         return Prediction(
-            logits=result.logits,
-            probabilities=result.probabilities,
+            output=result.output,
+            class_probabilities=result.probabilities,
             stage=max(result.stages),
             stages=result.stages,
-            confidence=result.confidence,
             elapsed=at - options.called,
             deadline=options.deadline,
             deadline_met=result.at <= options.due,
             stop_reason=result.stop_reason,
             classes=self.classes,
         )
+
+
+def _reader(opened: Opened) -> Reader:
+    """Converts the inputs that callers pass."""
+    session = opened.session
+    if session.in_channels is None:
+        return TensorReader(session)
+    (name,) = getattr(session, "input_names", ("x",))
+    return ImageReader(session.in_channels, opened.info, name)
 
 
 def _deadline_error(options: PredictOptions) -> DeadlineError:

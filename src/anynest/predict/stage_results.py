@@ -1,6 +1,8 @@
-"""The result of each stage: probabilities in the caller's order, and whether to go on.
+"""The result of each stage: outputs in the caller's order, and whether to go on.
 
-Legend: B images of the batch, b images still being computed, K classes.
+Floating-point outputs ``[b, K]`` are logits of classes. Policies and monotone rules need them.
+
+Legend: B samples of the batch, b samples still being computed, K classes.
 """
 
 from __future__ import annotations
@@ -21,25 +23,25 @@ from .policies import PolicyInput
 
 @dataclass(frozen=True, eq=False)
 class StageResult:
-    """What is known after a stage: ``[K]`` for a single image, ``[B, K]`` for a batch.
+    """What is known after a stage: ``[K]`` for a single image, ``[B, ...]`` for a batch.
 
     Attributes:
-        stages: the newest finished stage of each image.
-        confidence: the largest probability; the smallest such value in the batch.
+        stages: the newest finished stage of each sample.
+        output: the logits, or another output.
+        probabilities: of the logits; None for other outputs.
         at: when the network finished the stage, by ``time.monotonic``.
         stop_reason: why no stage follows; None where one does.
     """
 
     stages: tuple[int, ...]
-    logits: Tensor
-    probabilities: Tensor
-    confidence: float
+    output: Tensor
+    probabilities: Tensor | None
     at: float
     stop_reason: str | None
 
 
 class StageResults:
-    """Collects a batch's logits stage by stage. Images that are done keep their result.
+    """Collects a batch's outputs stage by stage. Samples that are done keep their result.
 
     Args:
         options: policy, deadline and ``min_completion_probability`` of the call.
@@ -67,21 +69,33 @@ class StageResults:
 
     @torch.no_grad()
     def add(
-        self, stage: int, num_stages: int, logits: Tensor, at: float
+        self, stage: int, num_stages: int, output: Tensor, at: float
     ) -> tuple[StageResult, Tensor | None]:
-        """Add the logits ``[b, K]`` of a stage that was finished ``at`` this time.
+        """Add the output of a stage that was finished ``at`` this time.
 
         Returns:
-            The result, and the indices of the images to go on with; None for all of them.
+            The result, and the indices of the samples to go on with; None for all of them.
+
+        Raises:
+            ValueError: a policy or a monotone rule, and an output that is no logits ``[b, K]``.
         """
-        self._state, probabilities = self._rule(self._state, logits)
+        probabilities: Tensor | None = None
+        if is_logits(output):
+            self._state, probabilities = self._rule(self._state, output)
+        elif self._options.policy is not None or self._rule is not softmax:
+            what = "a policy" if self._options.policy is not None else "monotone="
+            raise ValueError(
+                f"{what} needs floating-point logits [batch, classes], found an output "
+                f"{list(output.shape)} {output.dtype}: predict without"
+            )
         stop_reason, done = "last stage" if stage == num_stages else None, None
         if stop_reason is None:
-            done = self._done(stage, probabilities)
+            done = None if probabilities is None else self._done(stage, probabilities)
             stop_reason = self._stop_reason(stage, done)
-        result = self._newest = self._merge(stage, logits, probabilities, at, stop_reason)
+        result = self._newest = self._merge(stage, output, probabilities, at, stop_reason)
         if stop_reason is not None or done is None or not bool(done.any()):
             return result, None
+        assert self._state is not None
         indices = (~done).nonzero().squeeze(1)
         self._active = indices if self._active is None else self._active[indices]
         self._state = self._state[indices]
@@ -110,20 +124,27 @@ class StageResults:
     def _merge(
         self,
         stage: int,
-        logits: Tensor,
-        probabilities: Tensor,
+        output: Tensor,
+        probabilities: Tensor | None,
         at: float,
         stop_reason: str | None,
     ) -> StageResult:
-        """The newest result of every image."""
+        """The newest result of every sample."""
         newest = self._newest
-        stages: tuple[int, ...] = (stage,) * len(logits)
+        stages: tuple[int, ...] = (stage,) * len(output)
         if self._active is not None and newest is not None:
-            logits = newest.logits.index_copy(0, self._active, logits)
+            assert probabilities is not None
+            assert newest.probabilities is not None
+            output = newest.output.index_copy(0, self._active, output)
             probabilities = newest.probabilities.index_copy(0, self._active, probabilities)
             active = set(self._active.tolist())
             stages = tuple(stage if i in active else old for i, old in enumerate(newest.stages))
-        confidence = float(probabilities.amax(dim=1).amin())
         if self.single:
-            logits, probabilities = logits[0], probabilities[0]
-        return StageResult(stages, logits, probabilities, confidence, at, stop_reason)
+            output = output[0]
+            probabilities = None if probabilities is None else probabilities[0]
+        return StageResult(stages, output, probabilities, at, stop_reason)
+
+
+def is_logits(output: Tensor) -> bool:
+    """Whether an output is floating point ``[B, K]``: logits of K classes."""
+    return output.dim() == 2 and output.is_floating_point()

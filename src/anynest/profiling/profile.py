@@ -8,6 +8,7 @@ from typing import Any
 
 from ..nets import StageCost
 from ..store import write_whole
+from .input_size import InputSize
 from .times import ProfileError, StageLatency, Way, whole_number
 
 FORMAT = "anynest-profile-1"
@@ -19,25 +20,27 @@ class Profile:
     """The costs of every stage of a network on one machine.
 
     Attributes:
-        model: the network's registered name.
-        arguments: ``create_model(model, **arguments)`` builds it.
-        image_size: pixels per side of the images that it was measured with.
+        model: the network's registered name, or that of its class.
+        arguments: ``create_model(model, **arguments)`` builds it, if it is registered.
+        image_size: pixels per side of the images that it was measured with; None for other inputs.
         costs: parameters and multiply-adds of every stage, own and up to it.
         rows: latencies: a row per stage and way to run the network (backend, device, threads, batch
             size), the stages of a way together and in order.
         plain_costs: costs of the plain network of each stage's size; may be empty.
         plain: their latencies; may be empty.
         environment: hardware and versions.
+        inputs: names, dtypes and shapes of inputs that are no square images; else None.
     """
 
     model: str
     arguments: dict[str, Any]
-    image_size: int
+    image_size: int | None
     costs: tuple[StageCost, ...]
     rows: tuple[StageLatency, ...]
     plain_costs: tuple[StageCost, ...]
     plain: tuple[StageLatency, ...]
     environment: dict[str, Any]
+    inputs: InputSize | None = None
 
     def __post_init__(self) -> None:
         if not self.costs:
@@ -58,6 +61,17 @@ class Profile:
     def num_stages(self) -> int:
         """S."""
         return len(self.costs)
+
+    def is_of(self, size: InputSize, channels: int | None) -> bool:
+        """Whether it was measured with inputs of this size.
+
+        Args:
+            size: of the inputs.
+            channels: C of a network of images; else None.
+        """
+        if channels is None or self.image_size is None:
+            return size == self.inputs
+        return [row[2] for row in size.rows] == [(channels, *[self.image_size] * 2)]
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -121,13 +135,15 @@ class Profile:
 
     def dumps(self) -> str:
         """The profile as JSON text, one row per line."""
-        head = {
+        head: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model,
             "arguments": self.arguments,
             "image_size": self.image_size,
             "environment": self.environment,
         }
+        if self.inputs is not None:
+            head["inputs"] = self.inputs.to_json()
         parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         for name in ("costs", "plain_costs", "rows", "plain"):
             lines = ",\n".join("  " + json.dumps(_row_json(row)) for row in getattr(self, name))
@@ -207,15 +223,19 @@ def _parse(data: Any) -> dict[str, Any]:
     """The arguments of ``Profile``; ProfileError for a wrong key or type."""
     kinds = {"model": str, "arguments": dict, "image_size": int, "environment": dict}
     lists = ("costs", "plain_costs", "rows", "plain")
-    _require_keys(data, {"format", *kinds, *lists}, "it")
+    images = not (isinstance(data, dict) and "inputs" in data)
+    _require_keys(data, {"format", *kinds, *lists, *(() if images else ("inputs",))}, "it")
+    if not images:
+        kinds["image_size"] = type(None)
     if data["format"] != FORMAT:
         raise ProfileError(f"format must be {FORMAT}, found {str(data['format'])[:60]!r}")
     for key, kind in kinds.items():
         if type(data[key]) is not kind:
             raise ProfileError(f"{key} must be a {kind.__name__}, found {str(data[key])[:60]!r}")
-    if data["image_size"] < 1:
+    if images and data["image_size"] < 1:
         raise ProfileError(f"image_size must be at least 1, found {data['image_size']}")
     result = {key: data[key] for key in kinds}
+    result["inputs"] = None if images else InputSize.from_json(data["inputs"])
     for key in lists:
         if not isinstance(data[key], list):
             raise ProfileError(f"{key} must be a list, found {str(data[key])[:60]!r}")

@@ -10,7 +10,7 @@ Legend: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,21 +20,27 @@ import torch
 from torch import Tensor
 
 from ..engines.checks import check_threads
-from ..engines.open import open_session
-from ..engines.session import BACKENDS, Evaluation, Session
+from ..engines.inputs import Inputs, InputSpec
+from ..engines.model_source import Network, resolve
+from ..engines.open import choose_backend, open_session
+from ..engines.session import BACKENDS, Evaluation
 from ..engines.verify import random_images
-from ..nets import AnytimeNetwork, StageCost, create_model
+from ..nets import AnytimeNetwork, create_model
+from ..nets.registry import name_of, origin_of
 from ..store.hardware import describe_environment, find_device
+from .costs import stage_costs
+from .input_size import InputSize
 from .profile import Profile
 from .times import ProfileError, StageLatency, Way, whole_number
 
 
 def profile_network(
-    network: AnytimeNetwork,
+    network: Network,
     *,
-    image_size: int,
+    image_size: int | None = None,
+    example: Any = None,
     export: Path | None = None,
-    backends: Sequence[str] = ("onnxruntime",),
+    backends: Sequence[str] | None = None,
     threads: Sequence[int] = (1,),
     batch_sizes: Sequence[int] = (1,),
     device: str = "cpu",
@@ -45,60 +51,80 @@ def profile_network(
     """Measure every stage of a network in all combinations of options, in one interleaved run.
 
     Args:
-        network: with weights or without; times do not depend on them.
-        image_size: pixels per side.
+        network: with weights or without; times do not depend on them. Any module that satisfies
+            :class:`~anynest.nets.Staged`.
+        image_size: pixels per side, for a network of images.
+        example: inputs, for any network: a tensor, a tuple of tensors in the network's order, or a
+            dict of named tensors, with the batch as dimension 0. Its samples are repeated for
+            larger batches.
         export: the folder of an export of the network, measured in its place (``onnxruntime``).
-        backends: of ``onnxruntime`` (on the CPU) and ``torch``.
+        backends: of ``onnxruntime`` (on the CPU) and ``torch``; None takes the one that
+            ``open_session`` would take.
         threads: numbers of threads within one step.
-        batch_sizes: numbers of images at once.
+        batch_sizes: numbers of samples at once.
         device: where torch computes.
         rounds: of five runs each; 40 give 200 runs.
-        plain: also measure the plain network of each stage's size.
+        plain: also measure the plain network of each stage's size, where the network is one of the
+            paper's.
         report: called with (turns done, turns in all); may raise, to stop.
 
     Raises:
-        ProfileError: a number below 1, too many threads, an unknown backend, nothing to measure.
-        ValueError: a device that is not available; the network has no registered name, so that its
-            plain networks cannot be built.
+        ProfileError: a number below 1, too many threads, an unknown backend, nothing to measure,
+            or not exactly one of ``image_size`` and ``example``.
+        TypeError: a network that lacks a method of ``Staged``.
+        ValueError: a device that is not available; an example that does not fit the network; a
+            nested network has no registered name, so that its plain networks cannot be built.
     """
-    image_size = whole_number("the image size", image_size)
     threads = _whole_numbers("threads", threads)
     batch_sizes = _whole_numbers("batch sizes", batch_sizes)
     try:
         check_threads(max(threads))
     except ValueError as error:
         raise ProfileError(str(error)) from error
-    if not backends or not set(backends) <= set(BACKENDS):
-        raise ProfileError(f"backends must be of {', '.join(BACKENDS)}, found {list(backends)}")
     device = str(find_device(device))
-    costs = _numbered(network.cost(image_size))
-    alone = list(plain_networks(network)) if plain else []
+    source = resolve(network)
+    network = source.require_network()
+    chosen = (choose_backend(source, None, device)[0],) if backends is None else tuple(backends)
+    if not chosen or not set(chosen) <= set(BACKENDS):
+        raise ProfileError(f"backends must be of {', '.join(BACKENDS)}, found {list(chosen)}")
+    inputs = _example(network, image_size, example)
+    costs = stage_costs(network, inputs)
+    alone = list(plain_networks(network)) if plain and isinstance(network, AnytimeNetwork) else []
     with ExitStack() as stack:
         subjects = []
-        for backend in backends:
+        for backend in chosen:
             for net, stage in [(network, None), *((n, s) for s, n in enumerate(alone, 1))]:
                 for count in threads:
-                    source = export if export is not None and stage is None else net
+                    opened = export if export is not None and stage is None else net
                     place = device if backend == "torch" else "cpu"
-                    session = open_session(source, backend=backend, threads=count, device=place)
+                    session = open_session(opened, backend=backend, threads=count, device=place)
                     stack.callback(session.close)
                     for size in batch_sizes:
                         way = (backend, place, count, size)
-                        subjects.append(_subject(session, way, image_size, stage))
+                        batch = _repeated(inputs, size, place)
+                        subjects.append(Subject(session.begin, batch, way, stage))
         rows = measure(subjects, rounds=rounds, report=report)
     together = {subject.way: list[StageLatency]() for subject in subjects}
     beside = {subject.way: list[StageLatency]() for subject in subjects}
     for subject, found in zip(subjects, rows, strict=True):
         (together if subject.plain is None else beside)[subject.way] += found
+    side = image_size
+    if side is None and InputSpec.of(network).channels is not None:
+        height, width = next(iter(inputs.values())).shape[2:]
+        side = height if height == width else None
+    origin = origin_of(network)
     return Profile(
-        model=network.name,
-        arguments=network.arguments,
-        image_size=image_size,
+        model=name_of(network),
+        arguments=origin.arguments if origin is not None else {},
+        image_size=side,
         costs=costs,
         rows=tuple(row for way in together.values() for row in way),
-        plain_costs=_numbered([net.cost(image_size)[-1] for net in alone]),
+        plain_costs=tuple(
+            replace(stage_costs(net, inputs)[-1], stage=stage) for stage, net in enumerate(alone, 1)
+        ),
         plain=tuple(row for way in beside.values() for row in way),
         environment=describe_environment(torch.device(device)),
+        inputs=None if side is not None else InputSize.of(inputs),
     )
 
 
@@ -110,21 +136,43 @@ def plain_networks(network: AnytimeNetwork) -> Iterator[AnytimeNetwork]:
         yield create_model(network.name, **{"independent": stage, **arguments}).eval()
 
 
+def _example(network: Network, image_size: int | None, example: Any) -> dict[str, Tensor]:
+    """The inputs by name, in order; exactly one of the two is given."""
+    if (image_size is None) == (example is None):
+        raise ProfileError(
+            "profile_network needs exactly one of image_size= and example=, found "
+            f"{'none' if example is None else 'both'}"
+        )
+    spec = InputSpec.of(network)
+    if image_size is not None:
+        image_size = whole_number("the image size", image_size)
+        if spec.channels is None:
+            raise ProfileError(
+                f"image_size is for networks with in_channels, found {type(network).__name__} "
+                "without: pass example="
+            )
+        return {spec.names[0]: random_images(1, spec.channels, image_size, image_size)}
+    if isinstance(example, (tuple, list)):
+        if len(example) > len(spec.names):
+            raise ProfileError(
+                f"the example must be {spec.describe()}, found {len(example)} tensors"
+            )
+        example = dict(zip(spec.names, example, strict=False))
+    return spec.read(example)
+
+
+def _repeated(inputs: Mapping[str, Tensor], size: int, device: str) -> dict[str, Tensor]:
+    """A batch of ``size`` samples, the given ones in turn."""
+    return {
+        name: value.to(device)[torch.arange(size, device=device) % len(value)]
+        for name, value in inputs.items()
+    }
+
+
 def _whole_numbers(name: str, values: Sequence[int]) -> list[int]:
     if not len(values):
         raise ProfileError(f"{name} must be at least one whole number from 1, found none")
     return [whole_number(name, value) for value in values]
-
-
-def _subject(session: Session, way: Way, image_size: int, stage: int | None) -> Subject:
-    assert session.in_channels is not None
-    images = random_images(way[3], session.in_channels, image_size, image_size)
-    return Subject(session.begin, images.to(way[1]), way, stage)
-
-
-def _numbered(costs: Sequence[StageCost]) -> tuple[StageCost, ...]:
-    """Numbered from 1, also for one stage of a network."""
-    return tuple(replace(cost, stage=number) for number, cost in enumerate(costs, 1))
 
 
 # -- timing ---------------------------------------------------------------------------------------
@@ -133,14 +181,14 @@ class Subject:
     """A network in one way to run it.
 
     Attributes:
-        begin: starts an evaluation of images ``[B, C, H, W]``; its time counts.
-        images: the input.
+        begin: starts an evaluation of a batch; its time counts.
+        inputs: the batch.
         way: backend, device, threads, batch size.
         plain: the stage whose size this plain network has; None for a network of several stages.
     """
 
-    begin: Callable[[Tensor], Evaluation]
-    images: Tensor
+    begin: Callable[[Inputs], Evaluation]
+    inputs: Inputs
     way: Way
     plain: int | None = None
 
@@ -218,7 +266,7 @@ def time_once(subject: Subject, clock: Callable[[], float] = time.perf_counter) 
     times = []
     synchronize()
     start = clock()
-    evaluation = subject.begin(subject.images)
+    evaluation = subject.begin(subject.inputs)
     try:
         while evaluation.stage < evaluation.num_stages:
             if evaluation.step() is not None:

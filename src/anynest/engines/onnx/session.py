@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...nets import AnytimeNetwork
 from ...nets.nested.plan import IMAGE
 from ..checks import check_indices, check_threads
 from ..evaluation import BatchEvaluation, check_join
@@ -87,7 +86,7 @@ class OnnxSession:
     @classmethod
     def open(
         cls,
-        source: AnytimeNetwork | str | Path | Source,
+        source: nn.Module | str | Path | Source,
         *,
         threads: int | None = 1,
         layout: str = "auto",
@@ -111,8 +110,8 @@ class OnnxSession:
                 layout=layout,
                 providers=providers,
             )
-        assert found.network is not None
-        session = cls(fold(found.network), threads=threads, layout=layout, providers=providers)
+        network = found.require_nested("graphs of folded weights", "use backend='torch'")
+        session = cls(fold(network), threads=threads, layout=layout, providers=providers)
         if found.info is not None:  # prepared before the first call; other sizes are accepted too
             session._executors.find(found.info.image_size, found.info.image_size)
         return session

@@ -179,6 +179,13 @@ class ExitNetwork(nn.Module):
             )
         return program.segments
 
+    def accepts(self, *inputs: Tensor) -> bool:
+        """Whether the segments stand for inputs of these sizes, whatever the batch."""
+        program = self._program
+        if not isinstance(program, Program):
+            program = self._latest_program()
+        return isinstance(program, Program) and program.accepts(inputs)
+
     def _current_program(self) -> Program | None:
         """The program, if it stands for the modules in their current modes."""
         program = self._program

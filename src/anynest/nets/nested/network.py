@@ -196,8 +196,14 @@ class AnytimeNetwork(nn.Module):
         """
         return [node for layer in self.layers() for node in layer.called_nodes()]
 
-    def cost(self, image_size: int | tuple[int, int] = 32) -> tuple[StageCost, ...]:
-        """Parameters and multiply-adds per stage, for an image of ``image_size`` pixels a side."""
+    def cost(self, image_size: int | tuple[int, int] | Tensor = 32) -> tuple[StageCost, ...]:
+        """Parameters and multiply-adds per stage, for one image.
+
+        Args:
+            image_size: pixels a side, (height, width), or images ``[B, C, H, W]``.
+        """
+        if isinstance(image_size, Tensor):
+            image_size = (image_size.shape[-2], image_size.shape[-1])
         size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         rows = stage_costs(self.plan, size)
         return tuple(row for row in rows if row.stage in self.outputs)

@@ -75,7 +75,7 @@ def export(
     folder = Path(folder)
     require_place(folder, overwrite)
     found = resolve(source)
-    source_network = found.require_network("export what it was exported from")
+    source_network = found.require_nested("an export", "export what it was exported from")
     folded, network = FoldedNetwork.of(source_network), eval_copy(source_network)
     info = info or found.info
     size = _image_size(image_size, info, network)
