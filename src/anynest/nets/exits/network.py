@@ -43,6 +43,7 @@ class ExitNetwork(nn.Module):
     def __init__(
         self,
         body: nn.Module,
+        call: nn.Module,
         taps: Taps,
         inputs: Inputs,
         output: Read,
@@ -57,6 +58,7 @@ class ExitNetwork(nn.Module):
         self.exits = taps.heads
         self.training = body.training
         self._plain("_body", body)
+        self._plain("_call", call)  # the body, or what torch.compile made of it
         self._taps = taps
         self._inputs = inputs
         self._output = output
@@ -137,7 +139,9 @@ class ExitNetwork(nn.Module):
     def _run(
         self, tensors: Sequence[Tensor], emit: Callable[[int, Tensor], None] | None
     ) -> list[Tensor]:
-        outputs, value = self._taps.run(lambda: self._inputs.call(self.body, tensors), emit)
+        outputs, value = self._taps.run(
+            lambda: self._inputs.call(self.__dict__["_call"], tensors), emit
+        )
         what = "the body's output (output=)"
         outputs.append(tensor_of(value, self._output, what, first=False))
         return outputs
