@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import anynest
 from anynest import AnytimePredictor
+from anynest.engines.open import open_session
+from anynest.engines.segment_engine import SegmentSession
 from anynest.predict import Confidence, Deadline, HeldOut, MultiplyAdds, NetworkError, calibrate
 from anynest.predict.deadline_evaluation import measure_deadlines
 from anynest.predict.policies import Policy, PolicyInput
@@ -159,7 +161,16 @@ def sentences(batch: int, length: int = 7) -> dict[str, Tensor]:
 def test_bert_by_deadline(bert: Any) -> None:
     x = sentences(4)
     wanted = outputs(bert, **x)
+    assert [n.shape for n in bert.example_inputs] == [(2, 7), (2, 7)]
+    seen: list[int] = []
+    session = open_session(bert, backend="torch")
+    assert isinstance(session, SegmentSession)
+    session.segments[0].register_forward_pre_hook(lambda m, inputs: seen.append(len(inputs[0])))
+    with AnytimePredictor(session) as predictor:
+        assert seen == []  # an open session does not tell an example
+    session.close()
     with AnytimePredictor(bert, backend="torch") as predictor:
+        assert predictor._opened.blank().keys() == {"input_ids", "attention_mask"}
         assert predictor.num_classes == 3
         answer = predictor.predict(x, None)
         assert (answer.stage, answer.stop_reason) == (3, "last stage")

@@ -91,6 +91,11 @@ class ExitNetwork(nn.Module):
         """The inputs in their order."""
         return self._inputs.names
 
+    @property
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The example given to ``add_exits``, in the order of ``input_names``."""
+        return self._inputs.example_like(self.body)
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Replace a child or parameter of the body in the body, too."""
         super().__setattr__(name, value)
