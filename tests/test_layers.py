@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"nets", "data", "store", "engines"},
     "predict": {"nets", "data", "store", "engines", "profiling"},
     "serving": {"nets", "data", "store", "engines", "profiling", "predict"},
+    "sharing": {"nets", "data", "store", "training", "engines", "profiling"},
     "experiments": {
         *("nets", "multitask", "data", "store"),
         *("training", "engines", "profiling", "predict"),
@@ -35,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         *("nets", "multitask", "data", "store"),
         *("training", "engines", "profiling", "predict", "serving", "experiments"),
+        "sharing",
     },
 }
 # folders within a room that must not import their neighbours

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .nets import AnytimeNetwork, Staged, add_exits, create_model, list_models, register
     from .predict import AnytimePredictor, DeadlineError
+    from .sharing import push_to_hub
     from .store import load
 
 __all__ = [
@@ -45,16 +46,21 @@ __all__ = [
     "list_models",
     "load",
     "make_combiner",
+    "push_to_hub",
     "register",
 ]
 
 _HOMES = {
     "nets": {"AnytimeNetwork", "Staged", "add_exits", "create_model", "list_models", "register"},
     "predict": {"AnytimePredictor", "DeadlineError"},
+    "sharing": {"push_to_hub"},
     "store": {"load"},
 }
 _LAZY = {name: home for home, names in _HOMES.items() for name in names}
-_PACKAGES = ("data", "engines", "multitask", "nets", "predict", "profiling", "store", "training")
+_PACKAGES = (
+    *("data", "engines", "multitask", "nets", "predict", "profiling"),
+    *("sharing", "store", "training"),
+)
 
 
 def __getattr__(name: str) -> Any:

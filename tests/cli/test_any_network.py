@@ -127,3 +127,45 @@ def test_what_the_network_cannot_do_is_one_line(
     assert command(f"{TRAIN} --import mine --model mine --out other {flags}") == 2
     assert words in one_line(capsys)
     assert not Path("other").exists()
+
+
+def test_profile_of_a_run_and_of_a_name(
+    command: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("profile run --import mine --rounds 1 --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["image_size"]) == ("mine", 8)
+    first, second = 6 * 36, 6 * 16
+    assert [row["multiply_adds"] for row in found["costs"]] == [
+        6 * 9 * 36 + first * 10,
+        6 * 9 * 36 + first * 10 + 36 * 9 * 16 + second * 10,
+    ]
+    assert command("profile mine --import mine --rounds 1") == 2
+    assert "give --image-size" in one_line(capsys)
+    assert command("profile mine --import mine --rounds 1 --image-size 8") == 2
+    assert "the number of channels of Mine is not known" in one_line(capsys)
+    assert command("profile mistaken --import mine --rounds 1") == 2
+    assert "mistaken needs a network with num_stages" in one_line(capsys)
+
+
+def test_pictures_are_classified(
+    command: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network that tells neither its channels nor its classes has those of its data."""
+    from PIL import Image
+
+    Image.linear_gradient("L").resize((8, 8)).save(folder / "picture.png")
+    line = "predict run picture.png --import mine --deadline 1m --json --top 10"
+    assert command(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["stage"], found["stages"], found["deadline_met"]) == (2, 2, True)
+    assert {entry["class"] for entry in found["top"]} == set("0123456789")
+    assert sum(entry["probability"] for entry in found["top"]) == pytest.approx(1)
+
+
+def test_accuracy_under_deadlines(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "evaluate run --import mine --deadlines 1m,none --samples 20 --json"
+    assert command(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["stage_accuracy"][1] == found["deadlines"][0]["accuracy"]
+    assert [row["stages"] for row in found["deadlines"]] == [[0, 20], [0, 20]]

@@ -2,14 +2,15 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from anynest.nets import create_model, list_models
+from anynest.nets import create_model, list_models, registry
 from anynest.store import RunFolderError, WeightsInfo, load, read_info, save_weights
 
 ARGUMENTS = {"num_classes": 3, "in_channels": 1, "growth": [[1, 1], [2, 1]], "base_width": 2}
@@ -144,3 +145,50 @@ def test_paths(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "checkpoints" / "step-1.ckpt").touch()
     with pytest.raises(RunFolderError, match=r"not finished.*--resume"):
         load(tmp_path / "empty")
+
+
+def test_a_loaded_network_is_told_the_classes_and_channels_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(nn.Module):
+        """Tells nothing but its stages."""
+
+        num_stages = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [self.head(x.flatten(1))]
+
+        def stages(self, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+            yield 1, self.forward(x)[0]
+
+    class Fixed(Silent):
+        num_classes = property(lambda self: None)
+
+    class Other(Silent):
+        num_classes = 4
+
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    for kind in (Silent, Fixed, Other):
+        registry.register(kind)
+        path, pair = tmp_path / kind.__name__, {"mean": (0.0, 0.0), "std": (1.0, 1.0)}
+        own = info(model=kind.__name__, arguments={}, module="my.nets", **pair)
+        save_weights(path, kind(), own)
+        assert read_info(path).module == "my.nets"
+    told = load(tmp_path / "Silent")
+    assert (told.num_classes, told.in_channels) == (3, 2)
+    assert load(tmp_path / "Fixed").num_classes is None
+    with pytest.raises(RunFolderError, match="classes must be 4, found 3"):
+        load(tmp_path / "Other")
+
+
+@pytest.mark.parametrize("module", ["os; rm", "a b", "-m", "", "__main__"])
+def test_what_is_no_module_is_not_named_as_one(tmp_path: Path, module: str) -> None:
+    model = create_model("width_nested_resnet10", **ARGUMENTS)
+    save_weights(tmp_path / "w", model, info(model="unknown_one", module=module))
+    with pytest.raises(RunFolderError, match="there is no model named 'unknown_one'") as caught:
+        load(tmp_path / "w")
+    assert f"--import {module} " not in str(caught.value)

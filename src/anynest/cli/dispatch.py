@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "classes of pictures, as good as a deadline allows",
     "profile": "parameters, multiply-adds and latency of each stage",
     "export": "ONNX files of a trained network, one per stage",
+    "push": "share a trained network on the Hugging Face Hub",
     "reproduce": "re-run the paper's tables and figures",
     "report": "results as one HTML page and a Markdown file",
     "models": "the networks and the cost of each stage",

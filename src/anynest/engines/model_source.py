@@ -10,7 +10,7 @@ from torch import nn
 
 from ..nets import AnytimeNetwork
 from ..nets.staged import require_staged
-from ..store import WeightsInfo, load, read_info
+from ..store import WeightsInfo, load, local_source, read_info
 from .onnx.manifest import FILE as MANIFEST
 from .onnx.manifest import read_manifest
 
@@ -75,7 +75,7 @@ def resolve(source: nn.Module | str | Path | Source) -> Source:
         raise TypeError(
             f"a session is opened from a network or a path, found {type(source).__name__}"
         )
-    path = Path(source)
+    path = Path(local_source(source))
     if path.is_dir() and (path / MANIFEST).is_file():
         return Source(export=path, info=read_manifest(path).info)
     return Source(network=load(path), info=read_info(path))

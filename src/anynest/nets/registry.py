@@ -37,8 +37,8 @@ def register(factory: F | None = None, *, costs: Costs | None = None) -> F | Cal
 
     The function takes no arguments and returns an :class:`Architecture`, or returns any
     ``torch.nn.Module`` that satisfies :class:`Staged`. Then its parameters are the options of
-    ``create_model(name, ...)``, passed by keyword. ``num_classes`` and ``in_channels`` are passed
-    where it has such parameters: a training run takes their values from the data.
+    ``create_model(name, ...)``, passed by keyword. A training run takes the values of
+    ``num_classes``, ``in_channels`` and ``image_size`` from the data, where it has such parameters.
 
     Args:
         factory: the function; its docstring describes the network in one line.
@@ -254,12 +254,22 @@ def create_model(
     return _create(name, given, must_take=DATA_OPTIONS)
 
 
-def create_for_data(name: str, *, num_classes: int, in_channels: int, **options: Any) -> Any:
+def create_for_data(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    data_size: int | None = None,
+    **options: Any,
+) -> Any:
     """As :func:`create_model`, but a network may have classes and channels of its own.
 
     A factory without such parameters is not given them. Where the network tells another number
-    (``model.num_classes``, ``model.in_channels``), TypeError.
+    (``model.num_classes``, ``model.in_channels``), TypeError. ``data_size``, pixels a side,
+    is the default of a factory's parameter ``image_size``.
     """
+    if data_size is not None and "image_size" in _parameters(_factory(name))[0]:
+        options = {"image_size": data_size, **options}
     given = {"num_classes": num_classes, "in_channels": in_channels, **options}
     return _create(name, given, must_take=())
 

@@ -39,7 +39,7 @@ def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any
     size = min(way[3] for way in profile.ways)
     figure = new_figure(10.5, 4.6)
     machine = profile.environment.get("accelerator") or profile.environment.get("processor", "")
-    figure.suptitle(f"{profile.model}, images {profile.image_size}x{profile.image_size}, {machine}")
+    figure.suptitle(f"{profile.model}, {profile.on}, {machine}")
     left, right = figure.subplots(1, 2, sharey=True)
     ways = [way for way in profile.ways if way[3] == size]
     for way, color in zip(ways, COLORS * len(ways), strict=False):

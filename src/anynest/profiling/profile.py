@@ -62,6 +62,13 @@ class Profile:
         """S."""
         return len(self.costs)
 
+    @property
+    def on(self) -> str:
+        """What it was measured on, for titles: ``images 32x32``, or each input's name and shape."""
+        if self.inputs is None:
+            return f"images {self.image_size}x{self.image_size}"
+        return ", ".join(f"{name} {list(shape)}" for name, _, shape in self.inputs.rows)
+
     def is_of(self, size: InputSize, channels: int | None) -> bool:
         """Whether it was measured with inputs of this size.
 

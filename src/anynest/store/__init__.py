@@ -2,13 +2,14 @@
 
 from .errors import RunError, RunFolderError
 from .files import write_whole
-from .weights import WeightsInfo, load, read_info, save_weights, weights_file
+from .weights import WeightsInfo, load, local_source, read_info, save_weights, weights_file
 
 __all__ = [
     "RunError",
     "RunFolderError",
     "WeightsInfo",
     "load",
+    "local_source",
     "read_info",
     "save_weights",
     "weights_file",

@@ -6,6 +6,7 @@ registered ones. ``load(path)`` needs only the file, or the folder of a finished
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ..nets.registry import create_model, describe, is_nested, list_models
 from .errors import RunFolderError
 from .files import write_whole
+from .hub import download, is_hub, parse_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,13 +126,27 @@ def _in_order(data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
+def local_source(source: str | Path) -> str | Path:
+    """The source itself, or a local copy of the weights file of ``hf://OWNER/NAME``.
+
+    Raises:
+        RunFolderError: a wrong name of a repository, or huggingface_hub is not installed.
+        RunError: the file cannot be downloaded.
+    """
+    return download(parse_source(source), FILE) if is_hub(source) else source
+
+
 def weights_file(path: str | Path) -> Path:
-    """The weights file of ``path``: itself, or the one in a finished run's folder.
+    """The weights file of ``path``: itself, the one in a finished run's folder, or a local copy.
+
+    Args:
+        path: a file, a run folder, or ``hf://OWNER/NAME`` with or without ``@REVISION``.
 
     Raises:
         RunFolderError: there is none.
+        RunError: it cannot be downloaded.
     """
-    path = Path(path)
+    path = Path(local_source(path))
     if not path.is_dir():
         if not path.exists():
             raise RunFolderError(f"{path} does not exist: give a weights file or a run folder")
@@ -211,8 +227,18 @@ def _list(metadata: dict[str, str], key: str) -> tuple[Any, ...]:
 def load(path: str | Path) -> Any:
     """The trained network in a weights file or a finished run's folder, in eval mode on the CPU.
 
+    Args:
+        path: a file, a run folder, or a repository of the Hugging Face Hub: ``hf://OWNER/NAME``, or
+            ``hf://OWNER/NAME@REVISION`` for a branch, a tag or a commit.
+
+    Returns:
+        What ``create_model`` returns for the name and the arguments in the file. A network that
+        ``anynest.register`` made known must be registered before. Where it has no ``num_classes``
+        or ``in_channels``, it gets those of the data that it was trained on.
+
     Raises:
         RunFolderError: the file is missing, damaged, or no weights file of this package.
+        RunError: it cannot be downloaded.
 
     Example:
         ``model = anynest.load("runs/a")``
@@ -234,7 +260,7 @@ def load(path: str | Path) -> Any:
             model = create_model(info.model, **info.arguments)
         with safe_open(file, framework="pt") as opened:
             model.load_state_dict({name: opened.get_tensor(name) for name in expected})
-        _check_counts(file, info, model)
+        _agree_on_counts(file, info, model)
     except RunFolderError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
@@ -279,14 +305,17 @@ def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
             )
 
 
-def _check_counts(file: Path, info: WeightsInfo, model: nn.Module) -> None:
-    """Check that the metadata has as many channels and classes as the network tells."""
+def _agree_on_counts(file: Path, info: WeightsInfo, model: nn.Module) -> None:
+    """Compare the numbers of channels and classes with the network's, or tell them to it."""
     for what, found, key in (
         ("mean and std", len(info.mean), "in_channels"),
         ("classes", len(info.classes), "num_classes"),
     ):
         wanted = getattr(model, key, None)
-        if isinstance(wanted, int) and found != wanted:
+        if wanted is None:
+            with contextlib.suppress(AttributeError):  # a property
+                setattr(model, key, found)
+        elif isinstance(wanted, int) and found != wanted:
             raise RunFolderError(
                 f"{file} does not fit its own network: {what} must be {wanted}, found {found}; "
                 "write it again"

@@ -181,7 +181,7 @@ def build_network(
 ) -> StagedModule:
     """The network on its device; ConfigError where the method does not fit its stages."""
     if given is None:
-        model = config.model.build(data.num_classes, data.in_channels)
+        model = config.model.build(data.num_classes, data.in_channels, data.image_size)
     else:
         model = require_staged(given, "training", ("num_stages", "forward"))
     if config.greedy:

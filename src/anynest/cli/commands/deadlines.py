@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ...data import AnySplit, Dataset, Loader
-from ...nets import AnytimeNetwork
+from ...engines.model_source import resolve
 from ...predict.deadline_evaluation import (
     DeadlineResult,
     mean_latency,
@@ -28,6 +28,7 @@ from ...store.hardware import describe_environment
 from ...training import ConfigError, DataConfig, Interrupted
 from ...training.evaluation import Evaluation, evaluate
 from ...training.output.reporting import ProgressBar
+from ..backend import find_backend
 from ..console import Console, make_table, print_json
 from ..durations import show_duration
 from .deadlines_picture import draw_deadlines
@@ -38,21 +39,20 @@ LATENCY_IMAGES = 100  # predictions averaged for the latency of the whole networ
 def run(
     arguments: argparse.Namespace,
     info: WeightsInfo,
-    model: AnytimeNetwork,
+    model: Any,
     config: DataConfig,
     data: Dataset,
     device: torch.device,
 ) -> int:
     """Measure, save, draw and print."""
     threads = arguments.threads or 1
-    backend = arguments.backend or ("onnxruntime" if device.type == "cpu" else "torch")
+    backend, place = find_backend(resolve(model), arguments.backend, device)
     whole: AnySplit = getattr(data, arguments.split)
     split = sample(whole, arguments.samples)
     console = Console(stderr=arguments.json)
     stages = evaluate_stages(console, model, config.evaluation_loader(split, data, device))
     one = replace(config, evaluation_batch_size=1)  # decoded before the clock starts
     loader = one.evaluation_loader(split, data, torch.device("cpu"))
-    place = str(device) if backend == "torch" else "cpu"
     with AnytimePredictor(model, backend, threads=threads, device=place, info=info) as predictor:
 
         def predict(x: Tensor, deadline: float | None) -> Prediction:
@@ -92,7 +92,7 @@ def run(
     return 0
 
 
-def evaluate_stages(console: Console, model: AnytimeNetwork, loader: Loader) -> Evaluation:
+def evaluate_stages(console: Console, model: Any, loader: Loader) -> Evaluation:
     """Every stage's error, without deadlines."""
     batches = count()
     with ProgressBar(console, "every stage, without deadlines") as bar:

@@ -5,7 +5,7 @@ import argparse
 from rich.table import Table
 
 from ...data import AnySplit
-from ...store import WeightsInfo, load, read_info
+from ...store import WeightsInfo, load, local_source, read_info
 from ...training.environment import find_device
 from ...training.evaluation import Evaluation, evaluate
 from ...training.output.reporting import percent
@@ -16,6 +16,7 @@ from . import deadlines
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print a table or JSON."""
+    arguments.weights = str(local_source(arguments.weights))
     info = read_info(arguments.weights)
     device = find_device(arguments.device)
     model = load(arguments.weights).to(device)

@@ -15,12 +15,13 @@ from torch import Tensor
 from ...data import DataError
 from ...data.readers.image_reader import ImageFileReader
 from ...engines.model_source import resolve
-from ...engines.open import choose_backend
 from ...predict.policies import Confidence
 from ...predict.prediction import DeadlineError, NetworkError, Prediction
 from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
+from ...store import local_source
 from ...training import ConfigError
+from ..backend import find_backend
 from ..durations import show_duration
 from ..picture_files import find_pictures
 
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, ImageFileReader]]:
     """Open the predictor and the reader of its pictures."""
+    arguments.source = str(local_source(arguments.source))
     source = resolve(arguments.source)
     if source.info is None:
         raise ConfigError(
@@ -58,7 +60,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Im
     profile = None
     if arguments.min_completion_probability is not None:
         profile = Profile.read(arguments.profile or arguments.source)
-    backend, device = choose_backend(source, arguments.backend, arguments.device)
+    backend, device = find_backend(source, arguments.backend, arguments.device)
     with AnytimePredictor(
         arguments.source, backend, profile, arguments.threads, device=device, info=info
     ) as predictor:

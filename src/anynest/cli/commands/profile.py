@@ -4,23 +4,29 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.table import Table
 
+from ...engines.inputs import InputSpec
+from ...engines.model_source import resolve
 from ...engines.onnx.manifest import FILE as MANIFEST
 from ...engines.onnx.manifest import Manifest, read_manifest
 from ...nets import AnytimeNetwork, create_model, list_models
+from ...nets.registry import option_defaults
 from ...profiling import Profile
 from ...profiling.picture import draw_profile
 from ...profiling.profile import FILE, describe_way
 from ...profiling.profiler import profile_network
-from ...store import RunFolderError, load, read_info
+from ...store import RunFolderError, load, local_source, read_info
 from ...training import ConfigError
 from ...training.environment import find_device
 from ...training.errors import near_matches
 from ...training.output.reporting import ProgressBar
 from ...training.output.run_folder import RunFolder
 from ...training.output.summary import read_result
+from ..backend import find_backend
 from ..console import Console, make_table
 from .models import IMAGE_SIZES
 
@@ -32,15 +38,16 @@ def run(arguments: argparse.Namespace) -> int:
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out} must lie in a folder that exists: make {out.parent} first")
     device = find_device(arguments.device)
-    default = "onnxruntime" if found.export or device.type == "cpu" else "torch"
+    for backend in arguments.backend or ():
+        find_backend(resolve(found.network), backend, "auto" if backend == "torch" else "cpu")
     is_quantised = found.export is not None and found.export.quantised is not None
     console = Console(stderr=arguments.json)
     with ProgressBar(console, "profiling") as bar:
         profile = profile_network(
             found.network,
-            image_size=arguments.image_size or found.size,
+            **example_of(found, arguments.image_size),
             export=found.folder if found.export else None,
-            backends=arguments.backend or [default],
+            backends=arguments.backend or (["onnxruntime"] if found.export else None),
             threads=arguments.threads,
             batch_sizes=arguments.batch_sizes,
             device=str(device),
@@ -64,33 +71,66 @@ class Found:
 
     Attributes:
         network: with weights; randomly initialised for an export.
-        size: height and width of its images in pixels.
+        size: height and width of its images in pixels; None where unknown.
         folder: of the run or export, if any.
         export: the manifest of an export.
+        channels: of its images, where the network does not tell.
     """
 
-    network: AnytimeNetwork
-    size: int
+    network: Any
+    size: int | None
     folder: Path | None = None
     export: Manifest | None = None
+    channels: int = 0
+
+
+def example_of(found: Found, size: int | None) -> dict[str, Any]:
+    """What the network is measured on: ``image_size``, or ``example`` if it tells no channels.
+
+    Raises:
+        ConfigError: the size of the images, or the number of their channels, is not known.
+    """
+    size = size or found.size
+    if size is None:
+        raise ConfigError("the size of the network's images is not known: give --image-size")
+    if InputSpec.of(found.network).channels is not None:
+        return {"image_size": size}
+    if not found.channels:
+        raise ConfigError(
+            f"the number of channels of {type(found.network).__name__} is not known: give the "
+            "network in_channels, or profile a run of it"
+        )
+    return {"example": torch.zeros(1, found.channels, size, size)}
 
 
 def find_network(source: str) -> Found:
     """Open a run, weights, an export, or a network by its name."""
-    path = Path(source)
+    path = Path(local_source(source))
     if path.is_dir() and (path / MANIFEST).is_file():
         manifest = read_manifest(path)
         network = create_model(manifest.model, **manifest.arguments).eval()
         return Found(network, manifest.image_size[0], path, manifest)
     if path.exists():
-        return Found(load(path), read_info(path).image_size, path if path.is_dir() else None)
+        info = read_info(path)
+        folder = path if path.is_dir() else None
+        return Found(load(path), info.image_size, folder, channels=len(info.mean))
     if source in list_models():
-        network = create_model(source).eval()
-        return Found(network, IMAGE_SIZES[network.architecture.stem])
+        return find_registered(source)
     raise RunFolderError(
         f"{source} must be a run folder, weights file, exported folder or network's name"
         f"{near_matches(source, list_models())}"
     )
+
+
+def find_registered(name: str) -> Found:
+    """A network with its default options."""
+    try:
+        network = create_model(name).eval()
+    except TypeError as error:  # the function that makes it
+        raise ConfigError(str(error)) from error
+    if isinstance(network, AnytimeNetwork):
+        return Found(network, IMAGE_SIZES[network.architecture.stem])
+    return Found(network, option_defaults(name).get("image_size"))
 
 
 def save(profile: Profile, out: Path | None, folder: Path | None) -> list[Path]:
@@ -140,9 +180,7 @@ def cost_table(profile: Profile) -> Table:
             plain = profile.plain_costs[index]
             counts += [plain.parameters, plain.multiply_adds]
         rows.append([str(cost.stage), *(f"{count / 1e6:.3f}" for count in counts)])
-    size = profile.image_size
-    title = f"{profile.model}, images {size}x{size}: millions"
-    return make_table(title, names, rows, padding=(0, 1, 0, 0))
+    return make_table(f"{profile.model}, {profile.on}: millions", names, rows, padding=(0, 1, 0, 0))
 
 
 def latency_table(profile: Profile, way: tuple[str, str, int, int]) -> Table:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .inputs import Inputs
@@ -56,7 +57,8 @@ def record(body: nn.Module, inputs: Inputs) -> list[Call]:
         module.register_forward_hook(hook(path)) for path, module in body.named_modules() if path
     ]
     try:
-        inputs.call(body, [tensor.clone() for tensor in inputs.example])
+        with torch.no_grad():
+            inputs.call(body, [tensor.clone() for tensor in inputs.example])
     finally:
         for handle in handles:
             handle.remove()
@@ -169,5 +171,6 @@ def is_written(calls: Sequence[Call], point: Point, head: nn.Module) -> bool:
     if any(getattr(module, "inplace", False) for module in head.modules()):
         return True
     trial = activation.clone()
-    head(trial)
+    with torch.no_grad():
+        head(trial)
     return trial._version > 0

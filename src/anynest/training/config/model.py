@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """The arguments of ``create_model``; classes and channels come from the data."""
+    """The arguments of ``create_model``; classes, channels and image size come from the data."""
 
     SECTION = "model"
 
@@ -71,13 +71,19 @@ class ModelConfig(Section):
         with self.explained():
             check_options(self.name, {"num_classes": 2, "in_channels": 1, **self.given()})
 
-    def build(self, num_classes: int, in_channels: int) -> StagedModule:
+    def build(
+        self, num_classes: int, in_channels: int, image_size: int | None = None
+    ) -> StagedModule:
         """A new network, initialised from torch's generator in its present state."""
         from ...nets.registry import create_for_data
 
         with self.explained():
             model: StagedModule = create_for_data(
-                self.name, num_classes=num_classes, in_channels=in_channels, **self.given()
+                self.name,
+                num_classes=num_classes,
+                in_channels=in_channels,
+                data_size=image_size,
+                **self.given(),
             )
         return model
 
