@@ -266,7 +266,7 @@ ORDERS = ["osgd-forward", "osgd-backward"]
 PARTS: dict[str, tuple[str, str, tuple[float, ...], list[str]]] = {
     "sgd": ("tasks", "sgd", SGD_RATES, ["sum", "mean", *ORDERS, "upgrad", "pcgrad"]),
     "adamw": ("tasks", "adamw", ADAM_RATES, ["sum", *ORDERS, "upgrad", "pcgrad"]),
-    "exits": ("exits", "adamw", ADAM_RATES[:3], ["sum", *ORDERS]),
+    "exits": ("exits", "adamw", ADAM_RATES, ["sum", *ORDERS]),
 }
 
 
@@ -373,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning-seeds", type=int, choices=(1, 2), default=2)
     parser.add_argument("--steps", type=int, default=1500, help="of the problem tasks")
-    parser.add_argument("--exit-steps", type=int, default=250, help="of the problem exits")
+    parser.add_argument("--exit-steps", type=int, default=100, help="of the problem exits")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=500, help="of the part cost")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, for a test")

@@ -12,6 +12,7 @@ Optional members, each used where it is there:
   batch; default: for all.
 - ``cost(*example) -> tuple[StageCost, ...]``: parameters and multiply-adds; default: counted.
 - ``input_names: tuple[str, ...]``; default: the parameters of ``forward``.
+- ``example_inputs: tuple[Tensor, ...]``: one batch of inputs in that order, for exports and warm-up.
 - ``num_classes`` (K, where the outputs are logits ``[B, K]``) and ``in_channels`` (where the input
   is images ``[B, C, H, W]``); None or absent: other outputs or inputs.
 """

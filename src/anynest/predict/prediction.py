@@ -113,16 +113,18 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON; ``output`` in place of classes where there are none."""
-        known = self.class_probabilities is not None
-        classes = {
-            "labels": list(self.labels),
-            "names": list(self.names) if self.names else None,
-            "confidence": self.confidence,
-            "probabilities": self.probabilities.tolist(),
-            "logits": self.logits.tolist(),
-        }
+        if self.class_probabilities is None:
+            answer: dict[str, Any] = {"output": self.output.tolist()}
+        else:
+            answer = {
+                "labels": list(self.labels),
+                "names": list(self.names) if self.names else None,
+                "confidence": self.confidence,
+                "probabilities": self.probabilities.tolist(),
+                "logits": self.logits.tolist(),
+            }
         return {
-            **(classes if known else {"output": self.output.tolist()}),
+            **answer,
             "stage": self.stage,
             "stages": list(self.stages),
             "elapsed": self.elapsed,

@@ -44,7 +44,8 @@ def count_costs(network: Network, inputs: Mapping[str, Tensor]) -> tuple[StageCo
     """The same, counted while the stages run on the first sample."""
     session = open_session(network, backend="torch", threads=None)
     assert isinstance(session, ModuleSession | SegmentSession)  # nested networks know their costs
-    evaluation = session.begin({name: value[:1] for name, value in inputs.items()})
+    first = {name: value[:1] for name, value in inputs.items()}
+    evaluation = session.begin(first if len(first) > 1 else next(iter(first.values())))
 
     def visit(reached: Callable[[], None]) -> None:
         for _ in stages(evaluation):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from .heads import Exit, has_class_token, make_head
@@ -65,7 +64,8 @@ def add_exits(
         >>> [list(logits.shape) for logits in model(x)]
         [[2, 3], [2, 3]]
     """
-    body = getattr(body, "_orig_mod", body)
+    compiled = body
+    body = getattr(body, "_orig_mod", body)  # as torch.compile returns it
     if not after:
         raise ValueError("after must name at least one module of the body, found none")
     if HEADS in body._modules or hasattr(body, HEADS):
@@ -73,7 +73,8 @@ def add_exits(
             f"the body must have no attribute {HEADS!r}, the prefix of the heads' names, found "
             f"{type(getattr(body, HEADS)).__name__}; rename it"
         )
-    inputs = Inputs(body, example)
+    with evaluating():
+        inputs = Inputs(body, example)
     exits = {name: spec if isinstance(spec, Exit) else Exit(spec) for name, spec in after.items()}
     with evaluating(body):
         calls = record(body, inputs)
@@ -94,7 +95,7 @@ def add_exits(
     heads.training = body.training
     taps = Taps(points, heads)
     taps.attach(body)
-    network = ExitNetwork(body, taps, inputs, output, num_classes)
+    network = ExitNetwork(body, compiled, taps, inputs, output, num_classes)
     try:
         _check(network, inputs)
     except BaseException:
@@ -111,7 +112,7 @@ def _check(network: ExitNetwork, inputs: Inputs) -> None:
             classes, a cut that mixes rows, or stages that differ from the forward pass.
     """
     rows, classes = len(inputs.example[0]), network.num_classes
-    with torch.no_grad(), evaluating(network, network.body):
+    with evaluating(network, network.body):
         wanted = network(*[tensor.clone() for tensor in inputs.example])
         for stage, output in enumerate(wanted, 1):
             if not output.dim() or output.shape[0] != rows:

@@ -56,7 +56,6 @@ def count_costs(
     """
     counts: list[tuple[int, int]] = []  # up to each stage
     with (
-        torch.no_grad(),
         _without_mkldnn(),  # LSTMs as matrix products
         sdpa_kernel(SDPBackend.MATH),
         _Reads(list(network.parameters())) as reads,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from .functional import functional
 
 _ATTRIBUTES = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
+_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.export._trace")
 # sizes and Python numbers made of a tensor's values
 _VALUES = {"aten.item.default", "aten._local_scalar_dense.default", "aten.nonzero.default"}
 
@@ -37,6 +41,22 @@ class _Whole(nn.Module):
         return tuple(self._run(*inputs))
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own report of a failed export: a warning and graphs on stderr."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def export(
     body: nn.Module,
     exits: nn.Module,
@@ -55,13 +75,14 @@ def export(
     whole = _Whole(body, exits, run)
     whole.train(body.training)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet():
             return torch.export.export(
                 whole, tuple(example), dynamic_shapes=(tuple(shapes),), strict=False
             )
     except Exception as error:  # torch.export raises whatever the traced code raises
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "Constraints violated (batch)" in reason:
+            reason = "forward makes the batch size a constant, as len(x) does and x.shape[0] not"
         raise CannotExport(reason) from error
 
 
@@ -75,8 +96,7 @@ def cutter_of(program: ExportedProgram, tensors: dict[str, Tensor]) -> Cutter:
     Raises:
         CannotExport: the graph changes buffers or inputs, or holds what no segment can.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         program = functional(program)
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 _aten = torch.ops.aten
 # return their input in eval mode, which their schemas do not say
-_PASSING = {_aten.dropout, _aten.feature_dropout, _aten.alpha_dropout, _aten.feature_alpha_dropout}
+_PASSING = {
+    *(_aten.dropout, _aten.feature_dropout, _aten.alpha_dropout, _aten.feature_alpha_dropout),
+    *(_aten.type_as, _aten.broadcast_tensors, _aten.meshgrid, _aten.atleast_1d, _aten.atleast_2d),
+    _aten.atleast_3d,
+}
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
@@ -44,6 +49,8 @@ def _replace(graph: fx.Graph) -> bool:
         earlier = [user for user in base.users if order[user] < order[node]]
         if any(_may_alias(user) or user.op == "output" for user in earlier):
             return False
+        if not _keeps_type(node, base):
+            return False
         plan[node] = twin
     for node, twin in plan.items():
         base = node.args[0]
@@ -71,10 +78,20 @@ def _twin(node: fx.Node) -> Any:
     return getattr(packet, target._overloadname, None)
 
 
+def _keeps_type(node: fx.Node, base: fx.Node) -> bool:
+    """Whether the functional operation gives the type of ``base``, as the in-place one does."""
+    values = [base.meta.get("val"), *(read.meta.get("val") for read in node.all_input_nodes)]
+    types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return len(types) < 2
+
+
 def _may_alias(node: fx.Node) -> bool:
     """Whether a node's result may share memory with what it reads."""
+    if node.target is operator.getitem:  # one of several results
+        source = node.args[0]
+        return not isinstance(source, fx.Node) or _may_alias(source)
     schema = getattr(node.target, "_schema", None)
-    if schema is None:  # getitem of a tuple, sizes
+    if schema is None:  # sizes
         return False
     if getattr(node.target, "overloadpacket", None) in _PASSING:
         return True

@@ -43,6 +43,7 @@ class ExitNetwork(nn.Module):
     def __init__(
         self,
         body: nn.Module,
+        call: nn.Module,
         taps: Taps,
         inputs: Inputs,
         output: Read,
@@ -57,6 +58,7 @@ class ExitNetwork(nn.Module):
         self.exits = taps.heads
         self.training = body.training
         self._plain("_body", body)
+        self._plain("_call", call)  # the body, or what torch.compile made of it
         self._taps = taps
         self._inputs = inputs
         self._output = output
@@ -88,6 +90,11 @@ class ExitNetwork(nn.Module):
     def input_names(self) -> tuple[str, ...]:
         """The inputs in their order."""
         return self._inputs.names
+
+    @property
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The example given to ``add_exits``, in the order of ``input_names``."""
+        return self._inputs.example_like(self.body)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Replace a child or parameter of the body in the body, too."""
@@ -137,7 +144,9 @@ class ExitNetwork(nn.Module):
     def _run(
         self, tensors: Sequence[Tensor], emit: Callable[[int, Tensor], None] | None
     ) -> list[Tensor]:
-        outputs, value = self._taps.run(lambda: self._inputs.call(self.body, tensors), emit)
+        outputs, value = self._taps.run(
+            lambda: self._inputs.call(self.__dict__["_call"], tensors), emit
+        )
         what = "the body's output (output=)"
         outputs.append(tensor_of(value, self._output, what, first=False))
         return outputs

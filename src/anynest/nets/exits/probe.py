@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .inputs import Inputs
@@ -57,8 +56,7 @@ def record(body: nn.Module, inputs: Inputs) -> list[Call]:
         module.register_forward_hook(hook(path)) for path, module in body.named_modules() if path
     ]
     try:
-        with torch.no_grad():
-            inputs.call(body, [tensor.clone() for tensor in inputs.example])
+        inputs.call(body, [tensor.clone() for tensor in inputs.example])
     finally:
         for handle in handles:
             handle.remove()
@@ -171,6 +169,5 @@ def is_written(calls: Sequence[Call], point: Point, head: nn.Module) -> bool:
     if any(getattr(module, "inplace", False) for module in head.modules()):
         return True
     trial = activation.clone()
-    with torch.no_grad():
-        head(trial)
+    head(trial)
     return trial._version > 0

@@ -124,19 +124,18 @@ def _difference(segments: Sequence[nn.Module], run: Run, example: Sequence[Tenso
     Rows are exchanged after each stage, and leave after the first.
     """
     inputs = [_changed(tensor) for tensor in example]
-    with torch.no_grad():
-        wanted = run(*[tensor.clone() for tensor in inputs])
-        for keep in (list(range(len(inputs[0]))), [1], [2, 0, 1]):
-            rows = torch.tensor(keep, device=inputs[0].device)
-            at = torch.arange(len(inputs[0]), device=inputs[0].device)
-            state: tuple[Tensor, ...] = tuple(tensor.clone() for tensor in inputs)
-            for stage, segment in enumerate(segments, 1):
-                output, *rest = segment(*state)
-                if not close(output, wanted[stage - 1].index_select(0, at)):
-                    return f"the exported graph differs from forward at stage {stage}"
-                order = rows if stage == 1 else torch.arange(len(at), device=at.device).flip(0)
-                state = tuple(tensor.index_select(0, order) for tensor in rest)
-                at = at.index_select(0, order)
+    wanted = run(*[tensor.clone() for tensor in inputs])
+    for keep in (list(range(len(inputs[0]))), [1], [2, 0, 1]):
+        rows = torch.tensor(keep, device=inputs[0].device)
+        at = torch.arange(len(inputs[0]), device=inputs[0].device)
+        state: tuple[Tensor, ...] = tuple(tensor.clone() for tensor in inputs)
+        for stage, segment in enumerate(segments, 1):
+            output, *rest = segment(*state)
+            if not close(output, wanted[stage - 1].index_select(0, at)):
+                return f"the exported graph differs from forward at stage {stage}"
+            order = rows if stage == 1 else torch.arange(len(at), device=at.device).flip(0)
+            state = tuple(tensor.index_select(0, order) for tensor in rest)
+            at = at.index_select(0, order)
     return None
 
 

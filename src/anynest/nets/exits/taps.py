@@ -77,9 +77,20 @@ class Tap:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Give the output to this thread's pass, if there is one."""
+        if torch.compiler.is_dynamo_compiling() and self.taps.traced is None:
+            _outside_graphs(self, output)  # the body is compiled, but not the pass
+        else:
+            self.receive(output)
+
+    def receive(self, output: Any) -> None:
+        """Give the output to the pass."""
         run = self.taps.current()
         if run is not None:
             run.called(self.path, output)
+
+
+# Graphs of a compiled body end at each exit, so that its loss reaches no later parameters.
+_outside_graphs = torch.compiler.disable(Tap.receive)  # type: ignore[no-untyped-call]
 
 
 class Taps:
@@ -93,7 +104,7 @@ class Taps:
     def __init__(self, points: Sequence[Point], heads: nn.ModuleDict) -> None:
         self.points = tuple(points)
         self.heads = heads
-        self._traced: Pass | None = None  # torch.compile traces no thread-local values
+        self.traced: Pass | None = None  # torch.compile traces no thread-local values
 
     def attach(self, body: nn.Module) -> None:
         """Register the hooks, one a module."""
@@ -110,7 +121,7 @@ class Taps:
     def current(self) -> Pass | None:
         """The pass of this thread."""
         if torch.compiler.is_dynamo_compiling():
-            return self._traced
+            return self.traced
         passes: list[Pass] = getattr(_running, "passes", [])
         for run in reversed(passes):
             if run.taps is self:
@@ -132,9 +143,9 @@ class Taps:
         """
         run = Pass(self, emit)
         if torch.compiler.is_dynamo_compiling():
-            self._traced = run
+            self.traced = run
             value = body()
-            self._traced = None
+            self.traced = None
         else:
             passes: list[Pass] = _running.__dict__.setdefault("passes", [])
             passes.append(run)
