@@ -216,9 +216,13 @@ def _grouped(state: Sequence[Tensor], counts: Sequence[int]) -> list[StripeState
 
 
 def _initialize(module: nn.Module) -> None:
-    """Truncated normal weights of deviation 0.02, biases 0 (Dosovitskiy et al. 2021, in timm)."""
+    """Truncated normal weights of deviation 1 / sqrt(inputs), biases 0 (LeCun et al. 1998).
+
+    By fan-in, so that the columns for earlier stages have the deviation of the stage's own. With
+    the deviation of 0.02 that is usual for wide transformers, the narrow first stages learn slowly.
+    """
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(module.bias)
     elif isinstance(module, Stripe):
         nn.init.trunc_normal_(module.class_token, std=0.02)
