@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, version 2: tensors, requests and responses as bytes."""
