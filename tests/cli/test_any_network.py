@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import anynest
 from anynest.cli import main
 from anynest.nets import registry
 
@@ -169,3 +172,31 @@ def test_accuracy_under_deadlines(command: Command, capsys: pytest.CaptureFixtur
     found = json.loads(capsys.readouterr().out)
     assert found["stage_accuracy"][1] == found["deadlines"][0]["accuracy"]
     assert [row["stages"] for row in found["deadlines"]] == [[0, 20], [0, 20]]
+
+
+def test_the_page_on_your_own_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/networks.md: the module, the commands and the prediction, in the page's order."""
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    section = page.split("## Your own network, from training to deadline")[1].split("\n## ")[0]
+    module, use = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "mynet.py").write_text(module)
+    start_anew(monkeypatch, tmp_path)
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    known = dict(registry._FACTORIES)
+    commands = re.findall(r"^    anynest (.*)$", section, re.MULTILINE)
+    assert [line.split()[0] for line in commands] == ["train", "evaluate", "evaluate", "profile"]
+    short = {"train": "--epochs 1 --limit 200 --quiet", "profile": "--rounds 1"}
+    for line in commands:
+        more = "--samples 5" if "--deadlines" in line else short.get(line.split()[0], "")
+        monkeypatch.setattr(registry, "_FACTORIES", dict(known))
+        monkeypatch.delitem(sys.modules, "mynet", raising=False)
+        assert main([*line.split(), *more.split()]) == 0
+    capsys.readouterr()
+    names: dict[str, object] = {"anynest": anynest, "torch": torch}
+    exec(compile(use, "docs/networks.md", "exec"), names)
+    stage, label = capsys.readouterr().out.split()
+    assert stage in ("1", "2")
+    assert 0 <= int(label) <= 9
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)

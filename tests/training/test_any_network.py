@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest import load, register
+from anynest import AnytimePredictor, add_exits, load, register
 from anynest.nets import registry
 from anynest.store import RunFolderError, read_info
 from anynest.training import (
@@ -64,6 +64,26 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     def small_cnn(num_classes: int = 10, in_channels: int = 3, width: int = 4) -> SmallCNN:
         """Two exits."""
         return SmallCNN(num_classes, in_channels, width)
+
+    @register
+    def exits_of_a_body(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+        """A network that knows nothing of exits, with one."""
+        body = nn.Sequential(
+            *(nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(True), nn.Dropout(0.1)),
+            *(nn.Flatten(), nn.Linear(8 * 36, num_classes)),
+        )
+        example = torch.zeros(2, in_channels, 8, 8)
+        return add_exits(body, example, num_classes, after={"2": "auto"})
+
+
+NETWORKS = [
+    MODEL,
+    {"name": "exits_of_a_body", "growth": None, "base_width": None},
+    {
+        **{"name": "width_nested_vit_tiny", "growth": [[1, 1], [2, 1]], "base_width": 8},
+        "options": {"layers": 1, "head_size": 8, "patch_size": 2},
+    },
+]
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -119,8 +139,12 @@ def test_the_combined_gradient_is_osgds(tiny: Tiny) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, tiny: Tiny) -> None:
-    config = tiny(model=MODEL, method={"name": "osgd"})
+@pytest.mark.slow
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda model: model["name"])
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    tmp_path: Path, tiny: Tiny, model: dict[str, Any]
+) -> None:
+    config = tiny(model=model, method={"name": "osgd"})
     whole = train(config, tmp_path / "whole")
 
     class Impatient(NullReporter):
@@ -137,6 +161,16 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, tiny: Ti
     assert result.test_error == whole.test_error
     weights = [load(tmp_path / name).state_dict() for name in ("whole", "parts")]
     assert same(*weights)
+    x = torch.randn(5, 1, 8, 8)
+    outputs = load(tmp_path / "whole")(x)
+    with AnytimePredictor(tmp_path / "parts") as predictor:
+        assert predictor.num_stages == len(outputs) == 2
+        found = predictor.predict(x, deadline=60)
+        assert found.stage == 2
+        torch.testing.assert_close(found.logits, outputs[-1])
+        stages = [row.logits for row in predictor.stream(x)]
+        for one, wanted in zip(stages, outputs, strict=True):
+            torch.testing.assert_close(one, wanted)
 
 
 def test_a_frozen_body_stays_as_it_is(tmp_path: Path, tiny: Tiny) -> None:
