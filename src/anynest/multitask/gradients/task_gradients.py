@@ -24,6 +24,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from .diagonal import Diagonal, Metric, joined
+
 Grads = Sequence[Tensor | None]
 
 # Entries at a time, of all rows together on a CPU, where they stay in cache (in float64 a quarter
@@ -103,22 +105,24 @@ def with_layout_of(grad: Tensor, like: Tensor) -> Tensor:
     return torch.empty_strided(grad.shape, wanted, dtype=grad.dtype, device=grad.device).copy_(grad)
 
 
-def fast_dots(rows: Sequence[Tensor]) -> list[list[float]]:
-    """[k, k], j <= i: dot products of float32 vectors, of each chunk in float32, then in float64.
-
-    A diagonal metric D would enter here: one row of each pair times D.
-    """
+def fast_dots(rows: Sequence[Tensor], metric: Diagonal | None = None) -> list[list[float]]:
+    """[k, k], j <= i: dot products of float32 vectors, of each chunk in float32, then in float64."""
     k, size = len(rows), rows[0].numel()
+    step = LONGEST_DOT // 4 if k >= MANY_ROWS else min(LONGEST_DOT, CHUNK_CPU // k)
+    chunks: Iterator[Sequence[Tensor]] = _split(rows, step)
+    if metric is not None:
+        scaled = torch.empty((k, min(size, step)))
+        chunks = (chunk.unbind() for chunk in _scaled(rows, metric, scaled))
     if k >= MANY_ROWS:
         gram = torch.zeros((k, k), dtype=torch.float64)
-        room = torch.empty((k, min(size, LONGEST_DOT // 4)))
-        for parts in _split(rows, LONGEST_DOT // 4):
+        room = torch.empty((k, min(size, step)))
+        for parts in chunks:
             chunk = torch.stack(list(parts), out=room[:, : len(parts[0])])
             gram += chunk @ chunk.T
         found: list[list[float]] = gram.tolist()
         return found
     dots = [[0.0] * k for _ in rows]
-    for parts in _split(rows, min(LONGEST_DOT, CHUNK_CPU // k)):
+    for parts in chunks:
         for i in range(k):
             for j in range(i + 1):
                 dots[i][j] += torch.dot(parts[i], parts[j]).item()
@@ -143,6 +147,18 @@ def _split(rows: Sequence[Tensor], step: int) -> Iterator[Sequence[Tensor]]:
     return zip(*(torch.split(row, step) for row in rows), strict=True)
 
 
+def _scaled(rows: Sequence[Tensor], metric: Diagonal, room: Tensor) -> Iterator[Tensor]:
+    """[k, n] in ``room``: chunks of rows times the root of D, each overwritten by the next."""
+    size, step = rows[0].numel(), room.shape[1]
+    for start in range(0, size, step or 1):
+        where = slice(start, min(start + step, size))
+        chunk = room[:, : where.stop - start]
+        root = metric.root(where, room.dtype)
+        for out, row in zip(chunk, rows, strict=True):
+            torch.mul(row[where], root, out=out)
+        yield chunk
+
+
 def _apart(views: list[Tensor], like: Sequence[Tensor | None]) -> list[Tensor]:
     """Each view as a tensor of its own, with the layout of its parameter."""
     copies = torch._foreach_mul(views, 1.0)
@@ -157,11 +173,13 @@ class Segment:
     """Entries of a block: those of one large tensor, or of its small ones together.
 
     ``rows[a]`` is the a-th task's gradient: a dense tensor, or [P] of concatenated ones.
+    ``metric`` is that of dot products, over the entries in the order of ``flat``.
     """
 
     members: tuple[int, ...]
     rows: list[Tensor]
     concatenated: bool
+    metric: Diagonal | None = None
 
     @property
     def size(self) -> int:
@@ -216,16 +234,27 @@ class Block:
         """Whether float32 dot products and sums are to be had."""
         return self.dtype == torch.float32 and self.device.type == "cpu"
 
-    def _chunks(self, rows: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-        """``(where, [k, n] in float64)``; each chunk is overwritten by the next."""
-        k, size, device = len(rows), rows[0].numel(), self.device
+    def _room(self, size: int) -> Tensor:
+        """[k, n] float64 room for a chunk of gradients of ``size`` entries."""
+        k, device = len(self.tasks), self.device
         step = min(size, CHUNK_CPU // (4 * k) if device.type == "cpu" else CHUNK_GPU)
-        room = torch.empty((k, step), dtype=wide_dtype(device), device=device)
+        return torch.empty((k, step), dtype=wide_dtype(device), device=device)
+
+    def _chunks(self, segment: Segment) -> Iterator[tuple[slice, Tensor]]:
+        """``(where, [k, n] in float64)``; each chunk is overwritten by the next."""
+        rows, size, room = segment.flat(), segment.size, self._room(segment.size)
+        step = room.shape[1]
         for start in range(0, size, step or 1):
             where = slice(start, min(start + step, size))
             chunk = room[:, : where.stop - start]
             torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in rows])
             yield where, chunk
+
+    def _chunks_of_dots(self, segment: Segment) -> Iterator[Tensor]:
+        """[k, n] chunks whose dot products are those of the segment's metric."""
+        if segment.metric is None:
+            return (chunk for _, chunk in self._chunks(segment))
+        return _scaled(segment.flat(), segment.metric, self._room(segment.size))
 
     @cached_property
     def gram(self) -> Tensor:
@@ -237,7 +266,7 @@ class Block:
         size = len(self.tasks) if mixing_rk is None else mixing_rk.shape[0]
         gram = torch.zeros((size, size), dtype=wide_dtype(self.device), device=self.device)
         for segment in self.segments:
-            for _, chunk in self._chunks(segment.flat()):
+            for chunk in self._chunks_of_dots(segment):
                 mixed = chunk if mixing_rk is None else mixing_rk @ chunk
                 gram.addmm_(mixed, mixed.T)
         return gram
@@ -262,11 +291,11 @@ class Block:
             row = segment.rows[last]
             reuse = in_place and (segment.concatenated or owns_its_memory(row))
             out = row if reuse else torch.empty_like(row)
-            rows, flat = segment.flat(), out if segment.concatenated else flattened(out)
+            flat = out if segment.concatenated else flattened(out)
             if isinstance(weights_k, list):
-                fast_sum(rows, weights_k, last, flat)
+                fast_sum(segment.flat(), weights_k, last, flat)
             else:
-                for where, chunk in self._chunks(rows):
+                for where, chunk in self._chunks(segment):
                     # a single row is multiplied, not added to zero: 1.0 * g keeps the bits of g
                     one = len(chunk) == 1
                     flat[where].copy_(chunk[0].mul_(weights_k[0]) if one else weights_k @ chunk)
@@ -299,6 +328,7 @@ class TaskGradients:
         grads: Sequence[Grads],
         like: Sequence[Tensor] | None = None,
         tensorwise: bool = False,
+        metric: Metric | None = None,
     ) -> "TaskGradients":
         """Collect ``grads[i][p]``, the gradient of task i in tensor p (None: not touched).
 
@@ -307,6 +337,7 @@ class TaskGradients:
             like: tensors whose memory layout the results have, such as the parameters; None for
                 the layout of the first gradient found.
             tensorwise: give each tensor a block of its own.
+            metric: that of dot products, by tensor; ignored if it lacks a tensor that is touched.
 
         Raises:
             ValueError: if there is no task or the tasks differ in the number of tensors.
@@ -332,8 +363,12 @@ class TaskGradients:
             likes[p] = first if like is None else like[p]
             key = (tasks, first.device, first.dtype, p if tensorwise else None)
             groups.setdefault(key, (tasks, []))[1].append(p)
+        if metric is not None and any(
+            d is None and tensor is not None for d, tensor in zip(metric, likes, strict=True)
+        ):
+            metric = None
         blocks = tuple(
-            Block(tasks, tuple(_segments([grads[i] for i in tasks], likes, members)))
+            Block(tasks, tuple(_segments([grads[i] for i in tasks], likes, members, metric)))
             for tasks, members in groups.values()
         )
         return cls(len(grads), blocks, tuple(likes), tuple((i,) for i in range(len(grads))))
@@ -406,7 +441,7 @@ class TaskGradients:
         total = [[0.0] * self.num_tasks for _ in range(self.num_tasks)]
         for block in self.blocks:
             parts = (
-                [fast_dots(segment.flat()) for segment in block.segments]
+                [fast_dots(segment.flat(), segment.metric) for segment in block.segments]
                 if block.may_be_fast
                 else [block.gram.tolist()]
             )
@@ -472,7 +507,10 @@ class TaskGradients:
 
 
 def _segments(
-    grads: Sequence[Grads], like: Sequence[Tensor | None], members: Sequence[int]
+    grads: Sequence[Grads],
+    like: Sequence[Tensor | None],
+    members: Sequence[int],
+    metric: Metric | None,
 ) -> Iterator[Segment]:
     """A segment for each large tensor, and one for all small ones together."""
 
@@ -489,7 +527,16 @@ def _segments(
             small.append(p)
         else:
             # detached, so that a view of memory of its own is no view any more
-            yield Segment((p,), [with_layout_of(g, tensor).detach() for g in column(p)], False)
+            rows = [with_layout_of(g, tensor).detach() for g in column(p)]
+            yield Segment((p,), rows, False, _metric_like(metric, p, tensor))
     if small:
         flat = _flatten([grad for row in grads for p in small if (grad := row[p]) is not None])
-        yield Segment(tuple(small), list(flat.view(len(grads), -1).unbind()), True)
+        found = [d.map(torch.flatten) for p in small if metric and (d := metric[p]) is not None]
+        together = joined(found) if found else None
+        yield Segment(tuple(small), list(flat.view(len(grads), -1).unbind()), True, together)
+
+
+def _metric_like(metric: Metric | None, p: int, like: Tensor) -> Diagonal | None:
+    """Tensor p's metric in the order of ``flattened`` gradients."""
+    diagonal = None if metric is None else metric[p]
+    return diagonal and diagonal.map(lambda tensor: flattened(with_layout_of(tensor, like)))
