@@ -141,3 +141,57 @@ def test_resnet18(torchvision: Any) -> None:
     model = anynest.add_exits(body, torch.randn(2, 3, 64, 64), 10, after)
     assert model.exit_names == ("layer1", "layer2.0.conv1", "layer3")
     check(model, lambda batch: [torch.randn(batch, 3, 64, 64)])
+
+
+class InPlace(nn.Module):
+    """In-place operations on what is carried, read by exits, viewed, or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.tap = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.layers[0](x)
+        b = self.layers[1](a)
+        half = a[:, :3]  # a view, which the next line changes
+        a.mul_(2)
+        b = b.relu_()
+        b += a
+        c = self.tap(self.layers[2](b))
+        left, right = c.chunk(2, dim=1)  # so do views of one result of several
+        left.add_(1)
+        c = torch.sigmoid_(c)
+        return torch.cat([self.layers[3](c)[:, :2] + half[:, :2] + right[:, :2], b[:, :1]], 1)
+
+
+@pytest.mark.parametrize("names", [["layers.0"], ["layers.1"], ["tap"], ["layers.0", "layers.2"]])
+def test_in_place_operations(names: list[str]) -> None:
+    model = anynest.add_exits(
+        InPlace(), torch.randn(2, 6), 3, {name: nn.Flatten() for name in names}
+    )
+    assert not isinstance(model._program, str)
+    check(model, lambda batch: [torch.randn(batch, 6)])
+
+
+class Chain(nn.Module):
+    """Convolutions with ReLUs in place, of which one ends at a cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.relu(layer(x))
+        return x
+
+
+def test_in_place_operations_stay_where_nothing_else_reads() -> None:
+    """As in the body: no memory of their own; functional where the operand is carried."""
+    model = anynest.add_exits(Chain(), torch.randn(2, 6), 6, {"layers.1": "auto"}).eval()
+    targets = [[str(node.target) for node in s.graph.nodes] for s in model.segments()]
+    assert ["aten.relu_.default" in names for names in targets] == [True, True]
+    assert ["aten.relu.default" in names for names in targets] == [False, True]
+    check(model, lambda batch: [torch.randn(batch, 6)])

@@ -170,6 +170,15 @@ class Cutter:
                     return tensor, dimension
         return None
 
+    def _may_overwrite(self, node: fx.Node) -> bool:
+        """Whether an operation was in place, and nothing else reads what it overwrites."""
+        base = node.args[0] if "in place" in node.meta else None
+        return (
+            isinstance(base, fx.Node)
+            and list(base.users) == [node]
+            and self.part.get(base) == self.part.get(node)
+        )
+
     def segments(self) -> list[fx.GraphModule]:
         """The segments.
 
@@ -217,7 +226,10 @@ class Cutter:
                     return size
             for read in node.all_input_nodes:
                 place(read)
-            return graph.node_copy(node, lambda read: placed[read])
+            copy = graph.node_copy(node, lambda read: placed[read])
+            if self._may_overwrite(node):
+                copy.target = node.meta["in place"]
+            return copy
 
         for node in self.nodes:
             if self.part.get(node) == number and node in self.varies:

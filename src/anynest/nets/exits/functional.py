@@ -22,8 +22,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without in-place operations.
 
     An in-place operation on a result that nothing aliases is replaced by its functional twin, and
-    later readers read that. Where there are others, torch's own functionalization does it, which
-    takes as long again as the export.
+    later readers read that; ``meta["in place"]`` keeps the operation. Where there are others,
+    torch's own functionalization does it, which takes as long again as the export.
     """
     if not _replace(program.graph):
         program = program.run_decompositions({})
@@ -56,6 +56,7 @@ def _replace(graph: fx.Graph) -> bool:
         base = node.args[0]
         assert isinstance(base, fx.Node)
         later = [user for user in base.users if order[user] > order[node]]
+        node.meta["in place"] = node.target
         node.target = twin
         for user in later:
             user.replace_input_with(base, node)
