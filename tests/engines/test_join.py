@@ -23,9 +23,13 @@ from .backbones import Tagger, mlp
 NETWORKS = ("width_nested_resnet10", "cascade_resnet10", "ensemble_resnet10")
 
 
-def nested(name: str = NETWORKS[0]) -> Any:
+def nested(name: str = NETWORKS[0], **options: Any) -> Any:
     torch.manual_seed(0)
-    return create_model(name).eval()
+    return create_model(name, **options).eval()
+
+
+def averages() -> Any:
+    return nested(NETWORKS[2], average=True)
 
 
 def images(batch: int) -> Tensor:
@@ -46,13 +50,13 @@ def tokens(batch: int) -> dict[str, Tensor]:
 
 OPEN: dict[str, tuple[Any, Any]] = {
     "torch": (lambda: TorchSession(FoldedNetwork.of(nested())), images),
-    "torch average": (lambda: TorchSession(FoldedNetwork.of(nested(NETWORKS[2]))), images),
+    "torch average": (lambda: TorchSession(FoldedNetwork.of(averages())), images),
     "modules": (lambda: ModuleSession(nested()), images),
     "tagger": (lambda: ModuleSession(Tagger()), tokens),
     "segments": (lambda: SegmentSession(mlp()), vectors),
     "blocked": (lambda: OnnxSession.open(nested()), images),
     "standard": (lambda: OnnxSession.open(nested(), layout="standard"), images),
-    "blocked average": (lambda: OnnxSession.open(nested(NETWORKS[2])), images),
+    "blocked average": (lambda: OnnxSession.open(averages()), images),
 }
 
 

@@ -273,9 +273,11 @@ def test_parts_without_samples_end() -> None:
     joined.cancel()
     with pytest.raises(RuntimeError, match="cancelled"):
         joined.step()
+    (kept, _), *_ = joined.parts  # a reference to the generator does not keep it running
     joined.close()
     joined.close()
     assert closed == [2, 3, 1]
+    assert next(kept, None) is None
 
 
 def test_a_paused_pass_ends_with_its_evaluation() -> None:
