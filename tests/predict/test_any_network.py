@@ -266,13 +266,25 @@ def test_integers_in_and_out() -> None:
 
 
 def test_the_callers_tensors_are_copied() -> None:
-    """A stream goes on with what it was given, whatever the caller writes afterwards."""
-    x = vectors(2)
-    wanted = outputs(Rows(), x)
-    with AnytimePredictor(Rows(), backend="torch") as predictor:
-        stream = predictor.stream(x)
-        x.zero_()
-        torch.testing.assert_close([found.output for found in stream], wanted)
+    """When it is called, though its turn comes later."""
+    busy, free = threading.Event(), threading.Event()
+
+    class Busy(Integers):
+        def stages(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+            busy.set()
+            assert free.wait(20)
+            yield from super().stages(x)
+
+    x = torch.tensor([[1, 2, 3]])
+    wanted = outputs(Integers(), x)
+    with AnytimePredictor(Busy()) as predictor:
+        first = predictor.stream(torch.zeros(1, 3).long())
+        assert busy.wait(20)
+        waiting = predictor.stream(x)
+        x.fill_(8)
+        free.set()
+        assert all(torch.equal(f.output, w) for f, w in zip(waiting, wanted, strict=True))
+        first.close()
 
 
 def test_policies_and_samples_that_leave() -> None:
