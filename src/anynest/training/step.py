@@ -219,14 +219,17 @@ def compile_network(network: StagedModule, one_pass: bool) -> str:
     if one_pass:
         compile_for_tasks(network)
         return "compiled: the network as a whole"
-    if not isinstance(network, AnytimeNetwork):
+    called_nodes = getattr(network, "called_nodes", None)
+    if called_nodes is None:
         compile_for_tasks(network)
         return (
             "compiled: the network as a whole, through which the backward pass of each loss runs, "
             f"as {type(network).__name__} has no called_nodes()"
         )
-    blocks = network.called_nodes()
+    blocks = called_nodes()
     compile_for_tasks(network, blocks)
+    if not isinstance(network, AnytimeNetwork):
+        return f"compiled: each of {len(blocks)} modules by itself"
     nodes = sum(len(layer.nodes) for layer in network.plan.layers)
     if len(blocks) == nodes:
         return f"compiled: each of {nodes} nodes by itself"

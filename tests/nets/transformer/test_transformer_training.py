@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer.plans import PLANS, images, network
 
 from anynest import create_model, make_combiner
-from anynest.multitask import task_gradients
+from anynest.multitask import compile_for_tasks, task_gradients
 from anynest.nets.transformer.plan import TransformerPlan
+from anynest.training.step import compile_network
 
 every = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
@@ -64,3 +65,28 @@ def test_every_stage_learns(method: str) -> None:
         optimizer.step()
         history.append([loss.item() for loss in losses])
     assert all(last < 0.5 * first for first, last in zip(history[0], history[-1], strict=True))
+
+
+# torch looks at .grad of what it traces, and warns of it where that is no leaf
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_stages_leave_each_loss_its_own_part() -> None:
+    plan = PLANS["halves"]
+    model, x = network(plan), images(plan)
+    parameters = list(model.parameters())
+
+    def gradients() -> list[tuple[Tensor | None, ...]]:
+        losses = [logits.square().sum() for logits in model(x)]
+        return [
+            torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            for loss in losses
+        ]
+
+    wanted = gradients()
+    compile_for_tasks(model, model.called_nodes(), backend="aot_eager")
+    for mine, theirs in zip(gradients(), wanted, strict=True):
+        for grad, expected in zip(mine, theirs, strict=True):
+            assert (grad is None) == (expected is None)
+            if grad is not None:
+                torch.testing.assert_close(grad, expected)
+    assert compile_network(model, one_pass=False) == "compiled: each of 2 modules by itself"
