@@ -122,13 +122,15 @@ def open_source(
     return opened
 
 
-def _cost_of(found: Source) -> Cost:
+def _cost_of(found: Source) -> Cost | None:
     """The costs of a network, or of the architecture in the manifest of an exported folder."""
     network = found.network
     if network is not None:
         return lambda inputs: stage_costs(network, inputs)
     assert found.export is not None
-    fields: dict[str, Any] = read_manifest(found.export).architecture
+    fields: dict[str, Any] | None = read_manifest(found.export).architecture
+    if fields is None:
+        return None
     tuples: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
     }

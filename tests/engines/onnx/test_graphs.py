@@ -18,6 +18,7 @@ from anynest.engines.folding import FoldedNetwork
 from anynest.engines.onnx.export.verify import run_stages
 from anynest.engines.onnx.graphs.single_file import join, split
 from anynest.engines.onnx.graphs.standard import build_standard, standard_models
+from anynest.engines.onnx.manifest import image_input
 from anynest.engines.onnx.nchwc.block_size import block_size
 from anynest.engines.onnx.nchwc.channel_alignment import align_channels
 from anynest.engines.onnx.nchwc.packing_choice import choose_packing
@@ -174,7 +175,7 @@ def test_aligned_nodes_replace_earlier_ones(case: Case) -> None:
     graphs = build_standard(aligned)
     models, _ = standard_models(aligned, graphs, (case.image_size,) * 2)
     names = [graph.names for graph in graphs]
-    answers = run_stages(models, names, case.network())
+    answers = run_stages(models, names, [image_input(case.network().in_channels)])
     images = case.images()
     for ours, theirs in zip(answers(images.float().numpy()), expected(case, images), strict=True):
         close(torch.from_numpy(ours), theirs)

@@ -22,6 +22,7 @@ from anynest.engines.onnx.manifest import read_manifest
 from anynest.engines.open import open_session
 from anynest.engines.session import stages
 from anynest.nets import AnytimeNetwork, create_model
+from anynest.nets.nested.plan import IMAGE
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_later_stages_are_calibrated_on_quantised_state(
 
     monkeypatch.setattr(quantize, "_run", spy)
     images = np.random.default_rng(0).standard_normal((40, 1, 8, 8), dtype=np.float32)
-    quantize.quantize(models, [graph.names for graph in graphs], images)
+    quantize.quantize(models, [graph.names for graph in graphs], {IMAGE: images})
     assert [("QuantizeLinear" in kinds) for kinds in handed] == [True]
     assert [model.SerializeToString() for model in models] == before
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from anynest.engines.folding import FoldedNetwork
 from anynest.engines.onnx import executor_cache
 from anynest.engines.onnx import session as onnx_session
-from anynest.engines.onnx.executor import Buffers
+from anynest.engines.onnx.executor import Buffers, Layout
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.nchwc.block_size import block_size
 from anynest.engines.onnx.session import POOLED_COUNT, OnnxSession
@@ -179,7 +179,7 @@ def test_large_buffers_are_released(session: OnnxSession, monkeypatch: pytest.Mo
     monkeypatch.setattr(onnx_session, "POOLED_BYTES", size)
     for evaluation in running:
         evaluation.close()
-    assert [buffers.shape[0] for buffers in session._free] == [2]
+    assert [buffers.batch for buffers in session._free] == [2]
     monkeypatch.setattr(onnx_session, "POOLED_BYTES", size - 1)
     session.begin(images(2)).close()
     assert not session._free
@@ -302,7 +302,7 @@ def test_sources(network: AnytimeNetwork, tmp_path: Path) -> None:
     x = images(2)
     for (_, ours), theirs in zip(stages(session.begin(x)), expected(network, x), strict=True):
         close(ours, theirs)
-    with pytest.raises(ValueError, match="of 8x8 pixels, as the export was made for, found 9x9"):
+    with pytest.raises(ValueError, match="of 8x8 pixels, as the graphs were made for, found 9x9"):
         session.begin(images(1, 9))
     with pytest.raises(ValueError, match="use backend='onnxruntime'"):
         open_session(tmp_path / "out", backend="torch")
@@ -348,10 +348,11 @@ def test_joined_values_are_adjacent_or_copied(batch: int) -> None:
         sessions=[SimpleNamespace(io_binding=lambda: nothing)],
         stages=[SimpleNamespace(inputs=(), reads=(), gives=(), logits="a")],
         joins=[joins],
-        masks=lambda b, h, w: {},
-        sizes=lambda h, w: {name: (n, 2, 2) for name, n in sizes.items()},
+        num_classes=None,
+        masks=lambda batch, shapes: {},
+        layouts=lambda shapes: {n: Layout((size, 2, 2), np.float32) for n, size in sizes.items()},
     )
-    buffers = Buffers(executor, batch, 2, 2)  # type: ignore[arg-type]
+    buffers = Buffers(executor, batch, ((3, 2, 2),))  # type: ignore[arg-type]
     for name in "abc":
         buffers.arrays[name][...] = np.random.default_rng(ord(name)).random(
             buffers.arrays[name].shape

@@ -108,6 +108,8 @@ def find_network(source: str) -> Found:
     path = Path(local_source(source))
     if path.is_dir() and (path / MANIFEST).is_file():
         manifest = read_manifest(path)
+        if manifest.image_size is None:
+            raise RunFolderError(f"{path} must be an export of a network of images, to profile it")
         network = create_model(manifest.model, **manifest.arguments).eval()
         return Found(network, manifest.image_size[0], path, manifest)
     if path.exists():

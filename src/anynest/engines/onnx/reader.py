@@ -28,7 +28,7 @@ class Export:
     Attributes:
         manifest: its manifest.
         graphs: one per stage.
-        network: the weights in them; None for quantised graphs.
+        network: the weights of a nested network in float32; None for others and quantised graphs.
     """
 
     manifest: Manifest
@@ -51,7 +51,8 @@ def read_export(folder: str | Path) -> Export:
             models = split(models[0])
             contents = [model.SerializeToString() for model in models]
         _check_values(manifest, models)
-        network = None if manifest.quantised else _network(manifest, models)
+        is_folded = manifest.architecture is not None and not manifest.quantised
+        network = _network(manifest, models) if is_folded else None
     except RunFolderError:
         raise
     except Exception as error:  # onnx raises errors of many types on hostile bytes
@@ -59,7 +60,7 @@ def read_export(folder: str | Path) -> Export:
         reason = f"it lacks {error}" if lacking else " ".join(str(error).split())[:300]
         raise RunFolderError(f"{folder} is not a valid export: {reason}; export again") from error
     graphs = SerializedGraphs(
-        tuple(contents), manifest.stages, manifest.in_channels, manifest.num_classes
+        tuple(contents), manifest.stages, manifest.inputs, manifest.num_classes
     )
     return Export(manifest, graphs, network)
 
@@ -108,7 +109,7 @@ def _check_values(manifest: Manifest, models: list[Any]) -> None:
     """Inputs and outputs match the manifest, and each stage reads values of earlier ones."""
     if len(models) != manifest.num_stages:
         raise ValueError(f"there must be {manifest.num_stages} stages, found {len(models)}")
-    known = {"image"}
+    known = {entry.name for entry in manifest.inputs}
     for number, (stage, model) in enumerate(zip(manifest.stages, models, strict=True), 1):
         taken = {value.name for value in model.graph.input}
         results = {value.name for value in model.graph.output}
@@ -118,6 +119,8 @@ def _check_values(manifest: Manifest, models: list[Any]) -> None:
             raise ValueError(
                 f"stage {number} reads {min(taken - known)!r}, which no earlier stage computes"
             )
+        if results & known or len(results) < 1 + len(stage.gives):
+            raise ValueError(f"stage {number} computes a value that there is already")
         known |= results
 
 
@@ -129,7 +132,7 @@ def _network(manifest: Manifest, models: list[Any]) -> FoldedNetwork:
         t.name: numpy_helper.to_array(t) for model in models for t in model.graph.initializer
     }
     allowed = {field.name for field in fields(Architecture)}
-    found = manifest.architecture
+    found = manifest.architecture or {}
     if not set(found) <= allowed:
         raise ValueError(f"architecture has no field {min(set(found) - allowed)!r}")
     _bound(found, len(weights))

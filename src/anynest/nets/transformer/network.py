@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..nested.architecture import check_stage
@@ -57,6 +58,13 @@ class NestedTransformer(nn.Module):
     @property
     def in_channels(self) -> int:
         return self.plan.in_channels
+
+    @property
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Images of the plan's size."""
+        side = self.plan.image_size
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(2, self.in_channels, side, side, generator=generator),)
 
     def subnetwork(self, stage: int) -> NestedTransformer:
         """Stage ``stage`` alone (N3): a network with one output that shares this one's parameters.

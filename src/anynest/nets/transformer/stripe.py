@@ -127,7 +127,7 @@ class Stripe(nn.Module):
             positions = self._interpolated((patches.shape[2], patches.shape[3]))
         tokens = patches.flatten(2).transpose(1, 2) + positions[:, 1:]
         first = self.class_token + positions[:, :1]
-        return torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def _interpolated(self, grid: tuple[int, int]) -> Tensor:
         """The positional embeddings of a grid of (height, width) patches."""

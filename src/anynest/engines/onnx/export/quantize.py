@@ -5,14 +5,14 @@ activations have one scale per tensor, from their range on the calibration image
 2018; ONNX Runtime's QDQ format). Stage s is calibrated on the state that the quantised stages
 before it compute. State passes between stages in float32.
 
-Legend: N images, C channels, H height, W width.
+Legend: N samples, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ....nets.nested.plan import IMAGE
 from ...folding import Array
 from ...session import Session, stages
 from ..manifest import StageNames
@@ -29,13 +28,16 @@ from ..manifest import StageNames
 BATCH = 32  # images at once; ranges do not depend on it
 
 
-def quantize(models: Sequence[Any], names: Sequence[StageNames], images: Array) -> list[Any]:
+def quantize(
+    models: Sequence[Any], names: Sequence[StageNames], inputs: Mapping[str, Array]
+) -> list[Any]:
     """Quantise the stages' models.
 
     Args:
         models: in float32, one per stage.
         names: their inputs and outputs.
-        images: calibration images ``[N, C, H, W]``, float32, normalised as in training.
+        inputs: of the network, for calibration, such as images ``[N, C, H, W]``, normalised as in
+            training.
 
     Raises:
         ValueError: no images.
@@ -43,9 +45,9 @@ def quantize(models: Sequence[Any], names: Sequence[StageNames], images: Array) 
     import onnx
     from onnxruntime import quantization as q
 
-    if not len(images):
+    if not all(map(len, inputs.values())):
         raise ValueError("int8 needs images to calibrate on, found none")
-    known: dict[str, Array] = {IMAGE: np.ascontiguousarray(images, dtype=np.float32)}
+    known = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
     results = []
     with TemporaryDirectory(prefix="anynest-") as folder, _quiet():
         for number, (model, stage) in enumerate(zip(models, names, strict=True), 1):

@@ -5,7 +5,7 @@ Legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ...folding import Array
 from ...verify import random_images
 from ..executor import Executor
 from ..graphs.single_file import LOGITS, STAGE, STAGES
-from ..manifest import StageNames
+from ..manifest import GraphInput, StageNames
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
@@ -66,23 +66,26 @@ def _error(ours: Array, theirs: Array) -> float:
 
 
 def run_stages(
-    models: Sequence[Any], stages: Sequence[StageNames], network: AnytimeNetwork
+    models: Sequence[Any], stages: Sequence[StageNames], inputs: Sequence[GraphInput]
 ) -> AllLogits:
     """Runs graphs of one stage each."""
     serialised = [model.SerializeToString() for model in models]
-    return Executor(serialised, stages, network.in_channels, network.num_classes).run_all
+    return Executor(serialised, stages, inputs).run_all
 
 
-def run_single(model: Any, num_stages: int) -> AllLogits:
+def run_single(model: Any, num_stages: int) -> Callable[[Array | Mapping[str, Array]], list[Array]]:
     """Runs a file of all stages, once for each number of stages."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
-    def run(images: Array) -> list[Array]:
+    taken = {value.name for value in session.get_inputs()} - {STAGES}
+
+    def run(inputs: Array | Mapping[str, Array]) -> list[Array]:
+        named = inputs if isinstance(inputs, Mapping) else {IMAGE: inputs}
         found = []
         for stage in range(1, num_stages + 1):
-            feed = {IMAGE: images, STAGES: np.array(stage, dtype=np.int64)}
+            feed = {**{n: named[n] for n in taken}, STAGES: np.array(stage, dtype=np.int64)}
             logits, reached = session.run([LOGITS, STAGE], feed)
             if int(reached) != stage:
                 raise RunError(f"the single file must run {stage} stages, found {reached}")
