@@ -36,10 +36,10 @@ BAD_LOSSES: dict[str, tuple[Bad, str]] = {
     "nan": (lambda w: [w.sum(), w.sum() * NAN], r"loss 1 is not finite \(nan\).*skip"),
     "infinite": (lambda w: [w.sum() + INF, w.sum()], r"loss 0 is not finite \(inf\).*skip"),
     "empty": (lambda w: [], "losses must hold at least one loss, found an empty list"),
-    "a dict": (
-        lambda w: {"a": w.sum(), "b": w.sum()},
-        r"losses must be a list.*found a dict: pass list\(losses\.values\(\)\)",
-    ),
+    "an empty dict": (lambda w: {}, "losses must hold at least one loss, found an empty dict"),
+    "numbered": (lambda w: {0: w.sum()}, r"must have names, found the key 0: pass a dict such as"),
+    "a nan by name": (lambda w: {"a": w.sum(), "b": w.sum() * NAN}, r"loss b is not finite \(nan"),
+    "a vector by name": (lambda w: {"a": w.sum(), "b": w * 2}, "loss b must be a scalar"),
     "not a list": (lambda w: w.sum(), r"losses must be a list.*found one tensor.*\[loss\]"),
     "nothing": (lambda w: None, r"losses must be a list.*found NoneType"),
     "complex": (lambda w: [w.sum() * 1j], r"loss 0 must be real, found torch.complex64: take .abs"),
@@ -70,7 +70,7 @@ BAD_PARAMETERS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "module": (lambda w: nn.Linear(1, 1), r"found a module: pass model\.parameters\(\)"),
     "named": (lambda w: [("w", w)], "found tuple at position 0"),
     "computed": (lambda w: [w * 2], "parameter 0 of shape .* is computed from others"),
-    "nothing": (lambda w: None, r"found NoneType: pass model\.parameters\(\)"),
+    "a number": (lambda w: 3, r"found int: pass model\.parameters\(\)"),
     "optimizer": (
         lambda w: torch.optim.SGD([w], lr=0.1),
         r"found an optimizer: pass optimizer\.param_groups",
@@ -127,11 +127,14 @@ def test_a_parameter_may_be_a_loss_itself(method: str) -> None:
     assert w.grad is not None
 
 
-@pytest.mark.parametrize("priority", [1, "01", [0.0, 1.0], ["a"]])
+@pytest.mark.parametrize("priority", [1, "01", [0.0, 1.0], ["a", 1]])
 def test_a_priority_that_is_no_list_of_indices_is_refused(priority: Any) -> None:
     with pytest.raises(TypeError) as caught:
         OSGD(priority=priority)
-    expected = "priority must be a list of loss indices, such as [1, 0], found " + repr(priority)
+    expected = (
+        "priority must be a list of loss indices, such as [1, 0], or of names, found "
+        + repr(priority)
+    )
     one_line(caught.value, re.escape(expected))
 
 
@@ -353,7 +356,10 @@ def test_numpy_scalars_are_numbers() -> None:
         stats = combiner.backward(losses, [w], retain_graph=True)
         json.dumps([combiner.state_dict(), stats.to_dict()], allow_nan=False)
         assert "np." not in repr(combiner)
-    assert repr(made[0]).startswith("OSGD(priority=(1, 0), normalize=True, C=1.0, calib")
+    assert repr(made[0]) == (
+        "OSGD(priority=(1, 0), normalize=True, reduction='sum', C=1.0, calibration_steps=2, "
+        "on_nonfinite='raise', refresh=2, metric=None)"
+    )
     for wrong in (np.bool_(True), np.float32("nan"), np.array([1.0, 2.0])):
         with pytest.raises((ValueError, TypeError), match="loss_scale must be"):
             OSGD().backward(losses, [w], loss_scale=wrong, retain_graph=True)

@@ -29,15 +29,31 @@ def test_sgd_is_sgd_mean() -> None:
 @pytest.mark.parametrize(
     ("combiner", "shown"),
     [
-        (OSGD(), "OSGD()"),
-        (OSGD([0, 1]), "OSGD(priority=(0, 1))"),
-        (OSGD(normalize=True, C=1), "OSGD(normalize=True, C=1.0)"),
-        (NormSGD("calibrated"), "NormSGD(C='calibrated')"),
-        (WeightedSGD([1, 2]), "WeightedSGD(weights=(1.0, 2.0))"),
-        (NormSGD(on_nonfinite="skip"), "NormSGD(on_nonfinite='skip')"),
+        (
+            OSGD(),
+            "OSGD(priority=None, normalize=False, reduction='sum', C=0.5, calibration_steps=100, "
+            "on_nonfinite='raise', refresh=1, metric=None)",
+        ),
+        (
+            OSGD(["b", "a"], normalize=True, reduction="mean", C=1, on_nonfinite="skip", refresh=4),
+            "OSGD(priority=('b', 'a'), normalize=True, reduction='mean', C=1.0, "
+            "calibration_steps=100, on_nonfinite='skip', refresh=4, metric=None)",
+        ),
+        (
+            NormSGD("calibrated"),
+            "NormSGD(C='calibrated', calibration_steps=100, on_nonfinite='raise')",
+        ),
+        (
+            WeightedSGD([1, 2]),
+            "WeightedSGD(weights=(1.0, 2.0), reduction='mean', on_nonfinite='raise')",
+        ),
+        (
+            WeightedSGD({"a": 1, "b": 2}, "sum"),
+            "WeightedSGD(weights={'a': 1.0, 'b': 2.0}, reduction='sum', on_nonfinite='raise')",
+        ),
     ],
 )
-def test_a_combiner_shows_its_options(combiner: Combiner, shown: str) -> None:
+def test_a_combiner_shows_every_option(combiner: Combiner, shown: str) -> None:
     assert repr(combiner) == shown
     assert repr(eval(shown)) == shown
 

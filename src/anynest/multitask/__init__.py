@@ -1,10 +1,10 @@
 """Many losses, one gradient: SGD, NormSGD and Orthogonalized SGD (Wan et al., ICML 2020, section 4).
 
-For any list of scalar losses and any parameters, nested network or not::
+For scalar losses in a list or by name, and any parameters, nested network or not::
 
-    combiner = OSGD()
-    losses = [criterion(logits, y) for logits in model(x)]
-    stats = combiner.backward(losses, model.parameters())  # accumulates into .grad
+    combiner = OSGD(priority=["depth", "seg"])
+    losses = {"seg": seg_loss, "depth": depth_loss}
+    stats = combiner.backward(losses)  # accumulates into .grad, as loss.backward() does
     optimizer.step()  # any torch optimizer
 """
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from .methods.normsgd import NormSGD
     from .methods.osgd import OSGD
     from .methods.rules import gram_matrix, normalize, orthogonalize, weighted_sum
+    from .methods.torchjd import from_torchjd
     from .methods.weighted import WeightedSGD
-    from .stats import Stats
+    from .stats import Stats, TaskStats
 
 __all__ = [
     "Combination",
@@ -35,9 +36,11 @@ __all__ = [
     "OSGD",
     "Stats",
     "TaskGradients",
+    "TaskStats",
     "WeightedSGD",
     "accumulate",
     "compile_for_tasks",
+    "from_torchjd",
     "gradient_stats",
     "gram_matrix",
     "list_methods",
@@ -62,7 +65,8 @@ __getattr__ = lazy_attributes(
         ".methods.normsgd": ("NormSGD",),
         ".methods.osgd": ("OSGD",),
         ".methods.rules": ("gram_matrix", "normalize", "orthogonalize", "weighted_sum"),
+        ".methods.torchjd": ("from_torchjd",),
         ".methods.weighted": ("WeightedSGD",),
-        ".stats": ("Stats",),
+        ".stats": ("Stats", "TaskStats"),
     },
 )

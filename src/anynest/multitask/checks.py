@@ -17,23 +17,38 @@ class NonFiniteLossError(ValueError):
     """A loss is NaN or infinite, and ``on_nonfinite`` is "raise"."""
 
 
-def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
+Losses = Sequence[Tensor] | Mapping[str, Tensor]
+Names = tuple[str, ...] | None
+
+
+def check_names(losses: Losses) -> Names:
+    """The names of a dict's losses, in its order; None for a list."""
+    if not isinstance(losses, Mapping):
+        return None
+    for name in losses:
+        if not isinstance(name, str) or not name:
+            raise TypeError(
+                f"losses in a dict must have names, found the key {name!r}: pass a dict such as"
+                ' {"depth": loss}'
+            )
+    return tuple(losses)
+
+
+def check_losses(losses: Losses) -> list[Tensor]:
     """The losses as a list; ValueError or TypeError names the loss and the remedy."""
     if isinstance(losses, Tensor) and losses.dim() == 0:
         raise TypeError("losses must be a list with one scalar per task, found one tensor: [loss]")
-    if isinstance(losses, Mapping):
-        raise TypeError(
-            f"losses must be a list with one scalar per task, found a {type(losses).__name__}: pass"
-            " list(losses.values())"
-        )
     if not isinstance(losses, Iterable):
         raise TypeError(
             f"losses must be a list with one scalar per task, found {type(losses).__name__}: [loss]"
         )
-    found = list(losses)
+    found = list(losses.values() if isinstance(losses, Mapping) else losses)
     if not found:
-        raise ValueError("losses must hold at least one loss, found an empty list: pass one a task")
-    for i, loss in enumerate(found):
+        kind = "dict" if isinstance(losses, Mapping) else "list"
+        raise ValueError(
+            f"losses must hold at least one loss, found an empty {kind}: pass one a task"
+        )
+    for i, loss in zip(check_names(losses) or range(len(found)), found, strict=True):
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss {i} must be a tensor, found {type(loss).__name__}: pass the loss itself, not"
@@ -57,9 +72,20 @@ def check_losses(losses: Sequence[Tensor]) -> list[Tensor]:
 
 
 def check_micro_batch(
-    losses: Sequence[Tensor], leaves: Sequence[Tensor], count: int, before: Sequence[Tensor]
+    losses: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    count: int,
+    before: Sequence[Tensor],
+    names: Names = None,
+    names_before: Names = None,
 ) -> None:
     """ValueError unless losses and parameters are those of the step's earlier micro-batches."""
+    if names != names_before:
+        raise ValueError(
+            "a step's micro-batches must have the same names in the same order, found"
+            f" {_listed(names)} after {_listed(names_before)}: call combine() first, or discard()"
+            " what was accumulated"
+        )
     if len(losses) != count:
         raise ValueError(
             f"a step's micro-batches must have the same losses, found {len(losses)} after {count}:"
@@ -70,6 +96,10 @@ def check_micro_batch(
             f"a step's micro-batches must have the same parameters, found {len(leaves)} that are not"
             f" the {len(before)} before: call combine() first, or discard() what was accumulated"
         )
+
+
+def _listed(names: Names) -> str:
+    return "a list" if names is None else ", ".join(map(repr, names))
 
 
 def number(name: str, value: object, remedy: str) -> float:
@@ -192,7 +222,7 @@ def loss_values(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack([loss.detach().reshape(()).to(device, dtype) for loss in losses])
 
 
-def finite_losses(values_S: Tensor, on_nonfinite: str) -> list[int]:
+def finite_losses(values_S: Tensor, on_nonfinite: str, names: Names = None) -> list[int]:
     """Indices of the losses that count: the only place where a step synchronizes with a GPU.
 
     Under ``on_nonfinite="ignore"`` all losses count, and their values are not read.
@@ -208,8 +238,9 @@ def finite_losses(values_S: Tensor, on_nonfinite: str) -> list[int]:
     if on_nonfinite == "raise" and not all(finite):
         i = finite.index(False)
         raise NonFiniteLossError(
-            f"loss {i} is not finite ({values_S[i].item()}): lower the learning rate or clip the"
-            ' gradient, or leave such losses out by on_nonfinite="skip"'
+            f"loss {names[i] if names else i} is not finite ({values_S[i].item()}): lower the"
+            " learning rate or clip the gradient, or leave such losses out by"
+            ' on_nonfinite="skip"'
         )
     return [i for i, ok in enumerate(finite) if ok]
 
@@ -239,31 +270,62 @@ def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
             )
 
 
-def priority_of(priority: Sequence[int]) -> tuple[int, ...]:
-    """A priority as a tuple of integers, each loss once."""
+Priority = tuple[int, ...] | tuple[str, ...]
+
+
+def priority_of(priority: Sequence[int] | Sequence[str]) -> Priority:
+    """A priority as a tuple of integers or of names, each loss once."""
+    if not isinstance(priority, str) and isinstance(priority, Iterable):
+        names = tuple(name for name in priority if isinstance(name, str))
+        if names and len(names) == len(priority):
+            if len(set(names)) < len(names):
+                raise ValueError(
+                    f"priority must name each loss once, found {list(names)}: leave out the repeated"
+                )
+            return names
     try:
-        found = tuple(map(index, priority))
+        found = tuple(map(index, priority))  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(
-            f"priority must be a list of loss indices, such as [1, 0], found {priority!r}: list each"
-            " loss once, highest first"
+            "priority must be a list of loss indices, such as [1, 0], or of names, found"
+            f" {priority!r}: list each loss once, highest first"
         ) from None
     check_priority(found, len(found))
     return found
 
 
-def check_priority(priority: Sequence[int] | None, count: int) -> None:
+def check_priority(
+    priority: Sequence[int] | Sequence[str] | None, count: int, names: Names = None
+) -> None:
     """ValueError unless a priority lists each of ``count`` losses once."""
-    if priority is not None and sorted(priority) != list(range(count)):
+    if priority is None:
+        return
+    if priority and isinstance(priority[0], str):
+        _require_names("priority", priority, names)
+    elif sorted(priority) != list(range(count)):
         raise ValueError(
             f"priority must be a permutation of 0 to {count - 1} for {count} losses, found"
             f" {list(priority)}: list each loss once, highest first"
         )
 
 
-def check_weights(weights: Sequence[float] | None, count: int) -> None:
-    """ValueError unless there are ``count`` weights, or None."""
-    if weights is not None and len(weights) != count:
+def _require_names(argument: str, given: Iterable[Any], names: Names) -> None:
+    """ValueError unless the names in an argument are those of the losses."""
+    if names is None or set(given) != set(names):
+        found = "a list" if names is None else _listed(names)
+        raise ValueError(
+            f"{argument} names {_listed(tuple(given))}, so losses must be a dict with these names,"
+            f" found {found}: name each loss once in both"
+        )
+
+
+def check_weights(
+    weights: Sequence[float] | Mapping[str, float] | None, count: int, names: Names = None
+) -> None:
+    """ValueError unless there are ``count`` weights, or one for each name, or None."""
+    if isinstance(weights, Mapping):
+        _require_names("weights", weights, names)
+    elif weights is not None and len(weights) != count:
         raise ValueError(
             f"weights must hold one number per loss, found {len(weights)} for {count} losses: pass"
             f" {count}, or None for equal ones"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    Losses,
+    Names,
     Parameters,
     check_choice,
     check_gradients,
@@ -62,11 +64,12 @@ class Combiner(ABC):
             LocalContext() if group is None else DistributedContext(group)
         )
         self._step: Step | None = None
+        self._names: Names = None  # of the current step's losses
 
     def backward(
         self,
-        losses: Sequence[Tensor],
-        parameters: Parameters,
+        losses: Losses,
+        parameters: Parameters | None = None,
         *,
         retain_graph: bool = False,
         loss_scale: float | Tensor = 1.0,
@@ -75,11 +78,14 @@ class Combiner(ABC):
         """Accumulate the combined gradient into ``.grad``, as ``loss.backward()`` does.
 
         Args:
-            losses: scalar tensors, one per task, with or without a common graph.
+            losses: scalar tensors, one per task, with or without a common graph; or a dict of them
+                by name, whose order is that of a list.
             parameters: the leaf tensors to compute gradients for, or parameter groups as an
                 optimizer takes them (dicts with "params"). Generators and duplicates are allowed;
                 frozen tensors are ignored; tensors that no loss touches keep their ``.grad``. At
-                least one must be touched.
+                least one must be touched. None: the leaves of the losses' graphs that require a
+                gradient, as in ``loss.backward()``. With a group all ranks must then build the same
+                graph; under ``fully_shard`` pass the parameters.
             retain_graph: keep the graph for a further pass. By default each pass frees the part of
                 it that no later loss reads.
             loss_scale: the factor that the losses carry, ``scaler.get_scale()`` under a GradScaler.
@@ -106,6 +112,13 @@ class Combiner(ABC):
             Activation checkpointing must be non-reentrant (``use_reentrant=False``). Its segments
             are recomputed in each of the S passes, so that a step runs them S + 1 times, and a
             BatchNorm inside updates its running statistics as often.
+
+        >>> from anynest import OSGD
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> losses = {"seg": w.sum(), "depth": w[0] * 2}
+        >>> stats = OSGD(priority=["depth", "seg"]).backward(losses)
+        >>> w.grad, stats["depth"].loss_weight.item()
+        (tensor([2., 1.]), 0.5)
         """
         self._require_no_step("backward")
         scale = check_loss_scale(loss_scale)
@@ -116,8 +129,8 @@ class Combiner(ABC):
 
     def accumulate(
         self,
-        losses: Sequence[Tensor],
-        parameters: Parameters,
+        losses: Losses,
+        parameters: Parameters | None = None,
         *,
         loss_scale: float | Tensor = 1.0,
         samples: float | None = None,
@@ -164,7 +177,7 @@ class Combiner(ABC):
         self._step = None
 
     def measure(
-        self, losses: Sequence[Tensor], parameters: Parameters, samples: float | None = None
+        self, losses: Losses, parameters: Parameters | None = None, samples: float | None = None
     ) -> Stats:
         """As ``backward``, with ``.grad`` unchanged and the graph kept."""
         self._require_no_step("measure")
@@ -174,16 +187,21 @@ class Combiner(ABC):
         return self._combine(step, only_measure=True)
 
     def _check(
-        self, losses: Sequence[Tensor], parameters: Parameters, samples: float | None
+        self, losses: Losses, parameters: Parameters | None, samples: float | None
     ) -> MicroBatch:
         """Validate the arguments, on all ranks alike."""
 
-        def accepts(losses: list[Tensor], parameters: list[Tensor]) -> None:
-            self.check_count(len(losses))
+        def accepts(losses: list[Tensor], parameters: list[Tensor], names: Names) -> None:
+            self.check_count(len(losses), names)
             if self._step is not None:
-                check_micro_batch(losses, parameters, len(self._step.values), self._step.parameters)
+                before = self._step
+                check_micro_batch(
+                    losses, parameters, len(before.values), before.parameters, names, self._names
+                )
 
-        return self.context.check(losses, parameters, samples, self.on_nonfinite, accepts)
+        batch = self.context.check(losses, parameters, samples, self.on_nonfinite, accepts)
+        self._names = batch.names
+        return batch
 
     def _differentiate(
         self, step: Step, batch: MicroBatch, retain_graph: bool, *, is_whole: bool
@@ -220,7 +238,7 @@ class Combiner(ABC):
         tasks = sorted(step.tasks)
         if step.buffer is None:
             values = self.context.total(step.values)
-            return Stats.of(Combination(values.new_zeros(0)), values, tasks)
+            return Stats.of(Combination(values.new_zeros(0)), values, tasks, names=self._names)
         metric = None if step.one_pass else self.metric_of(step.parameters)
         gradients, values = self.context.collect(step.buffer, step.values, step.one_pass, metric)
         step.buffer = None  # what it held is the gradients' now
@@ -236,7 +254,8 @@ class Combiner(ABC):
                 update = consume(gradients, combination.loss_weights, combination.importances)
         if not only_measure:
             accumulate(step.parameters, self.context.gather(update))
-        return Stats.of(combination, values, tasks, self.context.take_sent())
+        sent = self.context.take_sent()
+        return Stats.of(combination, values, tasks, sent, self._names)
 
     def metric_of(self, parameters: Sequence[Tensor]) -> Metric | None:
         """The metric of the dot products that ``rule`` receives; None for the ordinary one."""
@@ -263,8 +282,8 @@ class Combiner(ABC):
         """The weights of that pass; called only in steps for which ``begin`` returned True."""
         raise NotImplementedError(f"{type(self).__name__} has no one-pass step")
 
-    def check_count(self, count: int) -> None:  # noqa: B027 (most methods accept any number)
-        """Raise ValueError if this combiner was set up for another number of losses."""
+    def check_count(self, count: int, names: Names) -> None:  # noqa: B027 (most accept any)
+        """Raise ValueError if this combiner was set up for other losses."""
 
     def _require_no_step(self, name: str) -> None:
         if self._step is not None:
@@ -274,12 +293,11 @@ class Combiner(ABC):
             )
 
     def __repr__(self) -> str:
-        """The arguments that differ from their defaults, as a constructor call."""
-        shown = [
-            f"{name}={getattr(self, name)!r}"
-            for name, argument in inspect.signature(type(self)).parameters.items()
-            if name != "group" and getattr(self, name) != argument.default
-        ]
+        """All arguments, as a constructor call; a group by its number of ranks."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "group"]
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        if self.group is not None:
+            shown.append(f"group=<{self.group.size()} ranks>")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,18 +1,15 @@
 """The tasks' gradients, measured without a step."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from .checks import Parameters
+from .checks import Losses, Parameters
 from .methods.osgd import OSGD
 from .stats import Stats
 
 
 def gradient_stats(
-    losses: Sequence[Tensor],
-    parameters: Parameters,
+    losses: Losses,
+    parameters: Parameters | None = None,
     *,
     group: Any = None,
     samples: float | None = None,
@@ -32,7 +29,8 @@ def gradient_stats(
 
     >>> import torch
     >>> w = torch.nn.Parameter(torch.ones(2))
-    >>> round(gradient_stats([w[0], w.sum()], [w]).cosines[0, 1].item(), 6)
+    >>> stats = gradient_stats({"first": w[0], "all": w.sum()})
+    >>> round(stats["first"].cosines["all"].item(), 6)
     0.707107
     """
     return OSGD(group=group).measure(losses, parameters, samples)

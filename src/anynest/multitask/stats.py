@@ -12,8 +12,32 @@ from .gradients.step import Combination
 
 
 @dataclass(frozen=True, eq=False)
+class TaskStats:
+    """One task's measurements, as 0-d tensors on the device.
+
+    Attributes:
+        name: of the task; the number of its loss if the losses have no names.
+        loss: the loss's value.
+        loss_weight: its equivalent loss weight, see ``Stats.loss_weights``.
+        norm: the norm of its gradient; None if not computed.
+        cosines: with the gradients of the other tasks, by name; empty if not computed.
+        skipped: whether the loss was left out, since it was not finite.
+    """
+
+    name: str
+    loss: Tensor
+    loss_weight: Tensor
+    norm: Tensor | None
+    cosines: dict[str, Tensor]
+    skipped: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Stats:
     r"""Measurements of one step, as tensors on the device: reading one waits for the device.
+
+    ``stats["depth"]`` (or ``stats[0]``) has one task's, ``print(stats)`` prints a table, and
+    ``log_dict`` is for loggers.
 
     Attributes:
         losses: [S] the losses' values.
@@ -33,6 +57,14 @@ class Stats:
         drift: the relative error that the kept loss weights would have caused in this step's update
             (``methods.refresh.drift``); None where none were kept.
         sent_bytes: bytes sent by this rank's collectives in the step; 0 without a group.
+        names: the losses' names; None if they were passed as a list.
+
+    >>> from anynest import OSGD
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> print(OSGD().backward({"depth": w[0], "seg": w[1] - w[0]}))
+    task       loss    weight  cosines
+    depth         1         2   1.000  -0.707
+    seg           1         1  -0.707   1.000
     """
 
     losses: Tensor
@@ -43,10 +75,16 @@ class Stats:
     refreshed: bool = True
     drift: Tensor | None = None
     sent_bytes: int = 0
+    names: tuple[str, ...] | None = None
 
     @classmethod
     def of(
-        cls, found: Combination, values_S: Tensor, tasks: Sequence[int], sent_bytes: int = 0
+        cls,
+        found: Combination,
+        values_S: Tensor,
+        tasks: Sequence[int],
+        sent_bytes: int = 0,
+        names: tuple[str, ...] | None = None,
     ) -> "Stats":
         """The measurements of ``tasks``, extended to all S losses."""
         count = len(values_S)
@@ -75,7 +113,94 @@ class Stats:
             refreshed=found.refreshed,
             drift=found.drift,
             sent_bytes=sent_bytes,
+            names=names,
         )
+
+    def __getitem__(self, task: str | int) -> TaskStats:
+        """The measurements of a task, by name or by the number of its loss."""
+        labels = self._labels()
+        if isinstance(task, str):
+            if self.names is None or task not in self.names:
+                known = "numbers" if self.names is None else ", ".join(map(repr, self.names))
+                raise KeyError(f"task must be one of {known}, found {task!r}")
+            task = self.names.index(task)
+        if not 0 <= task < len(labels):
+            raise IndexError(f"task must be from 0 to {len(labels) - 1}, found {task}")
+        norms, cosines = self.norms, self.cosines
+        others = {} if cosines is None else dict(zip(labels, cosines[task], strict=True))
+        others.pop(labels[task], None)
+        return TaskStats(
+            labels[task],
+            self.losses[task],
+            self._one_weight_each()[task],
+            None if norms is None else norms[task],
+            others,
+            task in self.skipped,
+        )
+
+    def _labels(self) -> tuple[str, ...]:
+        return self.names or tuple(map(str, range(len(self.losses))))
+
+    def _one_weight_each(self) -> Tensor:
+        """[S] the loss weights, averaged over tensors for a method with a projection in each."""
+        weights = self.loss_weights
+        return weights if weights.dim() == 1 else weights.mean(0)
+
+    def log_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        r"""A flat dict of 0-d tensors on the device, for TensorBoard, Lightning and W&B loggers.
+
+        The keys are ``loss/NAME``, ``loss_weight/NAME``, ``norm/NAME`` and ``cosine/NAME/OTHER``,
+        each pair of tasks once; and ``drift``. What was not computed has no key. Nothing waits for
+        the device here; most loggers do when they write.
+
+        Args:
+            prefix: put before each key, such as "train/".
+
+        >>> from anynest import OSGD
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> logged = OSGD().backward({"depth": w[0], "seg": w[1]}).log_dict("train/")
+        >>> print(*logged, sep="\n")
+        train/loss/depth
+        train/loss/seg
+        train/loss_weight/depth
+        train/loss_weight/seg
+        train/norm/depth
+        train/norm/seg
+        train/cosine/depth/seg
+        >>> logged["train/loss/seg"].item()
+        2.0
+        """
+        labels, cosines = self._labels(), self.cosines
+        vectors = {"loss": self.losses, "loss_weight": self._one_weight_each(), "norm": self.norms}
+        found = {
+            f"{kind}/{name}": value
+            for kind, values in vectors.items()
+            if values is not None
+            for name, value in zip(labels, values.unbind(), strict=True)
+        }
+        if cosines is not None:
+            for i, name in enumerate(labels):
+                for j in range(i + 1, len(labels)):
+                    found[f"cosine/{name}/{labels[j]}"] = cosines[i, j]
+        if self.drift is not None:
+            found["drift"] = self.drift
+        return {prefix + key: value for key, value in found.items()}
+
+    def __repr__(self) -> str:
+        """A table of losses, weights and cosines; reads them, and so waits for the device."""
+        labels = self._labels()
+        if self.losses.is_meta:
+            return f"Stats({', '.join(labels)}: without values, on the meta device)"
+        width = max(len(label) for label in ("task", *labels))
+        cosines = None if self.cosines is None else self.cosines.tolist()
+        lines = [f"{'task':<{width}}  {'loss':>8}  {'weight':>8}"]
+        lines[0] += "  cosines" if cosines else ""
+        rows = zip(self.losses.tolist(), self._one_weight_each().tolist(), strict=True)
+        for i, (loss, weight) in enumerate(rows):
+            line = f"{labels[i]:<{width}}  {loss:>8.4g}  {weight:>8.4g}"
+            line += "".join(f"  {cosine:>6.3f}" for cosine in cosines[i]) if cosines else ""
+            lines.append(line + ("  skipped: not finite" if i in self.skipped else ""))
+        return "\n".join(lines)
 
     @property
     def norms(self) -> Tensor | None:

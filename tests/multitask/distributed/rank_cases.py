@@ -29,6 +29,7 @@ from anynest.multitask import (
     NormSGD,
     Stats,
     WeightedSGD,
+    from_torchjd,
     gradient_stats,
     list_methods,
     make_combiner,
@@ -776,6 +777,87 @@ def what_cannot_be_sharded_is_refused(rank: int, world: int) -> None:
         lambda: OSGD(group=group).backward(losses, [*shards, extra]),
     )
     OSGD(group=group).backward(losses, shards)
+
+
+@case
+def losses_by_name_without_parameters(rank: int, world: int) -> None:
+    names = ("c", "a", "b")
+    one, ours = network(), network()
+    shared = OSGD(["a", "b", "c"], group=dist.group.WORLD)
+    shown = f"group=<{world} ranks>)"
+    assert repr(shared).endswith(shown), repr(shared)
+    for step, size in enumerate((8, 12)):
+        x, y = batch(size, step)
+        mine = part(size, rank, world)
+        named = dict(zip(names, losses_of(ours, x[mine], y[mine]), strict=True))
+        stats = shared.backward(named, samples=len(y[mine]))
+        OSGD([1, 2, 0]).backward(losses_of(one, x, y), one.parameters())
+        assert stats.names == names
+    check("by name", relative(flat(ours), flat(one)), 1e-12)
+
+
+@case
+def names_and_inferred_parameters_must_be_equal(rank: int, world: int) -> None:
+    group = dist.group.WORLD
+    w = nn.Parameter(torch.ones(2).double())
+    turned = {"a": w[0], "b": w[1]} if rank else {"b": w[0], "a": w[1]}
+    expect(
+        ValueError, "the same names in the same order", lambda: OSGD(group=group).backward(turned)
+    )
+    some = {"a": w[0], "b": w[1]} if rank else [w[0], w[1]]
+    expect(ValueError, "the same names in the same order", lambda: OSGD(group=group).backward(some))
+    more = nn.Parameter(torch.ones(3).double())
+    losses = [w[0], more.sum()] if rank else [w[0], w.sum()]
+    expect(ValueError, "the same parameters", lambda: OSGD(group=group).backward(losses))
+    bad = {"a": w[0], "b": w[1] * (torch.nan if rank else 1)}
+    expect(
+        NonFiniteLossError,
+        "loss b is not finite on rank 1",
+        lambda: OSGD(group=group).backward(bad),
+    )
+    # a rank without samples passes zeros by name, and its parameters
+    empty = rank == 0
+    zeros = {"a": torch.zeros(()).double(), "b": torch.zeros(()).double()}
+    full = {"a": w[0], "b": w[1] - w[0]}
+    combiner = OSGD(["b", "a"], group=group)
+    combiner.backward(zeros if empty else full, [w], samples=0 if empty else 3)
+    check("zeros", relative(w.grad, torch.tensor([-0.5, 1.5]).double()), 1e-12)
+    w.grad = None
+    kept = OSGD(refresh=8, group=group)
+    for step in range(3):
+        pair = {"a": w[0], "b": w[1] - w[0]}
+        stats = kept.backward(pair if step < 2 else dict(reversed(pair.items())))
+        assert stats.refreshed == (step != 1), step
+
+
+@case
+def torchjd_weights_are_those_of_one_process(rank: int, world: int) -> None:
+    from torchjd.aggregation import MGDA, PCGrad
+
+    for method in (MGDA, PCGrad):
+        one, ours = network(), network()
+        x, y = batch(8)
+        mine = part(8, rank, world)
+        torch.manual_seed(3 + rank)  # PCGrad draws: the first rank's weights count
+        shared = from_torchjd(method(), group=dist.group.WORLD)
+        shared.backward(losses_of(ours, x[mine], y[mine]), samples=len(y[mine]))
+        torch.manual_seed(3)
+        from_torchjd(method()).backward(losses_of(one, x, y))
+        check(method.__name__, relative(flat(ours), flat(one)), 1e-10)
+
+
+@case
+def sharded_parameters_must_be_passed(rank: int, world: int) -> None:
+    net = sharded(network(), world)
+    shards = list(net.parameters())
+    x, y = batch(8)
+    losses = losses_of(net, x, y)
+    expect(
+        ValueError,
+        "parameters must be passed under fully_shard",
+        lambda: OSGD(group=dist.group.WORLD).backward(losses),
+    )
+    OSGD(group=dist.group.WORLD).backward(losses, shards)
 
 
 def run_rank(rank: int, world: int, folder: Path, names: list[str]) -> None:

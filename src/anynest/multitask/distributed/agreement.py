@@ -6,12 +6,13 @@ the same decision: to take the step, to skip the same losses, or to raise the sa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from ..._collectives import Collectives
-from ..checks import NonFiniteLossError
+from ..checks import Names, NonFiniteLossError
 
 MASK_BITS, MASK_WORDS = 48, 8  # integers up to 2^53 are exact in float64
 MAX_LOSSES = MASK_BITS * MASK_WORDS
@@ -36,7 +37,7 @@ class StepAgreement:
 
 def refuse(collectives: Collectives) -> None:
     """Tell the other ranks, which wait in ``agree``, that this one cannot take the step."""
-    collectives.compare([1.0, *[0.0] * (4 + MASK_WORDS)])
+    collectives.compare([1.0, *[0.0] * (5 + MASK_WORDS)])
 
 
 def agree(
@@ -46,6 +47,7 @@ def agree(
     fingerprint: int,
     is_new: bool,
     on_nonfinite: str,
+    names: Names = None,
 ) -> StepAgreement:
     """Agree on a step.
 
@@ -56,10 +58,11 @@ def agree(
         fingerprint: of the parameters; must be equal on all ranks.
         is_new: whether this rank uses these parameters for the first time.
         on_nonfinite: as in ``Combiner``.
+        names: of the losses; must be equal on all ranks.
 
     Raises:
         ValueError: on every rank, if a rank refused, or if the ranks differ in the number of
-            losses, the parameters or the use of ``samples``.
+            losses, their names, the parameters or the use of ``samples``.
         NonFiniteLossError: on every rank, for a non-finite loss under ``on_nonfinite="raise"``.
     """
     count = 0 if values is None else len(values)
@@ -71,15 +74,16 @@ def agree(
         for i, finite in enumerate(torch.isfinite(values).tolist()):
             masks[i // MASK_BITS] |= (not finite) << (i % MASK_BITS)
     counted = -1.0 if samples is None else float(samples)
-    ranks = collectives.compare([0.0, count, fingerprint, is_new, counted, *masks])
+    named = 0 if names is None else 1 + crc32(repr(names).encode())
+    ranks = collectives.compare([0.0, count, fingerprint, is_new, counted, named, *masks])
     _require_alike(ranks)
     count = int(max(row[1] for row in ranks))
     weights = [1.0 if row[4] < 0 else row[4] for row in ranks]
     if not sum(weights):
         raise ValueError("samples must not be 0 on every rank: leave out a step without samples")
-    bad = [[_is_set(row[5:], i) for row in ranks] for i in range(count)]
+    bad = [[_is_set(row[6:], i) for row in ranks] for i in range(count)]
     if on_nonfinite == "raise":
-        _raise_for(bad)
+        _raise_for(bad, names)
     tasks = [i for i in range(count) if not any(bad[i])]
     share = weights[collectives.rank] * (len(ranks) / sum(weights))
     return StepAgreement(tasks, count, share, any(row[3] for row in ranks))
@@ -99,11 +103,17 @@ def _require_alike(ranks: Sequence[Sequence[float]]) -> None:
             f"all ranks must have the same losses, found {counts[r]} on rank {r} and {counts[q]} on"
             f" rank {q}: pass one for every task on every rank"
         )
+    if pair := _different({r: row[5] for r, row in enumerate(ranks)}):
+        raise ValueError(
+            f"all ranks must give the losses the same names in the same order, found ranks {pair[0]}"
+            f" and {pair[1]} to differ: pass the same dict on all of them, with zeros on a rank"
+            " without samples"
+        )
     if pair := _different({r: row[2] for r, row in enumerate(ranks)}):
         raise ValueError(
             f"all ranks must pass the same parameters in the same order, found ranks {pair[0]} and"
             f" {pair[1]} to differ in their number, shapes, dtypes or memory formats: build the"
-            " same network on all ranks"
+            " same network on all ranks, and pass its parameters if the graphs differ"
         )
     without = [r for r, row in enumerate(ranks) if row[4] < 0]
     if without and len(without) < len(ranks):
@@ -124,10 +134,11 @@ def _is_set(words: Sequence[float], i: int) -> bool:
     return bool(int(words[i // MASK_BITS]) >> (i % MASK_BITS) & 1)
 
 
-def _raise_for(bad: Sequence[Sequence[bool]]) -> None:
+def _raise_for(bad: Sequence[Sequence[bool]], names: Names) -> None:
     for i, ranks in enumerate(bad):
         if any(ranks):
             raise NonFiniteLossError(
-                f"loss {i} is not finite on rank {list(ranks).index(True)}: lower the learning rate"
-                ' or clip the gradient, or leave such losses out by on_nonfinite="skip"'
+                f"loss {names[i] if names else i} is not finite on rank {list(ranks).index(True)}:"
+                " lower the learning rate or clip the gradient, or leave such losses out by"
+                ' on_nonfinite="skip"'
             )

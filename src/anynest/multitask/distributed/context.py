@@ -14,7 +14,7 @@ and stores S P / W. A one-pass step is sent like one task's gradient, 2 P (W-1)/
 is that of one process on the joined batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,10 +24,18 @@ import torch
 from torch import Tensor
 
 from ..._collectives import Collectives
-from ..checks import Parameters, check_losses, check_parameters, check_samples, loss_values
+from ..checks import (
+    Losses,
+    Parameters,
+    check_losses,
+    check_names,
+    check_parameters,
+    check_samples,
+    loss_values,
+)
 from ..gradients.backward import Buffer, GradientBuffer, gradient
 from ..gradients.diagonal import Metric
-from ..gradients.graph import KEPT, inspect_graphs
+from ..gradients.graph import KEPT, graph_leaves, inspect_graphs
 from ..gradients.local import Accepts
 from ..gradients.step import MicroBatch
 from ..gradients.task_gradients import TaskGradients, wide_dtype
@@ -51,15 +59,23 @@ class DistributedContext:
 
     def check(
         self,
-        losses: Sequence[Tensor],
-        parameters: Parameters,
+        losses: Losses,
+        parameters: Parameters | None,
         samples: float | None,
         on_nonfinite: str,
         accepts: Accepts,
     ) -> MicroBatch:
-        """As ``LocalContext.check``; errors are raised on all ranks."""
+        """As ``LocalContext.check``; errors are raised on all ranks.
+
+        A rank without samples may pass losses without a graph, and none at all if they have no
+        names, but must pass the parameters.
+        """
         try:
-            leaves = check_parameters(parameters)
+            names = check_names(losses)
+            if parameters is None:
+                leaves = graph_leaves(check_losses(losses))
+            else:
+                leaves = check_parameters(parameters)
             is_new = self._is_new(leaves)
             shards = self.shards
             if is_new:
@@ -67,9 +83,12 @@ class DistributedContext:
                 shards = Shards(leaves, self.collectives.size) if sharded else None
             check_samples(samples)
             is_empty = samples == 0 and shards is None
-            found = list(losses) if is_empty else check_losses(losses)
+            if is_empty:
+                found = list(losses.values() if isinstance(losses, Mapping) else losses)
+            else:
+                found = check_losses(losses)
             if found:
-                accepts(found, leaves)
+                accepts(found, leaves, names)
             graphs = [KEPT] * len(found)
             if shards is None and not is_empty:
                 graphs = inspect_graphs(found, leaves)
@@ -78,7 +97,7 @@ class DistributedContext:
             refuse(self.collectives)
             raise
         agreed = agree(
-            self.collectives, values, samples, _fingerprint(leaves), is_new, on_nonfinite
+            self.collectives, values, samples, _fingerprint(leaves), is_new, on_nonfinite, names
         )
         if agreed.is_new:
             self.parameters, self.shards = leaves, shards
@@ -90,7 +109,7 @@ class DistributedContext:
             graphs = [KEPT] * agreed.count
         values = values * (agreed.share / self.collectives.size)
         take = partial(_differentiate if shards is None else shards.differentiate, agreed.share)
-        return MicroBatch(found, leaves, values, agreed.tasks, graphs, take)
+        return MicroBatch(found, leaves, values, agreed.tasks, graphs, take, names)
 
     def _is_new(self, leaves: Sequence[Tensor]) -> bool:
         known = self.parameters

@@ -58,6 +58,38 @@ def inspect_graphs(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
     return graphs[::-1]
 
 
+def graph_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+    """The leaf tensors that losses are computed from, each once, as ``loss.backward()`` finds them.
+
+    In the order of a depth-first walk from the first loss, then from the next: equal for equal
+    graphs.
+
+    Raises:
+        ValueError: for ``fully_shard``, whose graph has gathered copies of the parameters.
+    """
+    leaves: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    for loss in losses:
+        if loss.grad_fn is None:
+            leaves[id(loss)] = loss
+        stack = [loss.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if type(node).__name__ == "RegisterPostBackwardFunctionBackward":
+                raise ValueError(
+                    "parameters must be passed under fully_shard, found none: pass"
+                    " model.parameters(), as the graph has gathered copies of them"
+                )
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                leaves[id(leaf)] = leaf
+            stack.extend(child for child, _ in reversed(node.next_functions))
+    return list(leaves.values())
+
+
 def _walk(root: Any, wanted: set[int], executed: dict[Any, bool]) -> LossGraph:
     """Depth first from ``root``, not beyond the nodes in ``executed``, to which it adds."""
     if root is None:

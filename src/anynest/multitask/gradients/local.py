@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..checks import (
+    Losses,
+    Names,
     Parameters,
     check_losses,
+    check_names,
     check_parameters,
     check_samples,
     finite_losses,
@@ -15,11 +18,11 @@ from ..checks import (
 from ..distributed.dtensor import require_no_shards
 from .backward import Buffer, GradientBuffer, gradient
 from .diagonal import Metric
-from .graph import inspect_graphs
+from .graph import graph_leaves, inspect_graphs
 from .step import MicroBatch
 from .task_gradients import TaskGradients
 
-Accepts = Callable[[list[Tensor], list[Tensor]], None]
+Accepts = Callable[[list[Tensor], list[Tensor], Names], None]
 
 
 class LocalContext:
@@ -27,21 +30,22 @@ class LocalContext:
 
     def check(
         self,
-        losses: Sequence[Tensor],
-        parameters: Parameters,
+        losses: Losses,
+        parameters: Parameters | None,
         samples: float | None,
         on_nonfinite: str,
         accepts: Accepts,
     ) -> MicroBatch:
         """Check one micro-batch; ``accepts`` raises if the combiner cannot take it."""
-        found, leaves = check_losses(losses), check_parameters(parameters)
+        found, names = check_losses(losses), check_names(losses)
+        leaves = graph_leaves(found) if parameters is None else check_parameters(parameters)
         require_no_shards(leaves)
         check_samples(samples)
-        accepts(found, leaves)
+        accepts(found, leaves, names)
         graphs = inspect_graphs(found, leaves)
         values = loss_values(found)
-        tasks = finite_losses(values, on_nonfinite)
-        return MicroBatch(found, leaves, values, tasks, graphs, gradient)
+        tasks = finite_losses(values, on_nonfinite, names)
+        return MicroBatch(found, leaves, values, tasks, graphs, gradient, names)
 
     def buffer(
         self, parameters: Sequence[Tensor], one_pass: bool, is_whole: bool, tensorwise: bool

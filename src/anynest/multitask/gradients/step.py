@@ -22,6 +22,7 @@ class MicroBatch:
         tasks: the losses that count, by number.
         graphs: for each loss, what its backward pass may free.
         differentiate: takes one backward pass.
+        names: of the losses, None where they were passed as a list.
     """
 
     losses: list[Tensor]
@@ -30,6 +31,7 @@ class MicroBatch:
     tasks: list[int]
     graphs: list[LossGraph]
     differentiate: Differentiate
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_priority, priority_of, whole_number
+from ..checks import Names, check_choice, check_priority, priority_of, whole_number
 from ..combiner import Combiner, OnNonfinite
 from ..gradients.diagonal import Metric
 from ..gradients.step import Combination, OnePass
@@ -36,7 +36,8 @@ class OSGD(Combiner):
     ``loss.backward()``, bit for bit.
 
     Args:
-        priority: loss indices from 0, highest first; None for the order of the losses.
+        priority: loss indices from 0, or names of a dict's losses, highest first; None for the
+            order of the losses.
         normalize: normalize every gradient to norm ``sqrt(d_i) * C`` first (line 8; "OSGD-norm").
         reduction: "sum" as in line 14, or "mean", which divides it by the number of losses.
         C: for normalizing, a positive number or "calibrated" (see ``NormSGD``; here to SGD's norm
@@ -73,7 +74,7 @@ class OSGD(Combiner):
 
     def __init__(
         self,
-        priority: Sequence[int] | None = None,
+        priority: Sequence[int] | Sequence[str] | None = None,
         normalize: bool = False,
         reduction: Literal["sum", "mean"] = "sum",
         C: ConstantC = 0.5,
@@ -101,8 +102,8 @@ class OSGD(Combiner):
                 " ordinary norms, so leave one of them out"
             )
 
-    def check_count(self, count: int) -> None:
-        check_priority(self.priority, count)
+    def check_count(self, count: int, names: Names) -> None:
+        check_priority(self.priority, count, names)
 
     def rule(
         self,
@@ -136,7 +137,8 @@ class OSGD(Combiner):
         """The positions of ``tasks`` in order of priority."""
         if self.priority is None:
             return list(range(len(tasks)))
-        return [tasks.index(i) for i in self.priority if i in tasks]
+        losses = [i if isinstance(i, int) else (self._names or ()).index(i) for i in self.priority]
+        return [tasks.index(i) for i in losses if i in tasks]
 
     def _keep(self, found: Combination, tasks: Sequence[int]) -> Combination:
         """Keep the loss weights of a step that refreshes."""
@@ -160,7 +162,7 @@ class OSGD(Combiner):
             self.metric.check(parameters)
         if self.kept is None:
             return False
-        self.kept.begin(parameters)
+        self.kept.begin(parameters, self._names)
         one_pass = self.takes_one_pass(tasks)
         if one_pass:
             self.kept.count(refreshed=False)

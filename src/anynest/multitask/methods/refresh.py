@@ -51,14 +51,15 @@ class KeptWeights:
         self.age = 0
         self.tasks: tuple[int, ...] = ()
         self.weights = torch.empty(0)
-        self._parameters: tuple[int, ...] | None = None  # by id; None before the first step
+        # the losses' names and the parameters' ids; None before the first step
+        self._computed_for: tuple[tuple[str, ...] | None, tuple[int, ...]] | None = None
 
-    def begin(self, parameters: Sequence[Tensor]) -> None:
-        """Drop weights that were computed for other parameters."""
-        found = tuple(map(id, parameters))
-        if self._parameters is not None and self._parameters != found:
+    def begin(self, parameters: Sequence[Tensor], names: tuple[str, ...] | None = None) -> None:
+        """Drop weights that were computed for other parameters, or for losses of other names."""
+        found = (names, tuple(map(id, parameters)))
+        if self._computed_for is not None and self._computed_for != found:
             self.tasks = ()
-        self._parameters = found
+        self._computed_for = found
 
     def is_due(self, tasks: Sequence[int]) -> bool:
         """Whether a step with these losses must refresh."""
@@ -147,4 +148,4 @@ class KeptWeights:
         self.age = max(int(state["age"]), 0)
         self.tasks = tasks
         self.weights = torch.tensor(weights, dtype=torch.float64)
-        self._parameters = None
+        self._computed_for = None

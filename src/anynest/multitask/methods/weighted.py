@@ -1,12 +1,12 @@
 """SGD on a weighted loss: equation 1 of Wan et al., ICML 2020, and two variants."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_numbers, check_weights
+from ..checks import Names, check_choice, check_numbers, check_weights
 from ..combiner import Combiner, OnNonfinite
 from ..gradients.step import Combination, OnePass
 from ..gradients.task_gradients import TaskGradients, numbers_on
@@ -26,8 +26,8 @@ class WeightedSGD(Combiner):
     "participants" takes one pass per loss.
 
     Args:
-        weights: k, one finite number per loss; None for ones. "mean" requires numbers of at least
-            0, not all 0; "participants" requires numbers above 0.
+        weights: k, one finite number per loss, or a dict of them by name; None for ones. "mean"
+            requires numbers of at least 0, not all 0; "participants" requires numbers above 0.
         reduction: see above.
         on_nonfinite: see ``Combiner``; the k of a skipped loss is left out of the average.
         group: see ``Combiner``.
@@ -40,7 +40,7 @@ class WeightedSGD(Combiner):
 
     def __init__(
         self,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Mapping[str, float] | None = None,
         reduction: Reduction = "mean",
         *,
         on_nonfinite: OnNonfinite = "raise",
@@ -48,24 +48,33 @@ class WeightedSGD(Combiner):
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.reduction = check_choice("reduction", reduction, ("mean", "sum", "participants"))
-        self.weights = None if weights is None else check_numbers("weights", weights)
-        if self.weights is None or reduction == "sum":
+        self.weights: tuple[float, ...] | dict[str, float] | None = None
+        if weights is None:
             return
-        if min(self.weights, default=0.0) < 0 or sum(self.weights) <= 0:
+        if isinstance(weights, Mapping):
+            numbers = check_numbers("weights", list(weights.values()))
+            self.weights = dict(zip(weights, numbers, strict=True))
+        else:
+            numbers = self.weights = check_numbers("weights", weights)
+        if reduction == "sum":
+            return
+        if min(numbers, default=0.0) < 0 or sum(numbers) <= 0:
             raise ValueError(
                 f"weights of an average must be at least 0 and not all 0, found {self.weights}: use"
                 " reduction='sum' for others"
             )
-        if reduction == "participants" and min(self.weights) == 0:
+        if reduction == "participants" and min(numbers) == 0:
             raise ValueError(
                 f"weights must be above 0 for reduction='participants', found {self.weights}: leave"
                 " out the loss, or use reduction='mean'"
             )
 
-    def check_count(self, count: int) -> None:
-        check_weights(self.weights, count)
+    def check_count(self, count: int, names: Names) -> None:
+        check_weights(self.weights, count, names)
 
     def _importances(self, tasks: Sequence[int]) -> list[float]:
+        if isinstance(self.weights, dict):
+            return [self.weights[(self._names or ())[i]] for i in tasks]
         return [1.0 if self.weights is None else self.weights[i] for i in tasks]
 
     def takes_one_pass(self, tasks: Sequence[int]) -> bool:
