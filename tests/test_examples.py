@@ -1,5 +1,6 @@
 """Every example runs as a user would run it, and does what its text says."""
 
+import contextlib
 import os
 import runpy
 import subprocess
@@ -140,3 +141,17 @@ def test_two_ranks_and_one_process_end_alike(
     assert len(alone) == count
     (ranks,) = two_ranks[name]
     assert ranks == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = torch.library.Library("torchvision", "DEF")  # a wheel for another torch lacks them
+    for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
+        with contextlib.suppress(RuntimeError):
+            library.define(operator)
+    pytest.importorskip("transformers")
+    example = run("any_network", monkeypatch)
+    assert example["report"].reached
+    assert example["model"].num_stages == 3
+    assert example["accuracy"] > 0.7
+    assert len(example["predicted"]) == len(example["data"].test)

@@ -359,6 +359,21 @@ def test_a_network_without_such_options_keeps_its_own_classes() -> None:
 
 
 @pytest.mark.usefixtures("own")
+def test_the_datas_image_size_is_a_default() -> None:
+    @register
+    def sized(num_classes: int = 4, image_size: int = 32) -> Foreign:
+        return Foreign(num_classes, 1, image_size)
+
+    data = {"num_classes": 4, "in_channels": 1, "data_size": 8}
+    assert registry.create_for_data("sized", **data).first.out_features == 8
+    assert registry.create_for_data("sized", **data, image_size=5).first.out_features == 5
+    nested = registry.create_for_data("width_nested_resnet10", **data)
+    assert "image_size" not in nested.arguments
+    with pytest.raises(TypeError, match="no option 'image_size'"):
+        registry.create_for_data("width_nested_resnet10", **data, image_size=8)
+
+
+@pytest.mark.usefixtures("own")
 def test_a_factory_with_any_options_is_given_all() -> None:
     @register
     def open_one(**options: Any) -> Foreign:

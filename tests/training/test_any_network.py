@@ -176,6 +176,9 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
 def test_a_frozen_body_stays_as_it_is(tmp_path: Path, tiny: Tiny) -> None:
     model = SmallCNN(10, 1, 4)
     model.first.requires_grad_(False)
+    trained = make_phase(tiny(method={"name": "osgd"}), model, 0).parameters
+    assert len(trained) == len(list(model.parameters())) - 4
+    assert all(parameter.requires_grad for parameter in trained)
     before = {name: value.clone() for name, value in model.first.named_parameters()}
     train(tiny(model=MODEL, method={"name": "osgd"}), tmp_path / "run", model=model)
     after = dict(model.first.named_parameters())
@@ -297,8 +300,13 @@ def test_nothing_to_train_and_state_that_no_file_holds(tiny: Tiny) -> None:
 
 def test_the_check_changes_nothing(tiny: Tiny) -> None:
     """Neither weights, statistics, modes nor the random numbers that follow."""
+
+    class Noisy(SmallCNN):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return super().forward(x + torch.randn_like(x))
+
     data = tiny().data.load()
-    model = SmallCNN(10, 1, 4).train()
+    model = Noisy(10, 1, 4).train()
     model.first.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
