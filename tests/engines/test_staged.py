@@ -486,6 +486,6 @@ def test_wrong_types() -> None:
     assert InputSpec.of(mixed).dtype is None
 
 
-def test_a_network_without_stages_for_onnxruntime() -> None:
-    with pytest.raises(TypeError, match=r"needs an AnytimeNetwork, found Embedded"):
+def test_a_network_without_segments_for_onnxruntime() -> None:
+    with pytest.raises(ValueError, match=r"segments .* missing in Embedded; use backend='torch'"):
         open_session(Embedded(), backend="onnxruntime")

@@ -35,23 +35,27 @@ def open_session(
         source: a network, the folder of a finished run, a weights file, or an exported folder. A
             network is any module that satisfies :class:`~anynest.nets.Staged`.
         backend: ``"onnxruntime"`` (CPU), ``"torch"`` (not for exported folders) or None:
-            onnxruntime on the CPU for nested networks and exported folders, else torch. A nested
-            network that cannot be folded (its modules were replaced, parametrized, pruned or
-            hooked), and another one that cannot be cut into segments, runs its own ``stages`` in
-            torch, with a warning in the log that says why.
+            onnxruntime on the CPU for nested networks and exported folders, else torch. Others run
+            in onnxruntime where it is asked for: their segments are converted to graphs, which
+            takes seconds, and compared with PyTorch. A nested network that cannot be folded (its
+            modules were replaced, parametrized, pruned or hooked), and another one that cannot be
+            cut into segments, runs its own ``stages`` in torch, with a warning in the log that says
+            why.
         threads: threads within one step; None leaves the backend's own choice.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
 
     Raises:
         TypeError: a module that lacks a method of ``Staged``, or no network and no path.
-        ValueError: an unknown backend, a source that the backend cannot run, a device that is not
-            available, threads outside 1 to 1024, or weights on the meta device.
+        ValueError: an unknown backend, a source that the backend cannot run (``ConversionError``:
+            a network of which there are no graphs), a device that is not available, threads
+            outside 1 to 1024, or weights on the meta device.
     """
     found = resolve(source)
     chosen, place = choose_backend(found, backend, device)
     threads = check_threads(threads)
-    if found.network is not None and not isinstance(found.network, AnytimeNetwork):
-        return _open_staged(found.network, threads, place)
+    is_staged = found.network is not None and not isinstance(found.network, AnytimeNetwork)
+    if is_staged and chosen == "torch":
+        return _open_staged(found.require_network(), threads, place)
     if chosen == "onnxruntime":
         from .onnx.session import OnnxSession
 
@@ -89,7 +93,6 @@ def choose_backend(
     """The backend and device by name, with None and ``auto`` resolved.
 
     Raises:
-        TypeError: a backend that cannot run this network.
         ValueError: an unknown backend, or a device that is not available or not the backend's.
     """
     if backend is not None and backend not in BACKENDS:
@@ -97,8 +100,6 @@ def choose_backend(
     if backend == "torch":
         source.require_network()
     is_nested = source.export is not None or isinstance(source.network, AnytimeNetwork)
-    if backend == "onnxruntime" and not is_nested:
-        source.require_nested("backend='onnxruntime'", "use backend='torch'")
     if backend == "onnxruntime" or source.export is not None:
         if str(device) not in ("cpu", "auto"):
             raise ValueError(

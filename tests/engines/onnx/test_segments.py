@@ -20,6 +20,7 @@ from anynest.engines.onnx.export.compare import ConversionError
 from anynest.engines.onnx.export.export import export
 from anynest.engines.onnx.manifest import FILE, read_manifest
 from anynest.engines.onnx.session import OnnxSession
+from anynest.engines.open import open_session
 from anynest.engines.segment_engine import SegmentSession
 from anynest.engines.session import stages
 from anynest.store import RunFolderError
@@ -368,6 +369,16 @@ def test_the_exporter_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
         OnnxSession.of_segments(named_mlp())
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("torch.onnx").level == levels
+
+
+def test_open_session() -> None:
+    """The backend runs other networks where it is asked for, and says why it cannot."""
+    session = open_session(named_mlp(), backend="onnxruntime")
+    assert isinstance(session, OnnxSession)
+    x = vectors(3)
+    same(answers(session.begin(x)), answers(SegmentSession(named_mlp()).begin(x)))
+    with pytest.raises(ConversionError, match="example_inputs"):
+        open_session(mlp().eval(), backend="onnxruntime")
 
 
 # -- exports ------------------------------------------------------------------------------------

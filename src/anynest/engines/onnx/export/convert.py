@@ -92,13 +92,13 @@ def convert(
     """
     check_threads(threads)
     spec = InputSpec.of(network).all_required()
-    inputs = example_of(network, spec, example, image_size)
     try:
         found = read_segments(network)
     except SegmentError as error:
         raise ConversionError(str(error).partition(":")[0]) from error
     if len(found) != network.num_stages:
         raise ConversionError(f"segments must be {network.num_stages}, found {len(found)}")
+    inputs = example_of(network, spec, example, image_size)
     with torch.inference_mode(False), torch.no_grad():
         segments = eval_copy(nn.ModuleList(found))
         chain = _Chain(segments)
