@@ -195,3 +195,27 @@ def test_in_place_operations_stay_where_nothing_else_reads() -> None:
     assert ["aten.relu_.default" in names for names in targets] == [True, True]
     assert ["aten.relu.default" in names for names in targets] == [False, True]
     check(model, lambda batch: [torch.randn(batch, 6)])
+
+
+class Sizes(nn.Module):
+    """Python numbers made of sizes: in a factor, in a shape and in positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.position = nn.Embedding(50, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        places = torch.arange(length)
+        x = self.one(x) + self.position(places)
+        x = self.two(x) / length**0.5 + self.position(places.flip(0))
+        total = x.new_zeros(x.shape[0], length + 1, 4)
+        return self.out(total[:, :-1].sum(1) + x.sum(1) / (2 * length))
+
+
+def test_sizes_of_tensors() -> None:
+    model = anynest.add_exits(Sizes(), torch.randn(2, 6, 4), 3, {"one": "mean", "two": "mean"})
+    assert [len(s(*state)) for s, state in [(model.segments()[0], [torch.randn(2, 6, 4)])]] == [2]
+    check(model, lambda batch: [torch.randn(batch, 6, 4)])
+    check(model, lambda batch: [torch.randn(batch, 9, 4)])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import anynest
 from anynest.nets import Exit, ExitNetwork
@@ -338,3 +339,59 @@ def test_compiled_bodies(how: str) -> None:
     for (_, output), other in zip(compiled.stages(x), by_hand(x), strict=True):
         torch.testing.assert_close(output, other)
     torch._dynamo.reset()
+
+
+class Checkpointed(nn.Module):
+    """Blocks that run again in the backward pass, one of them with an exit within."""
+
+    def __init__(self, checkpoint: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
+        self.out = nn.Linear(5, 3)
+        self.checkpoint = checkpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpoint else block(x)
+        return self.out(x)
+
+
+def test_activation_checkpointing() -> None:
+    x = torch.randn(4, 5)
+    after = {"blocks.0": "auto", "blocks.1.0": "auto"}
+    plain = anynest.add_exits(Checkpointed(False), x, 3, after)
+    other = anynest.add_exits(Checkpointed(True), x, 3, after)
+    other.load_state_dict(plain.state_dict())
+    found, wanted = gradients(other, x), gradients(plain, x)
+    assert [len(row) for row in wanted] == [4, 6, 8]
+    for one, two in zip(found, wanted, strict=True):
+        assert set(one) == set(two)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_dropout_in_place_after_an_exit() -> None:
+    """It writes to the activation in training mode alone."""
+    drop = nn.Dropout(0.9, inplace=True)
+    body = nn.Sequential(nn.Linear(4, 4), nn.Identity(), drop, nn.Linear(4, 2))
+    x = torch.randn(64, 4)
+    state = torch.get_rng_state()
+    model = anynest.add_exits(body, x, 2, {"1": nn.Identity()})
+    assert torch.equal(state, torch.get_rng_state()), "no random number is drawn"
+    assert drop.training
+    first, last = model.train()(x)
+    assert torch.equal(first, body[0](x))
+    (first.sum() + last.sum()).backward()
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.tap, self.out = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.tap(self.one(x))
+            return self.out(x.mul_(2) if self.training else x)
+
+    model = anynest.add_exits(Writes(), x, 2, {"tap": "auto"})
+    assert len(model.eval()(x)) == 2
+    with pytest.raises(RuntimeError, match="must not write in place to the activation of 'tap'"):
+        model.train()(x)

@@ -45,7 +45,8 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
 
 def _expression(value: Any) -> Any:
     """A size as an integer or a symbolic expression, which are compared by ``==``."""
-    return value.node.expr if isinstance(value, torch.SymInt) else value
+    is_symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+    return value.node.expr if is_symbolic else value
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -159,10 +160,12 @@ class Cutter:
                 stack += node.all_input_nodes
         return list(missing)
 
-    def _size(self, node: fx.Node, state: set[fx.Node]) -> tuple[fx.Node, int] | int | None:
+    def _size(self, node: fx.Node, state: set[fx.Node]) -> tuple[fx.Node, int] | float | None:
         """A size as a constant, or as a dimension of a tensor of the state."""
         expression = _expression(node.meta["val"])
-        if isinstance(expression, (int, float, bool)) or expression.is_number:
+        if isinstance(expression, (int, float, bool)):
+            return expression
+        if expression.is_Integer:
             return int(expression)
         for tensor in sorted(state, key=lambda n: n.name):
             for dimension, size in enumerate(shape_of(tensor)):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from .inputs import Inputs
 from .taps import Point
@@ -55,9 +57,16 @@ def record(body: nn.Module, inputs: Inputs) -> list[Call]:
     handles = [
         module.register_forward_hook(hook(path)) for path, module in body.named_modules() if path
     ]
+    # these write in training mode alone
+    writes = [m for m in body.modules() if isinstance(m, _DropoutNd) and m.inplace]
     try:
-        inputs.call(body, [tensor.clone() for tensor in inputs.example])
+        with torch.random.fork_rng(devices=()):
+            for module in writes:
+                module.training = True
+            inputs.call(body, [tensor.clone() for tensor in inputs.example])
     finally:
+        for module in writes:
+            module.training = False
         for handle in handles:
             handle.remove()
     return calls

@@ -1,8 +1,9 @@
-"""Forward hooks that evaluate the heads while the body runs.
+"""Forward hooks that keep what the exits read while the body runs.
 
-A head runs at once, within the hook: what the body does to the activation afterwards, such as an
-in-place ReLU, cannot change what the head reads. Without a pass of its own thread, a hook does
-nothing: the body can be used alone.
+The heads run after the body, so that a checkpointed block, which runs again in the backward pass,
+holds none of their operations; a paused pass evaluates them at once. An activation that the body
+writes to afterwards, as by an in-place ReLU, is copied. Without a pass of its own thread, a hook
+does nothing: the body can be used alone.
 """
 
 from __future__ import annotations
@@ -42,27 +43,52 @@ class Point:
 
 
 class Pass:
-    """One pass through the body: the calls so far, and the exits' outputs."""
+    """One pass through the body: the calls so far, and what the exits read."""
 
     def __init__(self, taps: Taps, emit: Emit | None) -> None:
         self.taps = taps
         self.emit = emit
         self.calls: dict[str, int] = {}
-        self.outputs: dict[int, Tensor] = {}
+        self.activations: dict[int, tuple[Tensor, int]] = {}  # and their versions
 
     def called(self, path: str, value: Any) -> None:
-        """Evaluate the heads of this call of a module."""
+        """Keep what exits at this call of a module read, or evaluate their heads."""
         call = self.calls.get(path, 0)
         self.calls[path] = call + 1
         for stage, point in enumerate(self.taps.points, 1):
             if point.path == path and point.call == call:
                 what = f"the output of {point.name!r}"
                 activation = tensor_of(value, point.read, what, first=True)
-                head = self.taps.heads[str(stage)]
-                output = head(activation.clone() if point.clone else activation)
-                self.outputs[stage] = output
+                if point.clone:
+                    activation = activation.clone()
                 if self.emit is not None:
-                    self.emit(stage, output)
+                    self.emit(stage, self.taps.heads[str(stage)](activation))
+                else:
+                    self.activations[stage] = activation, _version(activation)
+
+    def outputs(self) -> list[Tensor]:
+        """The exits' outputs, after the pass.
+
+        Raises:
+            RuntimeError: the body has written to an activation meanwhile.
+        """
+        outputs = []
+        for stage, point in enumerate(self.taps.points, 1):
+            activation, version = self.activations.pop(stage)
+            if _version(activation) != version:
+                raise RuntimeError(
+                    f"the body must not write in place to the activation of {point.name!r} in "
+                    "training mode alone, found that it does; use operations that are not in place"
+                )
+            outputs.append(self.taps.heads[str(stage)](activation))
+        return outputs
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to, where torch counts that."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version
 
 
 _running = threading.local()  # .passes: those of this thread, the innermost last
@@ -136,10 +162,11 @@ class Taps:
             emit: called with (stage, output) as soon as an exit's output is known.
 
         Returns:
-            The outputs of the exits, and that of the body.
+            The outputs of the exits (none where they were emitted), and that of the body.
 
         Raises:
-            RuntimeError: a module was not called as often as in the example.
+            RuntimeError: a module was not called as often as in the example, or an activation was
+                written to.
         """
         run = Pass(self, emit)
         if torch.compiler.is_dynamo_compiling():
@@ -160,4 +187,4 @@ class Taps:
                     f"found {run.calls.get(point.path, 0)}; where it was replaced or the number "
                     "changes with the input, call add_exits again or name another module"
                 )
-        return [run.outputs[stage] for stage in range(1, len(self.points) + 1)], value
+        return [] if emit is not None else run.outputs(), value
