@@ -219,3 +219,28 @@ def test_sizes_of_tensors() -> None:
     assert [len(s(*state)) for s, state in [(model.segments()[0], [torch.randn(2, 6, 4)])]] == [2]
     check(model, lambda batch: [torch.randn(batch, 6, 4)])
     check(model, lambda batch: [torch.randn(batch, 9, 4)])
+
+
+class Views(nn.Module):
+    """An in-place operation on one of several views, or on a copy of a view."""
+
+    def __init__(self, copied: bool) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.copied = copied
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        if self.copied:
+            first = torch.relu_(x[:, :3].clone())
+            return first + self.out(x)
+        left, _ = x.chunk(2, dim=1)
+        left.add_(1)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_in_place_operations_on_views(copied: bool) -> None:
+    model = anynest.add_exits(Views(copied), torch.randn(2, 6), 3, {"one": "auto"})
+    assert not isinstance(model._program, str)
+    check(model, lambda batch: [torch.randn(batch, 6)])

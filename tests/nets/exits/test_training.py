@@ -126,6 +126,8 @@ def test_body_is_untouched() -> None:
     x = torch.randn(2, 3, 6, 6)
     assert torch.equal(model.eval()(x)[-1], plain.eval()(x))
     assert torch.equal(body(x), plain(x)), "alone, without heads"
+    assert not body.training
+    assert not body.drop.training
     model.train()
     assert body.training
     assert body.drop.training

@@ -28,7 +28,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     if not _replace(program.graph):
         program = program.run_decompositions({})
     for node in list(program.graph.nodes):  # all values are final now: no copy is needed
-        if node.target == _aten.clone.default and not node.kwargs:
+        overwritten = any("in place" in user.meta and user.args[0] is node for user in node.users)
+        if node.target == _aten.clone.default and not node.kwargs and not overwritten:
             node.replace_all_uses_with(node.args[0])
     return program
 
