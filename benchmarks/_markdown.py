@@ -41,6 +41,14 @@ def curve(sweep: str, results: list[dict[str, Any]]) -> list[str]:
         if "floor" in result:
             floor = result["floor"]["floor"]["median"]
             shown.setdefault("floor of an exact method", {})[point] = floor
+        if "exact" in result.get("floor", {}):
+            over = result["floor"]["exact"]["median"]
+            shown.setdefault("ours, exact, over the floor", {})[point] = over
+        if "of_bandwidth" in result.get("combination", {}):
+            part = result["combination"]["of_bandwidth"]["median"]
+            shown.setdefault("the combination's bytes over bandwidth, of its time", {})[point] = (
+                part
+            )
         if "combination" in result:
             share = result["combination"]["share"]["median"]
             shown.setdefault("the combination's share of ours, exact", {})[point] = share

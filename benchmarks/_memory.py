@@ -63,11 +63,13 @@ def cuda_peak(problem: Problem, make: Callable[[Problem], Trainer]) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def row_bytes(problem: Problem) -> int:
-    """The size of all tasks' gradients, each with the entries that the task touches."""
+def row_bytes(problem: Problem) -> tuple[int, int]:
+    """The size of all tasks' gradients, each with the entries that it touches, and of their sum."""
     trainer = Sgd(problem)
-    total = 0
+    total, touched = 0, {}
     for loss in problem.losses(trainer.model):
         grads = torch.autograd.grad(loss, trainer.parameters, retain_graph=True, allow_unused=True)
-        total += sum(grad.nbytes for grad in grads if grad is not None)
-    return total
+        sizes = {p: grad.nbytes for p, grad in enumerate(grads) if grad is not None}
+        total += sum(sizes.values())
+        touched |= sizes
+    return total, sum(touched.values())

@@ -101,6 +101,23 @@ class Combination(Exact):
         return {"backward": sum(spent), "passes": len(spent), "combination": total - sum(spent)}
 
 
+class Bandwidth:
+    """Bytes per second of ``c = a + s * b`` on arrays that no cache holds, as STREAM's triad.
+
+    The memory traffic that a combination of S gradients cannot do without: each read twice, for the
+    dot products and for the sum, and the sum written once.
+    """
+
+    def __init__(self, problem: Problem, entries: int = 1 << 24) -> None:
+        self.clock = Clock(problem)
+        self.a, self.b, self.c = torch.ones(3, entries, device=problem.x.device).unbind()
+
+    def measure(self) -> float:
+        self.clock.begin()
+        torch.add(self.a, self.b, alpha=0.5, out=self.c)
+        return 3 * self.a.nbytes / self.clock.end()
+
+
 @contextmanager
 def timed_grad(clock: Clock) -> Any:
     """Within, every ``torch.autograd.grad`` adds its seconds to the list that is given."""

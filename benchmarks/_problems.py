@@ -94,6 +94,64 @@ class ManyHeads(nn.Module):
         return [head(shared) for head in self.heads]
 
 
+class Transformer(nn.Module):
+    """12 pre-norm blocks of 12 width^2 weights each and a linear head per task on the mean token.
+
+    With ``rank`` the blocks are frozen, and their linear layers get trainable adapters of that
+    rank, as LoRA has them.
+    """
+
+    def __init__(self, tasks: int, width: int, rank: int = 0, depth: int = 12) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(TransformerBlock(width) for _ in range(depth))
+        if rank:
+            self.requires_grad_(False)
+            for block in self.blocks:
+                block.adapt(rank)
+        self.heads = nn.ModuleList(nn.Linear(width, 10) for _ in range(tasks))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for block in self.blocks:
+            x = block(x)
+        token = x.mean(dim=1)
+        return [head(token) for head in self.heads]
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // 64
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def adapt(self, rank: int) -> None:
+        for name in ("qkv", "out", "up", "down"):
+            setattr(self, name, Adapted(getattr(self, name), rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer plus a trainable product of two thin ones."""
+
+    def __init__(self, frozen: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.thin = nn.Linear(frozen.in_features, rank, bias=False)
+        self.wide = nn.Linear(rank, frozen.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen(x) + self.wide(self.thin(x))
+
+
 def images(
     batch: int, size: int, device: str, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
@@ -107,7 +165,14 @@ def images(
 def network(
     name: str, batch: int, size: int, device: str = "cpu", channels_last: bool = False
 ) -> Problem:
-    """A registered network, or ``resnet20``: a plain one with three exits."""
+    """A registered network, ``resnet20`` with three exits, or a transformer.
+
+    A transformer is named ``transformer-WIDTH-TASKS-TOKENS``, one with adapters of rank 8
+    ``lora-WIDTH-TASKS-TOKENS``.
+    """
+    kind, *numbers = name.split("-")
+    if kind in ("transformer", "lora"):
+        return transformer(name, *map(int, numbers), batch=batch, device=device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def build(plain: bool) -> nn.Module:
@@ -135,3 +200,18 @@ def many_heads(tasks: int, batch: int, device: str = "cpu", width: int = 256) ->
     x = torch.randn(batch, 256, generator=generator).to(device)
     y = torch.randint(0, 10, (batch,), generator=generator).to(device)
     return Problem(f"{tasks} heads, width {width}", build, x, y)
+
+
+def transformer(
+    name: str, width: int, tasks: int, tokens: int, *, batch: int, device: str
+) -> Problem:
+    """``Transformer`` on random tokens."""
+
+    def build(plain: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return Transformer(tasks, width, 8 if name.startswith("lora") else 0).to(device).train()
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, tokens, width, generator=generator).to(device)
+    y = torch.randint(0, 10, (batch,), generator=generator).to(device)
+    return Problem(name, build, x, y)

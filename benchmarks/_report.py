@@ -82,11 +82,19 @@ def facts_of(result: dict[str, Any]) -> list[str]:
         if floor.get("by_cost"):
             lines.append(f"floor by multiply-adds {floor['by_cost']:.3f}")
         if "exact" in floor:
-            lines.append(f"exact / SGD over the floor: {ranged(floor['exact'])} (goal: 1.05)")
+            lines.append(
+                f"exact / SGD over the floor: {ranged(floor['exact'])} (goal: 1.05, of plain trunks 1.15)"
+            )
     if "combination" in result:
         share = result["combination"]["share"]
         shown = ranged({key: 100 * value for key, value in share.items()}, 2)
         lines.append(f"combination: {shown} % of the step (goal: 2 %)")
+        if "of_bandwidth" in result["combination"]:
+            part = result["combination"]
+            lines.append(
+                f"bandwidth: {ranged(part['of_bandwidth'])} of the combination is the time of its "
+                f"{megabytes(part['bytes'])} MiB at {part['bandwidth']['median'] / 1e9:.1f} GB/s"
+            )
     if "memory" in result:
         memory = result["memory"]
         ours = f"; ours {megabytes(memory['exact'])} MiB" if "exact" in memory else ""

@@ -27,7 +27,7 @@ class Trainer:
     def __init__(self, problem: Problem, plain: bool = False) -> None:
         self.problem = problem
         self.model = problem.build(plain)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # small, so that many rounds on one batch leave the numbers as ordinary as they began
         self.optimizer = torch.optim.SGD(self.parameters, lr=1e-3, momentum=0.9)
 
@@ -139,6 +139,41 @@ class Naive(Trainer):
             start += parameter.numel()
 
 
+class Prototype(Trainer):
+    """OSGD in a few lines: float32 dots tensor by tensor, a float64 Cholesky factor, sums in place.
+
+    As fast as plain code gets, and not exact: gradients may share memory, and nearly parallel ones
+    lose their digits.
+    """
+
+    def gradient(self, losses: list[Tensor]) -> None:
+        last = len(losses) - 1
+        rows = [
+            torch.autograd.grad(loss, self.parameters, retain_graph=i < last, allow_unused=True)
+            for i, loss in enumerate(losses)
+        ]
+        gram = torch.zeros(len(losses), len(losses), dtype=torch.float64)
+        for column in zip(*rows, strict=True):
+            known = [(i, grad.view(-1)) for i, grad in enumerate(column) if grad is not None]
+            for i, a in known:
+                for j, b in known:
+                    if j <= i:
+                        gram[i, j] += torch.dot(a, b)
+        root = torch.linalg.cholesky(gram)  # of the lower triangle
+        unit = torch.ones(len(losses), 1, dtype=torch.float64)
+        weights = torch.linalg.solve_triangular(
+            (root / root.diagonal()).T, unit, upper=True, unitriangular=True
+        )
+        w = weights[:, 0].tolist()
+        for parameter, column in zip(self.parameters, zip(*rows, strict=True), strict=True):
+            terms = [(w[i], grad) for i, grad in enumerate(column) if grad is not None]
+            if terms:
+                total = terms[0][1].mul_(terms[0][0])
+                for weight, grad in terms[1:]:
+                    total.add_(grad, alpha=weight)
+                parameter.grad = total
+
+
 class TorchJD(Trainer):
     """TorchJD's autojac with one of its aggregators."""
 
@@ -191,6 +226,7 @@ VARIANTS: dict[str, tuple[str, Maker]] = {
     "exact": ("OSGD, ours, exact", Exact),
     "lazy": (f"OSGD, ours, refresh={Lazy.every}", Lazy),
     "naive": ("OSGD, naive", Naive),
+    "prototype": ("OSGD, prototype in float32", Prototype),
     "naive-plain": ("OSGD, naive, plain kernels", lambda problem: Naive(problem, plain=True)),
     "jd-pcgrad-1": ("TorchJD PCGrad, chunk 1", jd("PCGrad", 1)),
     "jd-upgrad-1": ("TorchJD UPGrad, chunk 1", jd("UPGrad", 1)),

@@ -4,6 +4,7 @@
     python benchmarks/step.py --models resnet20 --rounds 15
     python benchmarks/step.py --sweep tasks parameters --plots docs/images --json sweeps.json
     python benchmarks/step.py --read sweeps.json --into docs/steps.md
+    python benchmarks/step.py --models transformer-256-3-64 lora-256-3-64 --batch 4 --rounds 5
     python benchmarks/step.py --variants sgd exact --models width_nested_resnet10 --batch 32
 
 A step is zero_grad, forward, losses, one combined gradient and SGD's update with momentum. Each
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from _markdown import markdown, write_into
 from _memory import peak_bytes, row_bytes
-from _probes import Alone, Combination, Floor, floor_by_cost
+from _probes import Alone, Bandwidth, Combination, Floor, floor_by_cost
 from _problems import Problem, network
 from _report import show, surroundings, write_json
 from _rounds import interleave, ratios, spread
@@ -70,14 +71,16 @@ def time_problem(
     if probes:
         entries["floor"] = Floor(problem).measure
         entries["combination"] = Combination(problem).measure
+        entries["bandwidth"] = Bandwidth(problem).measure
         if isinstance(trainers["sgd"].model, AnytimeNetwork):
             entries["alone"] = Alone(problem).measure
     rounds = enough(trainers["sgd"], rounds)
     found = interleave(entries, rounds)
     model = trainers["sgd"].model
+    trained = trainers["sgd"].parameters
     result: dict[str, Any] = {
         "problem": problem.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in trained),
         "stages": len(problem.losses(model)),
         "batch": len(problem.x),
         "input": list(problem.x.shape[1:]),
@@ -98,9 +101,14 @@ def time_problem(
         result["floor"] = floor_of(problem, found)
         if "exact" in found:
             part = [round_["combination"] for round_ in found["combination"]]
+            rows, update = row_bytes(problem)
+            least = [(2 * rows + update) / rate for rate in found["bandwidth"]]
             result["combination"] = {
                 "seconds": spread(part),
                 "share": spread(ratios(part, found["exact"])),
+                "bytes": 2 * rows + update,
+                "bandwidth": spread(found["bandwidth"]),
+                "of_bandwidth": spread(ratios(least, part)),
             }
     return result
 
@@ -116,7 +124,7 @@ def add_memory(problem: Problem, rows: list[dict[str, Any]]) -> dict[str, float]
     peaks = {}
     for row in rows:
         row["peak_bytes"] = peaks[row["variant"]] = peak_bytes(problem, VARIANTS[row["variant"]][1])
-    rows_take = row_bytes(problem)
+    rows_take, _ = row_bytes(problem)
     bound = 1.05 * (peaks["sgd"] + rows_take)
     found = {"sgd": peaks["sgd"], "rows": rows_take, "bound": bound}
     return {**found, "exact": peaks["exact"]} if "exact" in peaks else found
@@ -154,7 +162,11 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", nargs="+", default=MODELS, metavar="NAME", help="registered names, resnet20"
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="NAME",
+        help="registered names, resnet20, transformer-WIDTH-TASKS-TOKENS, lora-WIDTH-TASKS-TOKENS",
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument(

@@ -67,7 +67,7 @@ def test_a_float32_sum_is_that_of_float64_within_rounding(size: int, weights: li
 
 
 @pytest.mark.parametrize("remainder", [1.0, 0.3, 0.2, 0.1, 1e-2, 1e-4, 1e-6])
-@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1.0, 1e10, 1e25])
+@pytest.mark.parametrize("scale", [1e-25, 1e-22, 1e-21, 1e-10, 1.0, 1e10, 1e25])
 def test_a_step_is_exact_to_1e_6_however_parallel_and_at_any_scale(
     remainder: float, scale: float
 ) -> None:

@@ -215,21 +215,21 @@ class Block:
         """Positions of the block's tensors."""
         return tuple(p for segment in self.segments for p in segment.members)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         return self.segments[0].rows[0].device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         return self.segments[0].rows[0].dtype
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Entries of one gradient, those on other ranks included."""
         stored = sum(segment.size for segment in self.segments)
         return stored if self.whole_size is None else self.whole_size
 
-    @property
+    @cached_property
     def may_be_fast(self) -> bool:
         """Whether float32 dot products and sums are to be had."""
         return self.dtype == torch.float32 and self.device.type == "cpu"
@@ -428,7 +428,7 @@ class TaskGradients:
         """[S, S] dot products over common entries, in float64; must not be modified."""
         return self._added(self.block_grams)
 
-    @property
+    @cached_property
     def may_be_fast(self) -> bool:
         """Whether float32 saves time: see ``Block.may_be_fast``."""
         return sum(block.size for block in self.blocks if block.may_be_fast) >= LEAST_FAST

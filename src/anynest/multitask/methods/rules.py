@@ -11,6 +11,9 @@ to about 1e-15 / r^2, where r is the smallest relative norm of a remainder. If t
 enough, the second round uses the dot products of the *projected* gradients, so that remainders of
 1e-7 are accurate to 1e-8. This is modified Gram-Schmidt with one reorthogonalization, which reads
 the entries twice instead of S^2 times.
+
+Large float32 gradients on a CPU are first tried with float32 dot products (``fast_gram``), which
+are enough unless a remainder is small; likewise the sum, unless its terms cancel (``consume``).
 """
 
 from collections.abc import Sequence
