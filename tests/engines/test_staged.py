@@ -72,7 +72,7 @@ class Conv(nn.Module):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_segments(dtype: torch.dtype) -> None:
     network, x = mlp(dtype), vectors(5, dtype)
-    session = open_session(network)
+    session = open_session(network, backend="torch")
     assert isinstance(session, SegmentSession)
     assert (session.num_stages, session.num_classes, session.in_channels) == (3, None, None)
     assert (session.backend, session.input_names) == ("torch", ("x",))
@@ -135,7 +135,8 @@ def test_a_compiled_network_runs_as_it_is() -> None:
     network = mlp()
     compiled: Any = torch.compile(network)
     assert torch.equal(
-        answers(open_session(compiled), vectors(2))[0], wanted(network, vectors(2))[0]
+        answers(open_session(compiled, backend="torch"), vectors(2))[0],
+        wanted(network, vectors(2))[0],
     )
 
 
@@ -163,7 +164,7 @@ def test_exits_of_a_body() -> None:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
     network = anynest.add_exits(body, example=vectors(2), num_classes=3, after={"1": "auto"})
-    session = open_session(network)  # in training mode: served as in eval mode
+    session = open_session(network, backend="torch")  # in training mode: served as in eval mode
     assert isinstance(session, SegmentSession)
     x = vectors(4)
     for mine, theirs in zip(answers(session, x), wanted(network, x), strict=True):
@@ -185,7 +186,7 @@ def test_sizes_that_segments_do_not_stand_for() -> None:
     network = anynest.add_exits(
         Branching(), example=torch.randn(2, 5), num_classes=2, after={"first": "auto"}
     ).eval()
-    session = open_session(network)
+    session = open_session(network, backend="torch")
     assert isinstance(session, SegmentSession)
     assert torch.equal(answers(session, torch.ones(1, 7))[1], wanted(network, torch.ones(1, 7))[1])
     with pytest.raises(
@@ -486,6 +487,37 @@ def test_wrong_types() -> None:
     assert InputSpec.of(mixed).dtype is None
 
 
-def test_a_network_without_segments_for_onnxruntime() -> None:
-    with pytest.raises(ValueError, match=r"segments .* missing in Embedded; use backend='torch'"):
+def test_onnxruntime_needs_segments() -> None:
+    with pytest.raises(ValueError, match=r"segments .* are missing in Embedded: .*backend='torch'"):
         open_session(Embedded(), backend="onnxruntime")
+
+
+def test_segments_that_cannot_be_exported(caplog: pytest.LogCaptureFixture) -> None:
+    """On a CPU they run in PyTorch, and one line says why; asked for by name they are refused."""
+    network = mlp()  # which tells no example
+    session = open_session(network)
+    assert isinstance(session, SegmentSession)
+    (line,) = [r.message for r in caplog.records if r.name.startswith("anynest")]
+    assert line.startswith("running the network's segments in PyTorch, not ONNX Runtime: ")
+    assert "\n" not in line
+    with pytest.raises(ValueError, match="example") as error:
+        open_session(network, backend="onnxruntime")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_segments_run_in_onnxruntime() -> None:
+    """The default on a CPU, once exported, with inputs of other sizes and batches that join."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    network = anynest.add_exits(body, example=vectors(2), num_classes=3, after={"1": "auto"})
+    session = open_session(network)
+    assert session.backend == "onnxruntime"
+    x = vectors(5)
+    parts = [session.begin(x[:2]), session.begin({"input": x[2:]})]
+    for part in parts:
+        part.step()
+    joined = session.join(parts)
+    joined.compact(torch.tensor([4, 0]))
+    torch.testing.assert_close(joined.step(), wanted(network, x)[1][[4, 0]])
+    assert session.input_names == network.input_names

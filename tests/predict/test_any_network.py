@@ -25,6 +25,8 @@ from anynest.predict.deadline_evaluation import measure_deadlines
 from anynest.predict.policies import Policy, PolicyInput
 from anynest.profiling.profiler import profile_network
 
+from .conftest import settle
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -161,7 +163,7 @@ def sentences(batch: int, length: int = 7) -> dict[str, Tensor]:
 def test_bert_by_deadline(bert: Any) -> None:
     x = sentences(4)
     wanted = outputs(bert, **x)
-    assert [n.shape for n in bert.example_inputs] == [(2, 7), (2, 7)]
+    assert [tuple(v.shape) for v in bert.example_inputs] == [(2, 7), (2, 7)]
     seen: list[int] = []
     session = open_session(bert, backend="torch")
     assert isinstance(session, SegmentSession)
@@ -398,12 +400,13 @@ def test_a_deadline_returns_what_is_there() -> None:
                     assert gate.wait(20)
                 yield stage, output
 
-    Slow.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     with AnytimePredictor(Slow()) as predictor:
-        with predictor.stream(torch.zeros(2, 3).long()) as stream:
-            assert next(stream).stage == 1
+        answer = predictor.predict(torch.zeros(2, 3).long(), 0.05, on_timeout="wait")
+        assert (answer.stage, answer.stages) == (1, (1, 1))
+        assert answer.stop_reason == "deadline"
         assert reached.wait(20)
         gate.set()
+        assert predictor.predict(torch.zeros(2, 3).long(), None).stage == 2
 
 
 def test_errors_of_a_network_reach_their_caller_alone() -> None:
@@ -500,3 +503,47 @@ def test_a_blank_sample_that_does_not_suit(tmp_path: Path) -> None:
 
     with AnytimePredictor(Strict(), "torch", profile) as predictor:
         assert predictor.predict(torch.zeros(1, 3).long(), None).stage == 2
+
+
+# -- a forward pass that pauses -------------------------------------------------------------------
+def passes() -> int:
+    return sum(thread.name == "anynest-pass" for thread in threading.enumerate())
+
+
+def test_no_paused_pass_outlives_its_prediction() -> None:
+    """After a deadline, an error, a policy, a stream that was closed, and ``close``."""
+    gate = threading.Event()
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            if float(x.abs().max()) > 1e6:  # not exportable
+                raise KeyError("too large")
+            if len(x) == 5:
+                assert gate.wait(20)
+            return self.last(self.second(x))  # type: ignore[no-any-return]
+
+    model = anynest.add_exits(
+        Body(), example=vectors(2), num_classes=3, after={"first": "auto", "second": "auto"}
+    ).eval()
+    x = vectors(2)
+    with AnytimePredictor(model) as predictor:
+        wanted = outputs(model, x)
+        assert torch.equal(predictor.predict(x, None).output, wanted[2])
+        assert predictor.predict(x, None, policy=Confidence(0.0)).stage == 1
+        with predictor.stream(x) as stream:
+            assert torch.equal(next(stream).output, wanted[0])
+        with pytest.raises(NetworkError, match="failed in stage 2: KeyError"):
+            predictor.predict(1e9 * x, None)
+        late = predictor.predict(vectors(5), 0.02, on_timeout="wait")
+        assert late.stage == 1
+        gate.set()
+        settle(lambda: passes() == 0)
+        unread = predictor.stream(x)
+    del unread
+    settle(lambda: passes() == 0)

@@ -138,7 +138,7 @@ def test_a_profile_of_images() -> None:
         ({"example": [torch.ones(1), torch.ones(1)]}, ProfileError, "must be x, found 2 tensors"),
         ({"example": {"y": torch.ones(1)}}, ValueError, "must be x, found y"),
         ({"example": torch.ones(1, 2, 8), "backends": ()}, ProfileError, "backends must be of"),
-        ({"example": torch.ones(1, 2, 8), "backends": ["onnxruntime"]}, TypeError, "Three"),
+        ({"example": torch.ones(1, 2, 8), "backends": ["onnxruntime"]}, ValueError, "in Three"),
     ],
 )
 def test_what_does_not_fit(options: dict[str, Any], kind: type[Exception], reason: str) -> None:
