@@ -1,4 +1,6 @@
-"""Exits for a transformer that knows nothing of them: train, calibrate, predict by a deadline."""
+"""Exits for a transformer that knows nothing of them: train, calibrate, export, predict."""
+
+import tempfile
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -6,6 +8,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import anynest
 from anynest.data import load, make_loader
+from anynest.engines.onnx.export.export import export
 from anynest.predict import Confidence, HeldOut, calibrate
 
 torch.manual_seed(0)
@@ -37,7 +40,10 @@ with anynest.AnytimePredictor(model.eval()) as predictor:
     policy, report = calibrate(
         Confidence(), HeldOut.collect(predictor, held_out), target_accuracy=0.9
     )
-    found = [predictor.predict(x, deadline=1.0, policy=policy) for x, _ in test]
+with tempfile.TemporaryDirectory() as folder:
+    export(model, folder, example=dict(zip(model.input_names, [test[0][0]], strict=True)))
+    with anynest.AnytimePredictor(folder) as predictor:  # on ONNX Runtime, a graph a stage
+        found = [predictor.predict(x, deadline=1.0, policy=policy) for x, _ in test]
 predicted = torch.tensor([label for prediction in found for label in prediction.labels])
 accuracy = (predicted == torch.cat([labels for _, labels in test])).double().mean()
 print(report)
