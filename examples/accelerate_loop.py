@@ -40,11 +40,12 @@ def train(epochs: int = 2, precision: str = "bf16", micro_batches: int = 2) -> l
                 seen.append(torch.stack(losses).detach())
                 # accelerator.backward takes the gradient of one loss. The combiner takes each loss's
                 # own, so what else it does is said here: dividing by the micro-batches and scaling.
-                losses = [loss / micro_batches for loss in losses]
+                named = {f"exit{i}": loss / micro_batches for i, loss in enumerate(losses, 1)}
                 scale = 1.0
                 if scaler is not None:
-                    losses, scale = [scaler.scale(loss) for loss in losses], scaler.get_scale()
-                combiner.accumulate(losses, model.parameters(), loss_scale=scale, samples=len(y))
+                    named = {name: scaler.scale(loss) for name, loss in named.items()}
+                    scale = scaler.get_scale()
+                combiner.accumulate(named, loss_scale=scale, samples=len(y))
                 if accelerator.sync_gradients:  # the last micro-batch of a step
                     combiner.combine()
                 optimizer.step()  # these two wait for the last micro-batch by themselves

@@ -1,10 +1,12 @@
 """Every example runs as a user would run it, and does what its text says."""
 
 import contextlib
+import json
 import os
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,88 @@ def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert example["model"].num_stages == 3
     assert example["accuracy"] > 0.7
     assert len(example["predicted"]) == len(example["data"].test)
+
+
+# Lightning and transformers import torchvision, whose wheel for another torch lacks two operators.
+# Runs in a process of its own, as the frameworks change global state.
+FRAMEWORK = """
+import contextlib, runpy, sys, torch
+library = torch.library.Library("torchvision", "DEF")
+for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
+    with contextlib.suppress(RuntimeError):
+        library.define(operator)
+example = runpy.run_path(sys.argv[1], run_name="example")
+"""
+
+
+def framework(name: str, code: str, folder: Path, *launcher: str) -> list[str]:
+    """The lines that ``code`` prints about an example, each rank's."""
+    script = folder / "run.py"
+    script.write_text(FRAMEWORK + code)
+    done = subprocess.run(
+        [sys.executable, *launcher, script, FOLDER / f"{name}.py"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+LIGHTNING = """
+clips, clip = [], example["TwoTasks"].clip_gradients
+def watched(self, optimizer, *rest):
+    clips.append(rest)
+    clip(self, optimizer, *rest)
+example["TwoTasks"].clip_gradients = watched
+module, trainer = example["train"]()
+logged = sorted(trainer.callback_metrics)
+sums = sum(p.double().abs().sum() for p in module.parameters()).item()
+print("RESULT", trainer.global_step, len(module.seen), len(clips), trainer.num_training_batches, sums)
+print("LOGGED", *logged)
+print("MODULE", trainer.strategy.model is module)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lightning_loop(ranks: int, tmp_path: Path) -> None:
+    if not find_spec("pytorch_lightning"):
+        pytest.skip("needs pytorch-lightning")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    lines = framework("lightning_loop", LIGHTNING, tmp_path, *(launcher if ranks == 2 else ()))
+    first, last = (numbers(line) for line in lines if line.startswith("losses"))  # printed once
+    assert all(b < a / 2 for a, b in zip(first, last, strict=True))
+    results = [line.split()[1:] for line in lines if line.startswith("RESULT")]
+    assert len(results) == ranks
+    steps = 4 * 1024 // 32 // 2 // ranks
+    assert results[0][:4] == [str(n) for n in (steps, steps, steps, 32 // ranks)]
+    assert len({tuple(result) for result in results}) == 1  # the ranks' weights are equal
+    assert sum(line == "MODULE True" for line in lines) == ranks
+    logged = next(line for line in lines if line.startswith("LOGGED"))
+    assert "train/loss/value" in logged
+    assert "train/cosine/label/value" in logged
+
+
+TRAINER = """
+import json
+print("RESULT", json.dumps(example["train"]()))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_trainer(tmp_path: Path) -> None:
+    if not find_spec("transformers"):
+        pytest.skip("needs transformers")
+    lines = framework("transformers_trainer", TRAINER, tmp_path)
+    log = json.loads(next(line for line in lines if line.startswith("RESULT"))[7:])[:-1]
+    assert [entry["step"] for entry in log] == [10, 20, 30]
+    assert log[-1]["loss"] < log[0]["loss"] - 0.1
+    assert all(entry["train/loss_weight/token"] == 1 for entry in log)  # the last one's
+    assert all("train/cosine/token/count" in entry for entry in log)
+    # a step's losses are means over its micro-batches, and so is what the Trainer reports
+    both = log[-1]["train/loss/token"] + log[-1]["train/loss/count"]
+    assert log[-1]["loss"] == pytest.approx(both, rel=0.5)
+    assert all(entry["grad_norm"] > 0 for entry in log)
