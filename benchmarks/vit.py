@@ -1,6 +1,6 @@
 """Nested vision transformers beside the plain ones of the same sizes: training and inference.
 
-    python benchmarks/vit.py --threads 1 --rounds 9
+    python benchmarks/vit.py --threads 1 --rounds 9 --docs docs/transformers.md
     python benchmarks/vit.py --models width_nested_vit_tiny --batches 8 --rounds 3 --skip-onnx
 
 Training: forward and backward pass on the sum of all losses over that of the plain transformer of
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from anynest import create_model, make_combiner
 from anynest.nets.transformer.network import NestedTransformer
+from anynest.store import write_whole
 
 MODELS = ("width_nested_vit_tiny", "even_width_vit_s16", "width_nested_vit_s16")
 Timed = Callable[[], float]
@@ -78,6 +79,18 @@ def inference(
     }
 
 
+class WithoutPassed(torch.nn.Module):
+    """A segment that gives its logits and the state that it adds, not the state that it passes on."""
+
+    def __init__(self, segment: torch.nn.Module) -> None:
+        super().__init__()
+        self.segment = segment
+
+    def forward(self, *state: Tensor) -> tuple[Tensor, ...]:
+        logits, *after = self.segment(*state)
+        return (logits, *after[len(state) :])
+
+
 class OnnxChain:
     """The segments of a network in ONNX Runtime, one session each; the state stays in place."""
 
@@ -92,8 +105,8 @@ class OnnxChain:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             for segment in model.segments():
                 path = Path(folder) / "segment.onnx"
-                segment.eval()
-                torch.onnx.export(segment, state, path, dynamo=True, verbose=False)
+                part = WithoutPassed(segment).eval()
+                torch.onnx.export(part, state, path, dynamo=True, verbose=False)
                 session = onnxruntime.InferenceSession(str(path), options)
                 inputs = [found.name for found in session.get_inputs()]
                 outputs = [found.name for found in session.get_outputs()]
@@ -104,7 +117,8 @@ class OnnxChain:
         state = [x]
         for session, inputs, outputs in self.sessions[:stages]:
             given = dict(zip(inputs, state, strict=True))
-            output, *state = session.run_with_ort_values(outputs, given)
+            output, *new = session.run_with_ort_values(outputs, given)
+            state += new
         return output
 
 
@@ -189,6 +203,14 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_into(page: Path, table: str) -> None:
+    """Replace what stands between the page's marks."""
+    begin, end = (f"<!-- vit.py: {mark} -->" for mark in ("begin", "end"))
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"{begin}\n")
+    after = rest.partition(end)[2]
+    write_whole(page, f"{before}{begin}\n{table}\n{end}{after}".encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -200,6 +222,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--skip-onnx", action="store_true")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--docs", metavar="FILE", help="put the table between this page's marks")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -210,6 +233,8 @@ def main() -> None:
             if not large or batch <= args.largest_batch:
                 report["rows"].append(measure(name, batch, args))
     print(markdown(report))
+    if args.docs:
+        write_into(Path(args.docs).resolve(), markdown(report))
     if args.json:
         write_json(args.json, report)
 

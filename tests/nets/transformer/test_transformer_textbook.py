@@ -111,7 +111,12 @@ def test_a_second_stage_by_hand() -> None:
         a = nn.functional.gelu(layer.fc1(torch.cat([u1, u], -1)))
         t = t + layer.fc2(torch.cat([a1, a], -1))
     logits = model.get_submodule("head2")(torch.cat([f1, two.norm(t)[:, 0]], -1))
-    torch.testing.assert_close(model(x)[1], logits, **TIGHT)
+    ours = model(x)[1]
+    torch.testing.assert_close(ours, logits, **TIGHT)
+    leaves = list(model.subnetwork(2).parameters())
+    grads = (torch.autograd.grad(found.square().sum(), leaves) for found in (ours, logits))
+    for mine, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-7, atol=1e-9)
 
 
 def test_positions_of_another_size_are_interpolated() -> None:

@@ -49,9 +49,9 @@ def _register_plan(make: Callable[[], TransformerPlan]) -> Callable[..., NestedT
 
 @_register_plan
 def width_nested_vit_tiny() -> TransformerPlan:
-    """A small ViT for CIFAR, nested in width 32, 64, 128: patches of 4x4 pixels, 6 layers."""
+    """A small ViT for CIFAR, nested in width 48, 96, 192: patches of 4x4 pixels, 6 layers."""
     return TransformerPlan(
-        growth=POWERS_OF_TWO, base_width=32, layers=6, head_size=32, patch_size=4, image_size=32
+        growth=POWERS_OF_TWO, base_width=48, layers=6, head_size=48, patch_size=4, image_size=32
     )
 
 
