@@ -24,8 +24,8 @@ OPTIMIZERS: dict[str, Make] = {
     "adamw-fused": lambda p: AdamW(p, lr=1e-2, fused=True),
     "adamw-tensor-rate": lambda p: AdamW(p, lr=torch.tensor(1e-2)),
     "nadam": lambda p: NAdam(p, lr=1e-2),
-    "rmsprop": lambda p: RMSprop(p, lr=1e-2),
-    "rmsprop-centered": lambda p: RMSprop(p, lr=1e-2, centered=True, momentum=0.5),
+    "rmsprop": lambda p: RMSprop(p, lr=1e-3),
+    "rmsprop-centered": lambda p: RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
     "adagrad": lambda p: Adagrad(p, lr=1e-2, lr_decay=0.1),
     "sgd": lambda p: SGD(p, lr=1e-2, momentum=0.9),
 }
@@ -33,13 +33,13 @@ EACH = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 class Trunk(nn.Module):
-    """Large, small and unused tensors, heads of one task each, and one in channels_last."""
+    """Large, small and unused tensors, one in channels_last, and heads of one task each."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.wide = nn.Linear(8, 9000)  # more than one chunk
-        self.middle = nn.Linear(9000, 6)
+        self.conv = nn.Conv2d(3, 640, 3, padding=1)  # large enough to stay where it is
+        self.wide = nn.Linear(640, 130)  # more than one chunk
+        self.middle = nn.Linear(130, 6)
         self.heads = nn.ModuleList(nn.Linear(6, 2) for _ in range(3))
         self.unused = nn.Linear(2, 2)
         self.to(dtype)
