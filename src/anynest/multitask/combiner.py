@@ -3,7 +3,6 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +21,7 @@ from .gradients.backward import accumulate, differentiate_each
 from .gradients.local import LocalContext
 from .gradients.step import Combination, MicroBatch, OnePass, Step
 from .gradients.task_gradients import TaskGradients
-from .methods.rules import weighted_sum
+from .methods.rules import consume, weighted_sum
 from .stats import Stats
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
@@ -112,9 +111,7 @@ class Combiner(ABC):
         batch = self._check(losses, parameters, samples)
         step = Step.of(batch, scale)
         self._differentiate(step, batch, retain_graph, is_whole=True)
-        combination, stats = self._combine(step)
-        accumulate(step.parameters, combination.update)
-        return stats
+        return self._combine(step)
 
     def accumulate(
         self,
@@ -159,9 +156,7 @@ class Combiner(ABC):
         step, self._step = self._step, None
         if step is None:
             raise ValueError("combine needs gradients, found none: call accumulate() first")
-        combination, stats = self._combine(step)
-        accumulate(step.parameters, combination.update)
-        return stats
+        return self._combine(step)
 
     def discard(self) -> None:
         """Discard what was accumulated."""
@@ -175,7 +170,7 @@ class Combiner(ABC):
         batch = self._check(losses, parameters, samples)
         step = Step.of(batch, 1.0)
         self._differentiate(step, batch, retain_graph=True, is_whole=True)
-        return self._combine(step)[1]
+        return self._combine(step, only_measure=True)
 
     def _check(
         self, losses: Sequence[Tensor], parameters: Parameters, samples: float | None
@@ -219,24 +214,27 @@ class Combiner(ABC):
             )
         step.count(batch)
 
-    def _combine(self, step: Step) -> tuple[Combination, Stats]:
-        """The rule's result for the step's gradients; without any finite loss, no update."""
+    def _combine(self, step: Step, only_measure: bool = False) -> Stats:
+        """Add the rule's result to ``.grad``; without any finite loss, nothing."""
         tasks = sorted(step.tasks)
         if step.buffer is None:
             values = self.context.total(step.values)
-            combination = Combination([None] * len(step.parameters), values.new_zeros(0))
-            return combination, Stats.of(combination, values, tasks)
+            return Stats.of(Combination(values.new_zeros(0)), values, tasks)
         gradients, values = self.context.collect(step.buffer, step.values, step.one_pass)
+        step.buffer = None  # what it held is the gradients' now
         if step.one_pass:
-            update = weighted_sum(gradients, gradients.new(gradients.num_tasks) + 1)
             weights = step.weights
             if len(tasks) < len(weights):
                 weights = weights[torch.tensor(tasks, device=weights.device)]
-            combination = Combination(update, weights, refreshed=step.refreshed)
+            combination = Combination(weights, refreshed=step.refreshed)
+            update = weighted_sum(gradients, gradients.new(gradients.num_tasks) + 1)
         else:
             combination = self.rule(gradients, tasks, step.loss_scale)
-        combination = replace(combination, update=self.context.gather(combination.update))
-        return combination, Stats.of(combination, values, tasks, self.context.take_sent())
+            if not only_measure:
+                update = consume(gradients, combination.loss_weights, combination.importances)
+        if not only_measure:
+            accumulate(step.parameters, self.context.gather(update))
+        return Stats.of(combination, values, tasks, self.context.take_sent())
 
     @abstractmethod
     def rule(
@@ -245,7 +243,7 @@ class Combiner(ABC):
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
-        """One gradient from several; ``tasks`` are their loss indices (None: all losses)."""
+        """The weights of the gradients; ``tasks`` are their loss indices (None: all losses)."""
 
     def takes_one_pass(self, tasks: Sequence[int]) -> bool:
         """Whether the next step, with these losses, is one ordinary backward pass."""

@@ -60,16 +60,14 @@ class TensorOSGD(OSGD):
         tasks: Sequence[int] | None = None,
         loss_scale: float | Tensor = 1.0,
     ) -> Combination:
-        update: list[Tensor | None] = [None] * len(gradients.layouts)
-        parts = []
-        for block in sorted(gradients.blocks, key=lambda block: block.members):
-            (p,) = block.members
-            parts.append(super().rule(gradients.with_blocks((block,)), tasks, loss_scale))
-            update[p] = parts[-1].update[p]
+        parts = [
+            OSGD.rule(self, gradients.with_blocks((block,)), tasks, loss_scale)
+            for block in gradients.blocks
+        ]
         device = gradients.device
         weights = torch.stack([part.loss_weights.to(device) for part in parts])
         lower = [part.coefficients.to(device) for part in parts if part.coefficients is not None]
-        return Combination(update, weights, torch.stack(lower), gram_matrix(gradients))
+        return Combination(weights, torch.stack(lower), gram_matrix(gradients))
 
 
 register_method("osgd-raw", RawOSGD)

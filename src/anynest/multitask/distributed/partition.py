@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..gradients.task_gradients import Grads, Layout
+from ..gradients.task_gradients import Grads
 
 
 class Partition:
@@ -17,7 +17,7 @@ class Partition:
 
     def __init__(self, tensors: Sequence[Tensor], world: int) -> None:
         self.world = world
-        self.layouts = [Layout.of(tensor) for tensor in tensors]
+        self.tensors = tensors
         self.kinds = [(tensor.device, tensor.dtype) for tensor in tensors]
         self.lengths = [-(-tensor.numel() // world) for tensor in tensors]
         self.like = [torch.empty(length, device="meta") for length in self.lengths]
@@ -37,7 +37,7 @@ class Partition:
         device, dtype = self.kinds[p]
         if grad is None:
             return torch.zeros((self.world, self.lengths[p]), device=device, dtype=dtype)
-        flat = self.layouts[p].flat(grad)
+        flat = grad.reshape(-1)
         missing = self.world * self.lengths[p] - flat.numel()
         if missing:
             flat = torch.nn.functional.pad(flat, (0, missing))
@@ -52,7 +52,6 @@ class Partition:
         """The whole members as ``(member, tensor)``: new tensors in their own layouts."""
         parts = torch.split_with_sizes(rows_WN, [self.lengths[p] for p in members], dim=1)
         for p, part in zip(members, parts, strict=True):
-            layout = self.layouts[p]
-            whole = layout.empty(part)
-            layout.flat(whole).copy_(part.reshape(-1)[: layout.numel])
-            yield p, whole
+            tensor = self.tensors[p].detach()
+            whole = part.reshape(-1)[: tensor.numel()].view(tensor.shape)
+            yield p, torch.empty_like(tensor, dtype=part.dtype).copy_(whole)

@@ -1,5 +1,6 @@
 """What a combiner handles in one step: its micro-batches, what it accumulates, and the result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,21 +49,23 @@ class OnePass:
 
 @dataclass(frozen=True, eq=False)
 class Combination:
-    """A rule's result for s tasks.
+    """A rule's result for s tasks: the step's gradient is ``sum_i loss_weights[i] * g_i``.
 
     Attributes:
-        update: one tensor per parameter, None where no task touches it.
-        loss_weights: [s] as in ``Stats``, over these tasks; likewise the others.
+        loss_weights: [s] as in ``Stats``, over these tasks; likewise the others. [T, s] for
+            gradients that are ``tensorwise``: for each of the T tensors that some task touches.
         coefficients: [s, s] or None.
         gram: [s, s] or None.
+        importances: [s] k for an average over participants, None for a sum. Entries that not every
+            task touches are then multiplied by the sum of k over that of the tasks that do.
         refreshed: as in ``Stats``.
         drift: as in ``Stats``.
     """
 
-    update: list[Tensor | None]
     loss_weights: Tensor
     coefficients: Tensor | None = None
     gram: Tensor | None = None
+    importances: Sequence[float] | None = None
     refreshed: bool = True
     drift: Tensor | None = None
 

@@ -4,33 +4,41 @@ Shape suffixes: S tasks, k tasks that touch a block, r rows of a mapped block, P
 
 Tensors (parameters) that the same tasks touch, on one device and of one dtype, form a *block*. A
 task has no entries in a tensor that it does not touch, so dot products run over common entries and
-nothing is padded with zeros. Large gradients are used where autograd put them; small ones of a
-block are concatenated. ``TaskGradients`` represents ``mixing @ stored`` without computing it, so
-that scaling and projecting cost S x S numbers. The entries are read twice: for the Gram matrix and
-for the final sum, in chunks converted to float64 that fit in a CPU's second-level cache.
+nothing is padded with zeros. Large gradients stay where autograd put them; small ones of a block
+are concatenated. The entries are read twice, in chunks that fit in a CPU's second-level cache: for
+the Gram matrix and for the final sum. Either is to be had in two precisions:
+
+- in float64, each entry converted: ``gram`` and ``Block.combine``;
+- float32 gradients on a CPU in float32, several times as fast: ``fast_gram`` sums the dot products
+  of at most 65,536 entries in float64 (measured: off by at most 2e-7 of the product of the norms),
+  and ``Block.combine(fast=True)`` rounds once per task.
+
+``rules`` decides which of them a step needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from math import prod
+from functools import cache, cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 Grads = Sequence[Tensor | None]
 
-# Entries converted to float64 at a time: of all rows together on a CPU, where they stay in cache;
-# of each row on a GPU, where few kernel launches matter more.
-CHUNK_CPU = 1 << 16
+# Entries at a time, of all rows together on a CPU, where they stay in cache (in float64 a quarter
+# of them), of each row on a GPU, where few kernel launches matter more.
+CHUNK_CPU = 1 << 18
 CHUNK_GPU = 1 << 22
+LONGEST_DOT = 1 << 16  # of float32 products of one sum; their rounding is then about 1e-7
+LEAST_FAST = 1 << 12  # entries from which float32 saves time
+MANY_ROWS = 6  # from here on a matrix product is faster than a dot product for each pair
 # Tensors with fewer entries are concatenated: a copy then costs less than operations of their own.
 SMALL_CPU = 1 << 14
 SMALL_GPU = 1 << 20
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64, the dtype of all dot products and sums (float32 on MPS, which has no float64)."""
+    """float64, the dtype of S x S numbers (float32 on MPS, which has no float64)."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -57,55 +65,121 @@ def keep_freed_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A tensor's shape and the order of its dimensions in memory (None: contiguous)."""
+def _owners(tensor: Tensor) -> int:
+    storage = tensor.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata))
 
-    shape: tuple[int, ...]
-    order: tuple[int, ...] | None
-    strides: tuple[int, ...]
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Layout":
-        shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-        if not tensor.is_contiguous():
-            order = tuple(sorted(range(len(strides)), key=lambda d: -strides[d]))
-            if tensor.permute(order).is_contiguous():
-                return cls(shape, order, strides)
-        return cls(shape, None, strides)
+_ONE_OWNER = _owners(torch.empty(1))
 
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
 
-    def flat(self, tensor: Tensor) -> Tensor:
-        """[P] entries in memory order: a view if the tensor has this layout, else a copy."""
-        return (tensor if self.order is None else tensor.permute(self.order)).reshape(-1)
+def owns_its_memory(tensor: Tensor) -> bool:
+    """Whether no other tensor, of Python or of autograd, shares the tensor's memory.
 
-    def unflat(self, flat: Tensor) -> Tensor:
-        """A view of [P] entries with this shape and these strides."""
-        if self.order is None:
-            return flat.view(self.shape)
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return flat.view([self.shape[d] for d in self.order]).permute(inverse)
+    Two gradients may be one tensor, or a view of an activation or of a tensor that a hook kept.
+    """
+    nbytes = tensor.untyped_storage().nbytes()
+    return nbytes == tensor.nbytes and _owners(tensor) == _ONE_OWNER
 
-    def empty(self, like: Tensor) -> Tensor:
-        """A new tensor, not a view, of this shape and these strides; dtype and device of like."""
-        if self.order is None:
-            return like.new_empty(self.shape)
-        return like.new_empty_strided(self.shape, self.strides)
+
+def flattened(tensor: Tensor) -> Tensor:
+    """[P] the entries of a dense tensor in the order of its memory: a view."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def with_layout_of(grad: Tensor, like: Tensor) -> Tensor:
+    """The gradient, copied unless its strides are those of a new tensor like ``like``."""
+    if like.is_contiguous():
+        return grad.contiguous()
+    wanted = torch.empty_like(like, device="meta").stride()
+    if grad.stride() == wanted:
+        return grad
+    return torch.empty_strided(grad.shape, wanted, dtype=grad.dtype, device=grad.device).copy_(grad)
+
+
+def fast_dots(rows: Sequence[Tensor]) -> Tensor:
+    """[k, k] dot products of float32 vectors: of each chunk in float32, summed in float64."""
+    k, size = len(rows), rows[0].numel()
+    if k >= MANY_ROWS:
+        gram = torch.zeros((k, k), dtype=torch.float64)
+        room = torch.empty((k, min(size, LONGEST_DOT // 4)))
+        for parts in _split(rows, LONGEST_DOT // 4):
+            chunk = torch.stack(parts, out=room[:, : len(parts[0])])
+            gram += chunk @ chunk.T
+        return gram
+    dot = torch.dot
+    dots = [
+        dot(parts[i], parts[j])
+        for parts in _split(rows, min(LONGEST_DOT, CHUNK_CPU // k))
+        for i in range(k)
+        for j in range(i + 1)
+    ]
+    pairs = torch.stack(dots).view(-1, k * (k + 1) // 2).sum(0, dtype=torch.float64)
+    return pairs[_pair_numbers(k)]
+
+
+@cache
+def _pair_numbers(k: int) -> Tensor:
+    """[k, k] the number of each pair among those with i >= j, row after row."""
+    return torch.tensor(
+        [[max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for j in range(k)] for i in range(k)]
+    )
+
+
+def fast_sum(rows: Sequence[Tensor], weights: Sequence[float], first: int, out: Tensor) -> None:
+    """``out = sum_a weights[a] * rows[a]`` in float32, beginning with ``first``, which may be out."""
+    others = [a for a in range(len(rows)) if a != first]
+    is_there = weights[first] == 1.0 and out.data_ptr() == rows[first].data_ptr()
+    for total, *parts in _split([out, *rows], CHUNK_CPU // len(rows)):
+        if not is_there:
+            torch.mul(parts[first], weights[first], out=total)
+        for a in others:
+            total.add_(parts[a], alpha=weights[a])
+
+
+def _split(rows: Sequence[Tensor], step: int) -> Iterator[Sequence[Tensor]]:
+    """Chunks of all rows."""
+    return (
+        iter([rows])
+        if rows[0].numel() <= step
+        else zip(*(row.split(step) for row in rows), strict=True)
+    )
+
+
+def _apart(views: list[Tensor], like: Sequence[Tensor | None]) -> list[Tensor]:
+    """Each view as a tensor of its own, with the layout of its parameter."""
+    copies = torch._foreach_mul(views, 1.0)
+    return [
+        copy if tensor is None or tensor.is_contiguous() else with_layout_of(copy, tensor)
+        for copy, tensor in zip(copies, like, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Consecutive entries of a block: ``rows[a]`` [P] are those of the block's a-th task."""
+    """Entries of a block: those of one large tensor, or of its small ones together.
+
+    ``rows[a]`` is the a-th task's gradient: a dense tensor, or [P] of concatenated ones.
+    """
 
     members: tuple[int, ...]
-    rows: tuple[Tensor, ...]
+    rows: list[Tensor]
+    concatenated: bool
 
     @property
     def size(self) -> int:
         return self.rows[0].numel()
+
+    def flat(self) -> list[Tensor]:
+        """[P] for each row: views."""
+        return self.rows if self.concatenated else [flattened(row) for row in self.rows]
+
+    def unpack(self, row: Tensor, like: Sequence[Tensor | None]) -> list[Tensor]:
+        """The members' parts of a row: views, or the row itself."""
+        if not self.concatenated:
+            return [row]
+        shapes = [tensor for p in self.members if (tensor := like[p]) is not None]
+        return list(torch._utils._unflatten_dense_tensors(row, shapes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,62 +214,81 @@ class Block:
         stored = sum(segment.size for segment in self.segments)
         return stored if self.whole_size is None else self.whole_size
 
-    def _chunks(self, segment: Segment, room: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    @property
+    def may_be_fast(self) -> bool:
+        """Whether float32 dot products and sums are to be had."""
+        return self.dtype == torch.float32 and self.device.type == "cpu"
+
+    def _chunks(self, rows: Sequence[Tensor], room: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """``(where, [k, n] in float64)``; each chunk is overwritten by the next."""
-        size, step = segment.size, room.shape[1]
+        size, step = rows[0].numel(), room.shape[1]
         for start in range(0, size, step or 1):
             where = slice(start, min(start + step, size))
             chunk = room[:, : where.stop - start]
-            torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in segment.rows])
+            torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in rows])
             yield where, chunk
 
     def _room(self) -> Tensor:
         """[k, n] room for a chunk."""
         k, longest = len(self.tasks), max(segment.size for segment in self.segments)
-        step = min(longest, -(-CHUNK_CPU // k) if self.device.type == "cpu" else CHUNK_GPU)
+        step = min(longest, CHUNK_CPU // (4 * k) if self.device.type == "cpu" else CHUNK_GPU)
         return torch.empty((k, step), dtype=wide_dtype(self.device), device=self.device)
 
     @cached_property
     def gram(self) -> Tensor:
-        """[k, k] dot products of the stored gradients, accumulated in float64."""
+        """[k, k] dot products of the stored gradients, in float64."""
         return self.mixed_gram(None) if self.whole_gram is None else self.whole_gram
 
     def mixed_gram(self, mixing_rk: Tensor | None) -> Tensor:
         """[r, r] dot products of ``mixing @ stored``; the mixing precedes the dot products."""
-        wide = wide_dtype(self.device)
-        if len(self.tasks) == 1 and mixing_rk is None and self.size <= CHUNK_CPU:
-            norms = [torch.linalg.vector_norm(part.rows[0], dtype=wide) for part in self.segments]
-            return torch.stack(norms).square().sum().reshape(1, 1)
         size = len(self.tasks) if mixing_rk is None else mixing_rk.shape[0]
-        gram = torch.zeros((size, size), dtype=wide, device=self.device)
+        gram = torch.zeros((size, size), dtype=wide_dtype(self.device), device=self.device)
         room = self._room()
         for segment in self.segments:
-            for _, chunk in self._chunks(segment, room):
+            for _, chunk in self._chunks(segment.flat(), room):
                 mixed = chunk if mixing_rk is None else mixing_rk @ chunk
                 gram.addmm_(mixed, mixed.T)
         return gram
 
-    def combine(self, weights_k: Tensor, layouts: Sequence[Layout | None]) -> dict[int, Tensor]:
-        """``sum_a weights[a] * stored[a]`` by position, in float64, rounded once to the dtype.
+    @cached_property
+    def fast_gram(self) -> Tensor:
+        """``gram``, in float32 if it may be."""
+        if not self.may_be_fast or self.whole_gram is not None:
+            return self.gram
+        return torch.stack([fast_dots(segment.flat()) for segment in self.segments]).sum(0)
 
-        The results are new tensors, none a view of another.
+    def combine(
+        self,
+        weights_k: Tensor,
+        like: Sequence[Tensor | None],
+        fast: bool = False,
+        in_place: bool = False,
+    ) -> dict[int, Tensor]:
+        """``sum_a weights[a] * stored[a]`` by position, rounded to the dtype.
+
+        The results are no views, and each has its own memory; ``in_place``: it may be that of a
+        gradient which nobody else holds.
         """
-        room = self._room()
+        numbers = weights_k.tolist() if fast else []
+        last = next((a for a in reversed(range(len(numbers))) if numbers[a] == 1.0), -1)
+        room = None if fast else self._room()
         found: dict[int, Tensor] = {}
         for segment in self.segments:
-            first = segment.rows[0]
-            known = [layout for p in segment.members if (layout := layouts[p]) is not None]
-            tensors = [layout.empty(first) for layout in known]
-            parts = [layout.flat(tensor) for layout, tensor in zip(known, tensors, strict=True)]
-            flat = parts[0] if len(parts) == 1 else torch.empty_like(first)
-            for where, chunk in self._chunks(segment, room):
-                # a single row is multiplied, not added to zero: 1.0 * g keeps the bits of g
-                one = len(chunk) == 1
-                flat[where].copy_(chunk[0].mul_(weights_k[0]) if one else weights_k @ chunk)
-            if len(parts) > 1:
-                sizes = [part.numel() for part in parts]
-                torch._foreach_copy_(parts, list(torch.split_with_sizes(flat, sizes)))
-            found.update(zip(segment.members, tensors, strict=True))
+            row = segment.rows[last]
+            reuse = in_place and (segment.concatenated or owns_its_memory(row))
+            out = row if reuse else torch.empty_like(row)
+            rows, flat = segment.flat(), out if segment.concatenated else flattened(out)
+            if room is None:
+                fast_sum(rows, numbers, last, flat)
+            else:
+                for where, chunk in self._chunks(rows, room):
+                    # a single row is multiplied, not added to zero: 1.0 * g keeps the bits of g
+                    one = len(chunk) == 1
+                    flat[where].copy_(chunk[0].mul_(weights_k[0]) if one else weights_k @ chunk)
+            parts = segment.unpack(out, like)
+            if segment.concatenated:
+                parts = _apart(parts, [like[p] for p in segment.members])
+            found.update(zip(segment.members, parts, strict=True))
         return found
 
 
@@ -210,7 +303,7 @@ class TaskGradients:
 
     num_tasks: int
     blocks: tuple[Block, ...]
-    layouts: tuple[Layout | None, ...]
+    like: tuple[Tensor | None, ...]
     reads: tuple[tuple[int, ...], ...]
     mixing: Tensor | None = None
     across: Callable[[list[Tensor]], list[Tensor]] | None = None
@@ -244,21 +337,21 @@ class TaskGradients:
                     f" {len(row)}; put None where a task has no gradient"
                 )
         groups: dict[tuple[object, ...], tuple[tuple[int, ...], list[int]]] = {}
-        layouts: list[Layout | None] = [None] * width
+        likes: list[Tensor | None] = [None] * width
         for p in range(width):
-            tasks = tuple(i for i, row in enumerate(grads) if row[p] is not None)
+            tasks = tuple([i for i, row in enumerate(grads) if row[p] is not None])
             if not tasks:
                 continue
             first = grads[tasks[0]][p]
             assert first is not None
-            layouts[p] = Layout.of(first if like is None else like[p])
+            likes[p] = first if like is None else like[p]
             key = (tasks, first.device, first.dtype, p if tensorwise else None)
             groups.setdefault(key, (tasks, []))[1].append(p)
         blocks = tuple(
-            Block(tasks, tuple(_segments(grads, layouts, tasks, members)))
+            Block(tasks, tuple(_segments([grads[i] for i in tasks], likes, members)))
             for tasks, members in groups.values()
         )
-        return cls(len(grads), blocks, tuple(layouts), tuple((i,) for i in range(len(grads))))
+        return cls(len(grads), blocks, tuple(likes), tuple((i,) for i in range(len(grads))))
 
     def with_blocks(self, blocks: tuple[Block, ...]) -> "TaskGradients":
         """The same gradients over some of the blocks, or over others of the same tensors."""
@@ -313,20 +406,35 @@ class TaskGradients:
     @cached_property
     def gram(self) -> Tensor:
         """[S, S] dot products over common entries, in float64; must not be modified."""
+        return self._added(self.block_grams)
+
+    @cached_property
+    def fast_gram(self) -> Tensor | None:
+        """``gram`` with float32 dot products; None for mapped gradients and where none are fast."""
+        if self.mixing is not None or self.across is not None:
+            return None
+        if sum(block.size for block in self.blocks if block.may_be_fast) < LEAST_FAST:
+            return None
+        return self._added([block.fast_gram for block in self.blocks])
+
+    @property
+    def known_gram(self) -> Tensor:
+        """The better one of those that were computed."""
+        fast = None if "gram" in self.__dict__ else self.fast_gram
+        return self.gram if fast is None else fast
+
+    def _added(self, grams: Sequence[Tensor]) -> Tensor:
+        """[S, S] the sum of the blocks' Gram matrices, each with its ``rows_in``."""
         total = self.new(self.num_tasks, self.num_tasks)
-        alone: dict[int, list[Tensor]] = {}
-        for block, part in zip(self.blocks, self.block_grams, strict=True):
+        for block, part in zip(self.blocks, grams, strict=True):
             tasks, part = self.rows_in(block), part.to(total.device, non_blocking=True)
-            if len(tasks) == 1:
-                alone.setdefault(tasks[0], []).append(part.reshape(()))
-            elif len(tasks) == len(total):
+            if len(tasks) == len(total):
                 total += part
+            elif len(tasks) == 1:
+                total[tasks[0], tasks[0]] += part[0, 0]
             else:
                 index = index_on(tasks, total.device)
                 total.index_put_((index[:, None], index[None, :]), part, accumulate=True)
-        if alone:
-            squares = torch.stack([torch.stack(parts).sum() for parts in alone.values()])
-            total.diagonal().index_add_(0, index_on(tuple(alone), total.device), squares)
         return total
 
     @cached_property
@@ -347,43 +455,41 @@ class TaskGradients:
 
     def tensors(self) -> list[list[Tensor | None]]:
         """The gradients themselves, ``[i][p]`` as given to ``stack``; mixed ones rounded once."""
-        out: list[list[Tensor | None]] = [[None] * len(self.layouts) for _ in range(self.num_tasks)]
+        out: list[list[Tensor | None]] = [[None] * len(self.like) for _ in range(self.num_tasks)]
         for block in self.blocks:
             if self.mixing is not None:
                 for i, weights_k in zip(self.rows_in(block), self._mixing_for(block), strict=True):
-                    for p, tensor in block.combine(weights_k, self.layouts).items():
+                    for p, tensor in block.combine(weights_k, self.like).items():
                         out[i][p] = tensor
                 continue
             for segment in block.segments:
-                known = [(p, lay) for p in segment.members if (lay := self.layouts[p]) is not None]
-                sizes = [layout.numel for _, layout in known]
                 for i, row in zip(block.tasks, segment.rows, strict=True):
-                    parts = torch.split_with_sizes(row, sizes)
-                    for (p, layout), part in zip(known, parts, strict=True):
-                        out[i][p] = layout.unflat(part)
+                    for p, part in zip(
+                        segment.members, segment.unpack(row, self.like), strict=True
+                    ):
+                        out[i][p] = part
         return out
 
 
 def _segments(
-    grads: Sequence[Grads],
-    layouts: Sequence[Layout | None],
-    tasks: tuple[int, ...],
-    members: Sequence[int],
+    grads: Sequence[Grads], like: Sequence[Tensor | None], members: Sequence[int]
 ) -> Iterator[Segment]:
     """A segment for each large tensor, and one for all small ones together."""
-    flat: dict[int, list[Tensor]] = {
-        p: [
-            layout.flat(grad)
-            for i in tasks
-            if (grad := grads[i][p]) is not None and (layout := layouts[p]) is not None
-        ]
-        for p in members
-    }
-    small = SMALL_CPU if flat[members[0]][0].device.type == "cpu" else SMALL_GPU
-    together = [p for p in members if flat[p][0].numel() < small]
-    if together:
-        rows = (torch.cat([flat[p][a] for p in together]) for a in range(len(tasks)))
-        yield Segment(tuple(together), tuple(rows))
+
+    def column(p: int) -> list[Tensor]:
+        return [grad for row in grads if (grad := row[p]) is not None]
+
+    first = column(members[0])[0]
+    limit = SMALL_CPU if first.device.type == "cpu" else SMALL_GPU
+    small: list[int] = []
     for p in members:
-        if flat[p][0].numel() >= small:
-            yield Segment((p,), tuple(flat[p]))
+        tensor = like[p]
+        assert tensor is not None
+        if tensor.numel() < limit:
+            small.append(p)
+        else:
+            # detached, so that a view of memory of its own is no view any more
+            yield Segment((p,), [with_layout_of(g, tensor).detach() for g in column(p)], False)
+    if small:
+        flat = torch._utils._flatten_dense_tensors([row[p] for row in grads for p in small])
+        yield Segment(tuple(small), list(flat.view(len(grads), -1).unbind()), True)

@@ -13,7 +13,7 @@ from ..combiner import Combiner, OnNonfinite
 from ..gradients.step import Combination
 from ..gradients.task_gradients import TaskGradients
 from .calibration import Constant, ConstantC
-from .rules import gram_matrix, normalize, update_norm, weighted_sum
+from .rules import normalize, update_norm
 
 
 class NormSGD(Combiner):
@@ -67,9 +67,8 @@ class NormSGD(Combiner):
             sgd = update_norm(gradients, ones / count) / loss_scale
             self.constant.observe(sgd, update_norm(unit, ones, importances=each))
         scaled = ones * self.constant.value() * loss_scale
-        update = weighted_sum(unit, scaled, importances=each)
         weights = unit.in_terms_of_stored(scaled) / count
-        return Combination(update, weights, gram=gram_matrix(gradients))
+        return Combination(weights, gram=gradients.known_gram, importances=each)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.constant.state_dict()}

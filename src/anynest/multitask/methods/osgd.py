@@ -19,7 +19,7 @@ from ..gradients.step import Combination, OnePass
 from ..gradients.task_gradients import TaskGradients
 from .calibration import Constant, ConstantC
 from .refresh import KeptWeights
-from .rules import Orthogonal, gram_matrix, normalize, orthogonalize, update_norm, weighted_sum
+from .rules import Orthogonal, normalize, orthogonalize, update_norm
 
 
 class OSGD(Combiner):
@@ -103,8 +103,7 @@ class OSGD(Combiner):
             # L of the original gradients: the projection does not depend on their scale
             coefficients = coefficients / safe[:, None] * safe
         weights = components.in_terms_of_stored(share)
-        update = weighted_sum(components, share)
-        found = Combination(update, weights, coefficients, gram_matrix(gradients))
+        found = Combination(weights, coefficients, gradients.known_gram)
         return found if self.kept is None else self._keep(found, tasks)
 
     def project(self, gradients: TaskGradients, order: Sequence[int]) -> Orthogonal:

@@ -25,6 +25,12 @@ from ..gradients.task_gradients import TaskGradients, index_on
 # r is the norm of a remainder relative to its gradient. Above r^2 = 1e-6 one round is accurate to
 # about 1e-9.
 WELL_CONDITIONED = 1e-6
+# Float32 dot products, off by 1e-7 of the product of the norms, move a remainder by 1e-7 / r: above
+# this r^2 by less than 1e-6 of its gradient. Likewise a float32 sum.
+WELL_CONDITIONED_FAST = 1 / 16
+# Of this squared norm, float32 loses less than 1e-7 in a gradient of 1e9 entries: squares of
+# entries below its range.
+SMALLEST_SQUARE = 1e-22
 # In units of the arithmetic's eps: below this r^2 the first round cannot tell a remainder from
 # rounding, and below this r neither can the second.
 FIRST_ROUND_FLOOR = 32
@@ -106,15 +112,18 @@ def orthogonalize(gradients: TaskGradients, priority: Sequence[int] | None = Non
     def in_order(matrix: Tensor, index: Tensor) -> Tensor:
         return matrix if natural else matrix.index_select(0, index).index_select(1, index)
 
-    gram = in_order(gradients.gram, index)
     reads = _reads(gradients, order)
     lower = None
     if gradients.across is None:  # on ranks, different last bits could lead to different decisions
         eps = max((torch.finfo(block.dtype).eps for block in gradients.blocks), default=0.0)
-        lower = _at_once(gram, eps)
+        if (fast := gradients.fast_gram) is not None:
+            lower = _at_once(in_order(fast, index), eps, WELL_CONDITIONED_FAST)
+        if lower is None:
+            lower = _at_once(in_order(gradients.gram, index), eps, WELL_CONDITIONED)
     if lower is not None:
         components = gradients.mixed(in_order(_invert(lower), back), reads)
         return Orthogonal(components, in_order(lower, back))
+    gram = in_order(gradients.gram, index)
     squares = gram.diagonal()
     noise = rounding_noise(gradients).index_select(0, index)
     floor = FIRST_ROUND_FLOOR * torch.finfo(gram.dtype).eps
@@ -158,7 +167,7 @@ def project_raw(gradients: TaskGradients, priority: Sequence[int] | None = None)
     return Orthogonal(gradients.mixed(mixing, _reads(gradients, order)), torch.linalg.inv(mixing))
 
 
-def _at_once(gram_SS: Tensor, eps: float) -> Tensor | None:
+def _at_once(gram_SS: Tensor, eps: float, least: float) -> Tensor | None:
     """L from one Cholesky factorization, in few operations; None if it is not accurate enough.
 
     That is the case if a remainder is small or near its rounding (``eps`` of the gradients), and
@@ -169,7 +178,7 @@ def _at_once(gram_SS: Tensor, eps: float) -> Tensor | None:
     root, failed = torch.linalg.cholesky_ex(gram_SS)  # L diag(sqrt(rest))
     left = root.diagonal()
     squares = gram_SS.diagonal()
-    if not _well_conditioned(left.square() - (2 * eps) ** 2 * squares, squares) or failed:
+    if not _well_conditioned(left.square() - (2 * eps) ** 2 * squares, squares, least) or failed:
         return None
     lower: Tensor = root / left
     return lower
@@ -194,11 +203,14 @@ def _invert(lower_SS: Tensor) -> Tensor:
     return inverse
 
 
-def _well_conditioned(rest_S: Tensor, squares_S: Tensor) -> bool:
-    """Whether one round is accurate enough; False on a GPU, where asking would synchronize."""
+def _well_conditioned(rest_S: Tensor, squares_S: Tensor, least: float = WELL_CONDITIONED) -> bool:
+    """Whether ``rest >= least * squares``; False on a GPU, where asking would synchronize.
+
+    Also False below the range in which float32 holds the squares of entries.
+    """
     if rest_S.device.type != "cpu":
         return False
-    return bool((rest_S >= WELL_CONDITIONED * squares_S).all())
+    return bool((rest_S >= (squares_S * least).clamp(min=SMALLEST_SQUARE)).all())
 
 
 def _reads(gradients: TaskGradients, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -217,8 +229,10 @@ def _block_weights(
     """[k] for each block: the weights of its stored gradients, averaged over participants."""
     stored = gradients.in_terms_of_stored(weights_S.to(gradients.device, gradients.new(0).dtype))
     out = []
-    for block in gradients.blocks:
-        part = stored.index_select(0, index_on(block.tasks, stored.device))
+    for number, block in enumerate(gradients.blocks):
+        part = stored if stored.dim() == 1 else stored[number]
+        if len(block.tasks) < gradients.num_tasks:
+            part = part.index_select(0, index_on(block.tasks, stored.device))
         if importances is not None:
             part = part / sum(importances[i] for i in block.tasks)
         out.append(part.to(block.device, non_blocking=True))
@@ -240,11 +254,36 @@ def weighted_sum(
     >>> weighted_sum(g, torch.tensor([1.0, 2.0]), importances=[1.0, 1.0])
     [tensor([1.5000, 1.5000]), tensor([2.])]
     """
-    update: list[Tensor | None] = [None] * len(gradients.layouts)
-    for block, part in zip(
-        gradients.blocks, _block_weights(gradients, weights_S, importances), strict=True
-    ):
-        for p, tensor in block.combine(part, gradients.layouts).items():
+    return _summed(gradients, _block_weights(gradients, weights_S, importances), fast=False)
+
+
+def consume(
+    gradients: TaskGradients, weights_S: Tensor, importances: Sequence[float] | None = None
+) -> list[Tensor | None]:
+    """The update of a ``Combination``, after which the gradients are of no use.
+
+    As ``weighted_sum``, with three differences: large gradients become the result; the entries that
+    all tasks touch have the weights themselves, with ``importances`` too; and the sum is computed in
+    float32 if its terms do not cancel: if their norms add up to at most four times its own.
+    """
+    fast = False
+    if weights_S.dim() == 1:
+        gram = gradients.known_gram
+        terms = weights_S.abs() @ gram.diagonal().sqrt()
+        fast = _well_conditioned(weights_S @ gram @ weights_S, terms**2, WELL_CONDITIONED_FAST)
+    if importances is not None:
+        weights_S = weights_S * sum(importances)
+    parts = _block_weights(gradients, weights_S, importances)
+    return _summed(gradients, parts, fast, in_place=True)
+
+
+def _summed(
+    gradients: TaskGradients, weights: Sequence[Tensor], fast: bool, in_place: bool = False
+) -> list[Tensor | None]:
+    update: list[Tensor | None] = [None] * len(gradients.like)
+    for block, part in zip(gradients.blocks, weights, strict=True):
+        found = block.combine(part, gradients.like, fast and block.may_be_fast, in_place)
+        for p, tensor in found.items():
             update[p] = tensor
     return update
 

@@ -10,7 +10,6 @@ from ..checks import check_choice, check_numbers, check_weights
 from ..combiner import Combiner, OnNonfinite
 from ..gradients.step import Combination, OnePass
 from ..gradients.task_gradients import TaskGradients, numbers_on
-from .rules import gram_matrix, weighted_sum
 
 Reduction = Literal["mean", "sum", "participants"]
 
@@ -93,8 +92,5 @@ class WeightedSGD(Combiner):
     ) -> Combination:
         k = self._importances(range(gradients.num_tasks) if tasks is None else tasks)
         weights = self._weights_of(k, gradients.device)
-        if self.reduction == "participants":
-            update = weighted_sum(gradients, numbers_on(tuple(k), gradients.device), importances=k)
-        else:
-            update = weighted_sum(gradients, weights)
-        return Combination(update, weights, gram=gram_matrix(gradients))
+        importances = k if self.reduction == "participants" else None
+        return Combination(weights, gram=gradients.gram, importances=importances)
