@@ -30,7 +30,7 @@ Grads = Sequence[Tensor | None]
 CHUNK_CPU = 1 << 18
 CHUNK_GPU = 1 << 22
 LONGEST_DOT = 1 << 16  # of float32 products of one sum; their rounding is then about 1e-7
-LEAST_FAST = 1 << 12  # entries from which float32 saves time
+LEAST_FAST = 1 << 14  # entries of a gradient from which float32 saves a noticeable time
 MANY_ROWS = 6  # from here on a matrix product is faster than a dot product for each pair
 # Tensors with fewer entries are concatenated: a copy then costs less than operations of their own.
 SMALL_CPU = 1 << 14
@@ -270,7 +270,7 @@ class Block:
         gradient which nobody else holds.
         """
         numbers = weights_k.tolist() if fast else []
-        last = next((a for a in reversed(range(len(numbers))) if numbers[a] == 1.0), -1)
+        last = max(range(len(self.tasks)), key=lambda a: (fast and numbers[a] == 1.0, a))
         room = None if fast else self._room()
         found: dict[int, Tensor] = {}
         for segment in self.segments:
@@ -408,12 +408,15 @@ class TaskGradients:
         """[S, S] dot products over common entries, in float64; must not be modified."""
         return self._added(self.block_grams)
 
+    @property
+    def may_be_fast(self) -> bool:
+        """Whether float32 saves time: see ``Block.may_be_fast``."""
+        return sum(block.size for block in self.blocks if block.may_be_fast) >= LEAST_FAST
+
     @cached_property
     def fast_gram(self) -> Tensor | None:
         """``gram`` with float32 dot products; None for mapped gradients and where none are fast."""
-        if self.mixing is not None or self.across is not None:
-            return None
-        if sum(block.size for block in self.blocks if block.may_be_fast) < LEAST_FAST:
+        if self.mixing is not None or self.across is not None or not self.may_be_fast:
             return None
         return self._added([block.fast_gram for block in self.blocks])
 

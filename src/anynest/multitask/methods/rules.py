@@ -267,7 +267,7 @@ def consume(
     float32 if its terms do not cancel: if their norms add up to at most four times its own.
     """
     fast = False
-    if weights_S.dim() == 1:
+    if weights_S.dim() == 1 and gradients.may_be_fast:
         gram = gradients.known_gram
         terms = weights_S.abs() @ gram.diagonal().sqrt()
         fast = _well_conditioned(weights_S @ gram @ weights_S, terms**2, WELL_CONDITIONED_FAST)
