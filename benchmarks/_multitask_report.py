@@ -22,6 +22,8 @@ SHOWN = {
     "mean": "mean of the losses",
     "osgd-forward": "OSGD, {first} first",
     "osgd-backward": "OSGD, {last} first",
+    "metric-forward": "OSGD in the metric, {first} first",
+    "metric-backward": "OSGD in the metric, {last} first",
     "upgrad": "TorchJD UPGrad",
     "pcgrad": "TorchJD PCGrad",
 }
@@ -154,6 +156,35 @@ def cosine_table(records: Sequence[Record], problem: str, optimizer: str) -> str
     return table(["method", *heads], rows)
 
 
+SPANS = ((0, 1), (1, 5), (5, 20), (20, 10_000))
+
+
+def promise_table(records: Sequence[Record], problem: str, which: str) -> str:
+    """Median and the 10 and 90 % quantiles over steps and seeds of the part that is kept."""
+    rows = []
+    for task in (0, 2):
+        chosen = [r for r in records if r["kind"] == "promise" and r["task"] == task]
+        for method, by_seed in by_method(chosen, "promise", problem, "adamw").items():
+            columns = []
+            for begin, end in SPANS:
+                values = sorted(
+                    v
+                    for r in by_seed.values()
+                    for v in r["kept"][which][begin:end]
+                    if math.isfinite(v)
+                )
+                if values:
+                    low, middle, high = (
+                        values[int(q * (len(values) - 1))] for q in (0.1, 0.5, 0.9)
+                    )
+                    columns.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
+                else:
+                    columns.append("")
+            rows.append([shown(method, problem), TASKS[problem][task], *columns])
+    steps = ["step 1", "2 to 5", "6 to 20", "from 21"]
+    return table(["method", "task", *steps], rows)
+
+
 def cost_table(records: Sequence[Record]) -> str:
     """The last measurement of each."""
     last: dict[tuple[str, str, str], Record] = {}
@@ -169,6 +200,7 @@ def cost_table(records: Sequence[Record]) -> str:
 
 
 AGAINST_SUM = [(method, "sum") for method in SHOWN if method != "sum"]
+METRIC = [("metric-forward", "osgd-forward"), ("metric-backward", "osgd-backward")]
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
@@ -178,8 +210,14 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
         name = f"{problem}, {optimizer}"
         if by_method(records, "test", problem, optimizer):
             found[f"{name}, errors"] = errors_table(records, problem, optimizer)
-            found[f"{name}, paired"] = paired_table(records, problem, optimizer, AGAINST_SUM)
+            found[f"{name}, paired"] = paired_table(
+                records, problem, optimizer, AGAINST_SUM + METRIC
+            )
             found[f"{name}, cosines"] = cosine_table(records, problem, optimizer)
+    for problem in TASKS:
+        if any(r["kind"] == "promise" and r["settings"]["problem"] == problem for r in records):
+            for which in ("before", "after", "whole"):
+                found[f"{problem}, promise {which}"] = promise_table(records, problem, which)
     if any(record["kind"] == "cost" for record in records):
         found["cost"] = cost_table(records)
     return found

@@ -1,4 +1,4 @@
-"""Three tasks on one trunk: sums of losses, OSGD and TorchJD, under SGD and AdamW.
+"""Three tasks on one trunk: sums of losses, OSGD, TorchJD, and OSGD in the metric of AdamW.
 
     python benchmarks/multitask.py --out results/multitask.jsonl
     python benchmarks/multitask.py --out results/multitask.jsonl --report-only
@@ -11,12 +11,14 @@ exits   the class at each of three exits of a nested network
 
 Every method's learning rate is the one of its grid with the lowest validation error over two seeds
 that are not used again. Each run is one line of JSON in --out; runs that are there are not repeated,
-so that an interrupted study continues. ``--parts cost`` times steps side by side.
+so that an interrupted study continues. ``--parts promise`` measures at every step which part of the
+first task's own step each method keeps, and ``--parts cost`` times steps side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 
 from anynest import OSGD, __version__, create_model
 from anynest.multitask import Combiner, WeightedSGD, gradient_stats
+from anynest.multitask.methods.metric import OptimizerMetric
 from anynest.store.hardware import describe_environment
 
 NOISE = 0.5  # standard deviation; the images' entries are between 0 and 1
@@ -141,6 +144,8 @@ def make_gradient(method: str, model: Any, optimizer: torch.optim.Optimizer) -> 
         combiner = WeightedSGD(reduction=name)
     elif name == "osgd":
         combiner = OSGD(priority)
+    elif name == "metric":
+        combiner = OSGD(priority, metric=optimizer)
     else:
         return torchjd_gradient(name, model)
     return lambda losses: combiner.backward(losses, parameters)
@@ -234,6 +239,82 @@ def train(settings: dict[str, Any], lr: float, seed: int) -> dict[str, Any]:
     }
 
 
+def promise(settings: dict[str, Any], lr: float, seed: int) -> dict[str, Any]:
+    r"""At each step, what the update does to one task relative to that task's own gradient.
+
+    before: :math:`\\langle g_1, D u\\rangle / \\langle g_1, D g_1\\rangle`, D of the state before
+    the step; after: with D of the state after it; whole: the optimizer's two steps from the same
+    state, :math:`\\langle g_1, \\Delta(u)\\rangle / \\langle g_1, \\Delta(g_1)\\rangle`, with
+    the average of earlier gradients and the weight decay.
+    """
+    torch.manual_seed(seed)
+    model = PROBLEMS[settings["problem"]]()
+    optimizer = make_optimizer(settings["optimizer"], model, lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings["steps"])
+    gradient = make_gradient(settings["method"], model, optimizer)
+    metric = OptimizerMetric(optimizer)
+    parameters = list(model.parameters())
+    out: dict[str, list[float]] = {"before": [], "after": [], "whole": []}
+    stream = batches(seed, settings["batch"])
+    for _ in range(settings["measured"]):
+        losses = model.losses(*next(stream))
+        own = torch.autograd.grad(
+            losses[settings["task"]], parameters, retain_graph=True, allow_unused=True
+        )
+        optimizer.zero_grad()
+        gradient(losses)
+        update = [p.grad for p in parameters]
+        out["before"].append(kept(own, update, dense(metric, parameters)))
+        alone = trial(optimizer, parameters, own)
+        whole = trial(optimizer, parameters, update)
+        out["whole"].append(kept_by(own, whole, alone))
+        optimizer.step()
+        out["after"].append(kept(own, update, dense(metric, parameters)))
+        schedule.step()
+    return {"task": settings["task"], "kept": out}
+
+
+def dense(metric: OptimizerMetric, parameters: list[Tensor]) -> list[Tensor]:
+    """D of each parameter; ones before the first step."""
+    found = metric.of(parameters)
+    if found is None or any(diagonal is None for diagonal in found):
+        return [torch.ones_like(p, dtype=torch.float64) for p in parameters]
+    return [d.dense() for d in found if d is not None]
+
+
+def dot(a: Any, b: Any) -> float:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return float(sum((x.double() * y.double()).sum() for x, y in pairs))
+
+
+def kept(own: Any, update: Any, diagonal: list[Tensor]) -> float:
+    scaled = [None if g is None else d * g for g, d in zip(own, diagonal, strict=True)]
+    return dot(scaled, update) / dot(scaled, own)
+
+
+def kept_by(own: Any, step: list[Tensor], alone: list[Tensor]) -> float:
+    return dot(own, step) / dot(own, alone)
+
+
+def trial(optimizer: torch.optim.Optimizer, parameters: list[Any], grads: Any) -> list[Tensor]:
+    """How the optimizer would move the parameters by these gradients; nothing is changed."""
+    state = copy.deepcopy(optimizer.state_dict())
+    weights = [p.detach().clone() for p in parameters]
+    before = [p.grad for p in parameters]
+    for p, grad in zip(parameters, grads, strict=True):
+        p.grad = grad
+    optimizer.step()
+    moved = [p.detach() - w for p, w in zip(parameters, weights, strict=True)]
+    optimizer.load_state_dict(state)
+    if not state["state"]:
+        optimizer.state.clear()
+    with torch.no_grad():
+        for p, weight, grad in zip(parameters, weights, before, strict=True):
+            p.copy_(weight)
+            p.grad = grad
+    return moved
+
+
 def cost(settings: dict[str, Any], methods: list[str], rounds: int) -> list[dict[str, Any]]:
     """Median time of a step, each method in turn in each round; the first tenth is left out."""
     trainers = []
@@ -262,12 +343,28 @@ def cost(settings: dict[str, Any], methods: list[str], rounds: int) -> list[dict
 SGD_RATES = (0.01, 0.03, 0.09, 0.27, 0.81)
 ADAM_RATES = (0.001, 0.003, 0.009, 0.027)
 ORDERS = ["osgd-forward", "osgd-backward"]
+METRIC = ["metric-forward", "metric-backward"]
 # part: problem, optimizer, learning rates, methods
 PARTS: dict[str, tuple[str, str, tuple[float, ...], list[str]]] = {
     "sgd": ("tasks", "sgd", SGD_RATES, ["sum", "mean", *ORDERS, "upgrad", "pcgrad"]),
     "adamw": ("tasks", "adamw", ADAM_RATES, ["sum", *ORDERS, "upgrad", "pcgrad"]),
+    "adamw-metric": ("tasks", "adamw", ADAM_RATES, METRIC),
     "exits": ("exits", "adamw", ADAM_RATES, ["sum", *ORDERS]),
+    "exits-metric": ("exits", "adamw", ADAM_RATES, METRIC),
 }
+# problem, method and the task whose step is compared
+PROMISES = [
+    (problem, method, task)
+    for problem in PROBLEMS
+    for method, task in [
+        ("sum", 0),
+        ("osgd-forward", 0),
+        ("metric-forward", 0),
+        ("sum", 2),
+        ("osgd-backward", 2),
+        ("metric-backward", 2),
+    ]
+]
 
 
 class Study:
@@ -328,9 +425,21 @@ class Study:
                 settings = self.settings(part, method)
                 self.run("test", settings, best_rate(self.records, settings), seed, train)
 
+    def promises(self) -> None:
+        """At the rate tuned for the sum, so that the same optimizer is compared."""
+        for seed in range(self.args.seeds):
+            for problem, method, task in PROMISES:
+                if method not in self.args.methods:
+                    continue
+                part = {"tasks": "adamw", "exits": "exits"}[problem]
+                lr = best_rate(self.records, self.settings(part, "sum"))
+                measured = self.args.measured
+                settings = self.settings(part, method, task=task, measured=measured)
+                self.run("promise", settings, lr, seed, promise)
+
     def costs(self) -> None:
         """Never from the records: a machine differs from the next."""
-        for parts in (("sgd",), ("adamw",), ("exits",)):
+        for parts in (("sgd",), ("adamw", "adamw-metric"), ("exits", "exits-metric")):
             methods = [method for part in parts for method in PARTS[part][3]]
             methods = [method for method in methods if method in self.args.methods]
             settings = self.settings(parts[0], "all")
@@ -366,7 +475,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = [*PARTS, "cost"]
+    every = [*PARTS, "promise", "cost"]
     parser.add_argument("--out", type=Path, required=True, help="file of the records")
     parser.add_argument("--parts", nargs="+", choices=every, default=every[:-1])
     parser.add_argument("--methods", nargs="+", choices=list(SHOWN), default=list(SHOWN))
@@ -375,6 +484,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of the problem tasks")
     parser.add_argument("--exit-steps", type=int, default=100, help="of the problem exits")
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--measured", type=int, default=100, help="steps of the part promise")
     parser.add_argument("--rounds", type=int, default=500, help="of the part cost")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, for a test")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
@@ -382,13 +492,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figures", type=Path, help="folder of the pictures")
     args = parser.parse_args(argv)
     if args.quick:
-        args.seeds, args.tuning_seeds, args.steps, args.exit_steps = 2, 1, 3, 1
-        args.rounds = 2
+        args.seeds, args.tuning_seeds, args.steps, args.exit_steps = 2, 1, 3, 3
+        args.measured, args.rounds = 2, 2
     torch.set_num_threads(1)
     study = Study(args)
     if not args.report_only:
         for part in args.parts:
-            if part == "cost":
+            if part == "promise":
+                study.promises()
+            elif part == "cost":
                 study.costs()
             else:
                 study.errors(part)

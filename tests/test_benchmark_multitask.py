@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-METHODS = ["sum", "osgd-forward", "osgd-backward"]
+METHODS = ["sum", "osgd-forward", "osgd-backward", "metric-forward", "metric-backward"]
 
 
 @pytest.fixture(scope="module")

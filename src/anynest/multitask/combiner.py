@@ -18,6 +18,7 @@ from .checks import (
 )
 from .distributed.context import DistributedContext
 from .gradients.backward import accumulate, differentiate_each
+from .gradients.diagonal import Metric
 from .gradients.local import LocalContext
 from .gradients.step import Combination, MicroBatch, OnePass, Step
 from .gradients.task_gradients import TaskGradients
@@ -220,7 +221,8 @@ class Combiner(ABC):
         if step.buffer is None:
             values = self.context.total(step.values)
             return Stats.of(Combination(values.new_zeros(0)), values, tasks)
-        gradients, values = self.context.collect(step.buffer, step.values, step.one_pass)
+        metric = None if step.one_pass else self.metric_of(step.parameters)
+        gradients, values = self.context.collect(step.buffer, step.values, step.one_pass, metric)
         step.buffer = None  # what it held is the gradients' now
         if step.one_pass:
             weights = step.weights
@@ -235,6 +237,10 @@ class Combiner(ABC):
         if not only_measure:
             accumulate(step.parameters, self.context.gather(update))
         return Stats.of(combination, values, tasks, self.context.take_sent())
+
+    def metric_of(self, parameters: Sequence[Tensor]) -> Metric | None:
+        """The metric of the dot products that ``rule`` receives; None for the ordinary one."""
+        return None
 
     @abstractmethod
     def rule(

@@ -25,7 +25,8 @@ class Stats:
             normalizing :math:`L^T w = s`, where s_i is the factor that normalizes g_i (either
             divided by S under reduction "mean"). None without a projection.
         gram: [S, S] dot products of the tasks' gradients over common entries; None if not computed,
-            as in the single pass of ``WeightedSGD``. NaN for a skipped loss.
+            as in the single pass of ``WeightedSGD``. NaN for a skipped loss. Those of ``metric``, if
+            OSGD has one, and so are norms and cosines.
         skipped: indices of the losses left out, in every micro-batch, since they were not finite.
         refreshed: False for a step of ``OSGD(refresh=k)`` that reused the loss weights of an
             earlier step; coefficients and gram are then None.

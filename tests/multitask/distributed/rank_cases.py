@@ -168,6 +168,42 @@ def train_beside(
                 p.copy_(q)
 
 
+@case
+def the_metric_of_an_optimizer_is_that_of_one_process(rank: int, world: int) -> None:
+    """Each rank reads its pieces of D."""
+    ours, one = network(), network()
+    steppers = [torch.optim.AdamW(net.parameters(), lr=0.01, eps=1e-12) for net in (ours, one)]
+    shared = OSGD([2, 0, 1], metric=steppers[0], group=dist.group.WORLD)
+    alone = OSGD([2, 0, 1], metric=steppers[1])
+    for step in range(4):
+        x, y = batch(11, step)
+        mine = part(11, rank, world)
+        for stepper in steppers:
+            stepper.zero_grad()
+        if step == 2:  # micro-batches are sent at the end
+            shared.accumulate(
+                losses_of(ours, x[mine], y[mine]), ours.parameters(), samples=len(y[mine])
+            )
+            found = shared.combine()
+        else:
+            found = shared.backward(
+                losses_of(ours, x[mine], y[mine]), ours.parameters(), samples=len(y[mine])
+            )
+        true = alone.backward(losses_of(one, x, y), one.parameters())
+        check(f"step {step}", relative(flat(ours), flat(one)), 1e-11)
+        same_everywhere(flat(ours))
+        compare_stats(found, true, 1e-11)
+        plain = copy.deepcopy(one)
+        plain.zero_grad()
+        OSGD([2, 0, 1]).backward(losses_of(plain, x, y), plain.parameters())
+        assert (relative(flat(plain), flat(one)) > 1e-4) == (step > 0)
+        for stepper in steppers:
+            stepper.step()
+        with torch.no_grad():
+            for p, q in zip(ours.parameters(), one.parameters(), strict=True):
+                p.copy_(q)
+
+
 def tensorwise(*arguments: Any, **options: Any) -> Combiner:
     """Imported late: the import registers methods, which other tests collect."""
     from anynest.experiments.catalog.projections import TensorOSGD
@@ -640,13 +676,26 @@ def gathered(shards: list[nn.Parameter]) -> Tensor:
 
 
 def beside_sharded(
-    rank: int, world: int, make: Callable[[Any], Combiner], parts: int | None = None, **more: Any
+    rank: int,
+    world: int,
+    make: Callable[[Any], Combiner] | None,
+    parts: int | None = None,
+    **more: Any,
 ) -> None:
-    """Three steps, the gradient added to what is in ``.grad``, the weights moved by an optimizer."""
+    """Three steps, the gradient added to what is in ``.grad``, the weights moved by an optimizer.
+
+    ``make`` None: OSGD in the metric of that optimizer, which is RMSprop.
+    """
     one, ours = network(), sharded(network(), world, parts, **more)
     shards = list(ours.parameters())
-    shared, alone = make(dist.group.WORLD), make(None)
-    steppers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (ours, one)]
+    steppers: list[torch.optim.Optimizer]
+    if make is None:
+        steppers = [torch.optim.RMSprop(net.parameters(), lr=0.01) for net in (ours, one)]
+        shared: Combiner = OSGD(metric=steppers[0], group=dist.group.WORLD)
+        alone: Combiner = OSGD(metric=steppers[1])
+    else:
+        shared, alone = make(dist.group.WORLD), make(None)
+        steppers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (ours, one)]
     for step in range(3):
         x, y = batch(11, step)
         mine = part(11, rank, world)
@@ -671,11 +720,13 @@ def sharded_parameters_keep_their_rows_sharded(rank: int, world: int) -> None:
         beside_sharded(rank, world, lambda group, m=method: make_combiner(m, group=group), **more)
     beside_sharded(rank, world, lambda group: tensorwise(group=group))
     beside_sharded(rank, world, lambda group: OSGD(refresh=2, group=group))
+    beside_sharded(rank, world, None)
 
 
 @case
 def shards_that_lie_on_several_ranks_count_once(rank: int, world: int) -> None:
     beside_sharded(rank, world, lambda group: OSGD(normalize=True, group=group), parts=world // 2)
+    beside_sharded(rank, world, None, parts=world // 2)
 
 
 @case

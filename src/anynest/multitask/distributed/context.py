@@ -26,6 +26,7 @@ from torch import Tensor
 from ..._collectives import Collectives
 from ..checks import Parameters, check_losses, check_parameters, check_samples, loss_values
 from ..gradients.backward import Buffer, GradientBuffer, gradient
+from ..gradients.diagonal import Metric
 from ..gradients.graph import KEPT, inspect_graphs
 from ..gradients.local import Accepts
 from ..gradients.step import MicroBatch
@@ -108,7 +109,7 @@ class DistributedContext:
         return GradientBuffer(parameters, tensorwise)
 
     def collect(
-        self, buffer: Buffer, values_S: Tensor, one_pass: bool
+        self, buffer: Buffer, values_S: Tensor, one_pass: bool, metric: Metric | None = None
     ) -> tuple[TaskGradients, Tensor]:
         """Gradients with the Gram matrices and sizes of the whole ones, of which a piece is here."""
         if isinstance(buffer, GradientBuffer) and self.shards is None:
@@ -116,7 +117,9 @@ class DistributedContext:
             buffer = ExchangeBuffer(self.exchange, one_pass, buffer.tensorwise)
             for task, grads in zip(tasks, sums, strict=True):
                 buffer.add(task, grads)
-        gradients = buffer.finalize()
+        if metric is not None and self.shards is not None:
+            metric = self.shards.local_metric(metric)
+        gradients = buffer.finalize(metric)
         if one_pass:
             return gradients, self.total(values_S)
         if not gradients.blocks:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gradients.diagonal import Metric
+
 REMEDY = (
     "call fully_shard on the whole network, then pass list(network.parameters()) taken before the"
     " first forward pass, which replaces them by plain tensors"
@@ -102,6 +104,15 @@ class Shards:
         finally:
             for parameter, grad in zip(parameters, before, strict=True):
                 parameter.grad = grad
+
+    def local_metric(self, metric: Metric) -> Metric:
+        """The metric of this rank's shards, from an optimizer's sharded state."""
+
+        def shard(tensor: Any) -> Tensor:
+            local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+            return local
+
+        return [None if diagonal is None else diagonal.map(shard) for diagonal in metric]
 
     def wrap(
         self, update: Sequence[Tensor | None], leaves: Sequence[Tensor]

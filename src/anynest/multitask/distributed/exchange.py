@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._collectives import Collectives, Receive
+from ..gradients.diagonal import Metric
 from ..gradients.task_gradients import Grads, TaskGradients
 from .partition import Partition
 
@@ -101,7 +102,7 @@ class ExchangeBuffer:
             self._in_transit = None
             self._pieces[task] = self.exchange.receive(sent)
 
-    def finalize(self) -> TaskGradients:
+    def finalize(self, metric: Metric | None = None) -> TaskGradients:
         """The pieces of each task's gradient in the tensors that some rank touches.
 
         Raises:
@@ -120,7 +121,9 @@ class ExchangeBuffer:
                 raise untouched(exchange.parameters)
             self._correct(tasks, touched)
         pieces = [self._pieces[task] for task in tasks]
-        return TaskGradients.stack(pieces, exchange.partition.like, self.tensorwise)
+        if metric is not None:
+            metric = exchange.partition.piece(metric, exchange.collectives.rank)
+        return TaskGradients.stack(pieces, exchange.partition.like, self.tensorwise, metric)
 
     def _correct(self, tasks: Sequence[int], touched: bytes) -> None:
         """Drop what no rank touched although planned, and send what was touched but not planned."""

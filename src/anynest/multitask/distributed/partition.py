@@ -5,10 +5,12 @@ A task's whole gradient is then one [W, N] buffer, row r of which is the part th
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..gradients.diagonal import Metric
 from ..gradients.task_gradients import Grads
 
 
@@ -37,11 +39,26 @@ class Partition:
         device, dtype = self.kinds[p]
         if grad is None:
             return torch.zeros((self.world, self.lengths[p]), device=device, dtype=dtype)
-        flat = grad.reshape(-1)
+        return self._cut(p, grad)
+
+    def _cut(self, p: int, tensor: Tensor, padding: float = 0.0) -> Tensor:
+        """[W, n] the pieces of a tensor of member p's shape."""
+        flat = tensor.reshape(-1)
         missing = self.world * self.lengths[p] - flat.numel()
         if missing:
-            flat = torch.nn.functional.pad(flat, (0, missing))
+            flat = torch.nn.functional.pad(flat, (0, missing), value=padding)
         return flat.view(self.world, self.lengths[p])
+
+    def piece(self, metric: Metric, rank: int) -> Metric:
+        """The metric of one rank's pieces."""
+
+        def cut(p: int, tensor: Tensor) -> Tensor:
+            return self._cut(p, tensor, padding=1.0)[rank]  # no factor is infinite
+
+        return [
+            None if diagonal is None else diagonal.map(partial(cut, p))
+            for p, diagonal in enumerate(metric)
+        ]
 
     def split(self, members: Sequence[int], piece_N: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Views of one rank's row of a buffer, as ``(member, piece)``."""

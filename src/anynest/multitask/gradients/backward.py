@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_gradients
+from .diagonal import Metric
 from .graph import LossGraph, inspect_graphs
 from .task_gradients import Grads, TaskGradients
 
@@ -23,7 +24,7 @@ class Buffer(Protocol):
     def add(self, task: int, grads: Grads) -> None:
         """Add one task's gradients to those that it has so far (None: not touched)."""
 
-    def finalize(self) -> TaskGradients:
+    def finalize(self, metric: Metric | None = None) -> TaskGradients:
         """The gradients of all tasks that were added, in the order of their numbers."""
 
 
@@ -52,13 +53,13 @@ class GradientBuffer:
                 before = sums[p]
                 sums[p] = grad if before is None else before + grad
 
-    def finalize(self) -> TaskGradients:
+    def finalize(self, metric: Metric | None = None) -> TaskGradients:
         """The gradients in the order of ``tasks``; of no task and no tensor if none were added."""
         if not self._grads:
             return TaskGradients(0, (), (None,) * len(self.like), ())
         grads = [self._grads[task] for task in self.tasks]
         self._grads = {}
-        return TaskGradients.stack(grads, self.like, self.tensorwise)
+        return TaskGradients.stack(grads, self.like, self.tensorwise, metric)
 
 
 def task_gradients(

@@ -14,6 +14,7 @@ from ..checks import (
 )
 from ..distributed.dtensor import require_no_shards
 from .backward import Buffer, GradientBuffer, gradient
+from .diagonal import Metric
 from .graph import inspect_graphs
 from .step import MicroBatch
 from .task_gradients import TaskGradients
@@ -49,10 +50,10 @@ class LocalContext:
         return GradientBuffer(parameters, tensorwise)
 
     def collect(
-        self, buffer: Buffer, values_S: Tensor, one_pass: bool
+        self, buffer: Buffer, values_S: Tensor, one_pass: bool, metric: Metric | None = None
     ) -> tuple[TaskGradients, Tensor]:
         """The gradients and losses of the whole batch."""
-        return buffer.finalize(), values_S
+        return buffer.finalize(metric), values_S
 
     def total(self, values_S: Tensor) -> Tensor:
         """[S] the losses of the whole batch, for a step without gradients."""

@@ -23,6 +23,8 @@ from functools import cache, cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from .diagonal import Diagonal, Metric, joined
+
 Grads = Sequence[Tensor | None]
 
 # Entries at a time, of all rows together on a CPU, where they stay in cache (in float64 a quarter
@@ -160,11 +162,13 @@ class Segment:
     """Entries of a block: those of one large tensor, or of its small ones together.
 
     ``rows[a]`` is the a-th task's gradient: a dense tensor, or [P] of concatenated ones.
+    ``metric`` is that of dot products, over the entries in the order of ``flat``.
     """
 
     members: tuple[int, ...]
     rows: list[Tensor]
     concatenated: bool
+    metric: Diagonal | None = None
 
     @property
     def size(self) -> int:
@@ -219,20 +223,31 @@ class Block:
         """Whether float32 dot products and sums are to be had."""
         return self.dtype == torch.float32 and self.device.type == "cpu"
 
-    def _chunks(self, rows: Sequence[Tensor], room: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """``(where, [k, n] in float64)``; each chunk is overwritten by the next."""
-        size, step = rows[0].numel(), room.shape[1]
+    def _chunks(
+        self, segment: Segment, room: Tensor, scaled: bool = False
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """``(where, [k, n] in room's dtype)``; each chunk is overwritten by the next.
+
+        ``scaled``: times the root of the metric, so that dot products are those of the metric.
+        """
+        rows, size, step = segment.flat(), segment.size, room.shape[1]
         for start in range(0, size, step or 1):
             where = slice(start, min(start + step, size))
             chunk = room[:, : where.stop - start]
-            torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in rows])
+            if scaled and segment.metric is not None:
+                root = segment.metric.root(where, room.dtype)
+                for out, row in zip(chunk, rows, strict=True):
+                    torch.mul(row[where], root, out=out)
+            else:
+                torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in rows])
             yield where, chunk
 
-    def _room(self) -> Tensor:
-        """[k, n] room for a chunk."""
+    def _room(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[k, n] room for a chunk (None: in ``wide_dtype``)."""
         k, longest = len(self.tasks), max(segment.size for segment in self.segments)
-        step = min(longest, CHUNK_CPU // (4 * k) if self.device.type == "cpu" else CHUNK_GPU)
-        return torch.empty((k, step), dtype=wide_dtype(self.device), device=self.device)
+        entries = CHUNK_CPU // (4 if dtype is None else 2)
+        step = min(longest, entries // k if self.device.type == "cpu" else CHUNK_GPU)
+        return torch.empty((k, step), dtype=dtype or wide_dtype(self.device), device=self.device)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -245,7 +260,7 @@ class Block:
         gram = torch.zeros((size, size), dtype=wide_dtype(self.device), device=self.device)
         room = self._room()
         for segment in self.segments:
-            for _, chunk in self._chunks(segment.flat(), room):
+            for _, chunk in self._chunks(segment, room, scaled=True):
                 mixed = chunk if mixing_rk is None else mixing_rk @ chunk
                 gram.addmm_(mixed, mixed.T)
         return gram
@@ -255,7 +270,13 @@ class Block:
         """``gram``, in float32 if it may be."""
         if not self.may_be_fast or self.whole_gram is not None:
             return self.gram
-        return torch.stack([fast_dots(segment.flat()) for segment in self.segments]).sum(0)
+        return torch.stack([self._fast_dots(segment) for segment in self.segments]).sum(0)
+
+    def _fast_dots(self, segment: Segment) -> Tensor:
+        if segment.metric is None:
+            return fast_dots(segment.flat())
+        chunks = self._chunks(segment, self._room(torch.float32), scaled=True)
+        return torch.stack([fast_dots(chunk.unbind()) for _, chunk in chunks]).sum(0)
 
     def combine(
         self,
@@ -277,11 +298,11 @@ class Block:
             row = segment.rows[last]
             reuse = in_place and (segment.concatenated or owns_its_memory(row))
             out = row if reuse else torch.empty_like(row)
-            rows, flat = segment.flat(), out if segment.concatenated else flattened(out)
+            flat = out if segment.concatenated else flattened(out)
             if room is None:
-                fast_sum(rows, numbers, last, flat)
+                fast_sum(segment.flat(), numbers, last, flat)
             else:
-                for where, chunk in self._chunks(rows, room):
+                for where, chunk in self._chunks(segment, room):
                     # a single row is multiplied, not added to zero: 1.0 * g keeps the bits of g
                     one = len(chunk) == 1
                     flat[where].copy_(chunk[0].mul_(weights_k[0]) if one else weights_k @ chunk)
@@ -314,6 +335,7 @@ class TaskGradients:
         grads: Sequence[Grads],
         like: Sequence[Tensor] | None = None,
         tensorwise: bool = False,
+        metric: Metric | None = None,
     ) -> "TaskGradients":
         """Collect ``grads[i][p]``, the gradient of task i in tensor p (None: not touched).
 
@@ -322,6 +344,7 @@ class TaskGradients:
             like: tensors whose memory layout the results have, such as the parameters; None for
                 the layout of the first gradient found.
             tensorwise: give each tensor a block of its own.
+            metric: that of dot products, by tensor; ignored if it lacks a tensor that is touched.
 
         Raises:
             ValueError: if there is no task or the tasks differ in the number of tensors.
@@ -347,8 +370,12 @@ class TaskGradients:
             likes[p] = first if like is None else like[p]
             key = (tasks, first.device, first.dtype, p if tensorwise else None)
             groups.setdefault(key, (tasks, []))[1].append(p)
+        if metric is not None and any(
+            d is None and tensor is not None for d, tensor in zip(metric, likes, strict=True)
+        ):
+            metric = None
         blocks = tuple(
-            Block(tasks, tuple(_segments([grads[i] for i in tasks], likes, members)))
+            Block(tasks, tuple(_segments([grads[i] for i in tasks], likes, members, metric)))
             for tasks, members in groups.values()
         )
         return cls(len(grads), blocks, tuple(likes), tuple((i,) for i in range(len(grads))))
@@ -475,7 +502,10 @@ class TaskGradients:
 
 
 def _segments(
-    grads: Sequence[Grads], like: Sequence[Tensor | None], members: Sequence[int]
+    grads: Sequence[Grads],
+    like: Sequence[Tensor | None],
+    members: Sequence[int],
+    metric: Metric | None,
 ) -> Iterator[Segment]:
     """A segment for each large tensor, and one for all small ones together."""
 
@@ -492,7 +522,16 @@ def _segments(
             small.append(p)
         else:
             # detached, so that a view of memory of its own is no view any more
-            yield Segment((p,), [with_layout_of(g, tensor).detach() for g in column(p)], False)
+            rows = [with_layout_of(g, tensor).detach() for g in column(p)]
+            yield Segment((p,), rows, False, _metric_like(metric, p, tensor))
     if small:
         flat = torch._utils._flatten_dense_tensors([row[p] for row in grads for p in small])
-        yield Segment(tuple(small), list(flat.view(len(grads), -1).unbind()), True)
+        found = [d.map(torch.flatten) for p in small if metric and (d := metric[p]) is not None]
+        together = joined(found) if found else None
+        yield Segment(tuple(small), list(flat.view(len(grads), -1).unbind()), True, together)
+
+
+def _metric_like(metric: Metric | None, p: int, like: Tensor) -> Diagonal | None:
+    """Tensor p's metric in the order of ``flattened`` gradients."""
+    diagonal = None if metric is None else metric[p]
+    return diagonal and diagonal.map(lambda tensor: flattened(with_layout_of(tensor, like)))

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..checks import check_choice, check_priority, priority_of, whole_number
 from ..combiner import Combiner, OnNonfinite
+from ..gradients.diagonal import Metric
 from ..gradients.step import Combination, OnePass
 from ..gradients.task_gradients import TaskGradients
 from .calibration import Constant, ConstantC
+from .metric import MetricSource, make_metric
 from .refresh import KeptWeights
 from .rules import Orthogonal, normalize, orthogonalize, update_norm
 
@@ -46,6 +48,11 @@ class OSGD(Combiner):
             backward pass of :math:`\sum_i w_i L_i` in the others, at the cost of SGD. A step is
             exact in any case while C is calibrated, and if its losses or parameters are not those
             that w was computed for.
+        metric: the optimizer that takes the step, so that the promise holds for that step (see
+            ``methods.metric``): Adam, AdamW, NAdam, RMSprop, Adagrad or SGD. For others, a function
+            from a parameter to D, a tensor of its shape (None: ones). All dot products are
+            :math:`a^T D b`, and :math:`\langle g, D g_1 \rangle = \langle g_1, D g_1 \rangle`.
+            While a touched parameter has no state, a step is one of plain OSGD. Not with normalize.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 3.0])
@@ -54,6 +61,14 @@ class OSGD(Combiner):
     tensor([1., 3.])
     >>> stats.loss_weights.tolist()
     [3.0, 1.0]
+
+    In a metric: ``a @ (D * w.grad)`` is ``a @ (D * a)``, 4.
+
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> a, b, D = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0]), torch.tensor([3.0, 1.0])
+    >>> stats = OSGD(metric=lambda parameter: D).backward([w @ a, w @ b], [w])
+    >>> w.grad
+    tensor([ 1.5000, -0.5000])
     """
 
     def __init__(
@@ -67,6 +82,7 @@ class OSGD(Combiner):
         on_nonfinite: OnNonfinite = "raise",
         group: Any = None,
         refresh: int = 1,
+        metric: MetricSource | None = None,
     ) -> None:
         super().__init__(on_nonfinite, group)
         self.priority = None if priority is None else priority_of(priority)
@@ -78,6 +94,12 @@ class OSGD(Combiner):
         self.C, self.calibration_steps = self.constant.C, self.constant.steps
         self.refresh = whole_number("refresh", refresh, 1, "try 16")
         self.kept = KeptWeights(self.refresh) if self.refresh > 1 else None
+        self.metric = make_metric(metric)
+        if self.metric is not None and normalize:
+            raise ValueError(
+                "metric and normalize=True must not be combined, found both: normalizing sets"
+                " ordinary norms, so leave one of them out"
+            )
 
     def check_count(self, count: int) -> None:
         check_priority(self.priority, count)
@@ -130,7 +152,12 @@ class OSGD(Combiner):
             return False
         return not self.kept.is_due(tasks)
 
+    def metric_of(self, parameters: Sequence[Tensor]) -> Metric | None:
+        return None if self.metric is None else self.metric.of(parameters)
+
     def begin(self, parameters: Sequence[Tensor], tasks: Sequence[int]) -> bool:
+        if self.metric is not None:
+            self.metric.check(parameters)
         if self.kept is None:
             return False
         self.kept.begin(parameters)

@@ -25,11 +25,15 @@ def padded(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
     return torch.cat(pieces)
 
 
-def proj(onto: Tensor, vector: Tensor) -> Tensor:
-    """proj_A B: vector B projected onto vector A; onto nothing, nothing."""
+def proj(onto: Tensor, vector: Tensor, metric: Tensor | None = None) -> Tensor:
+    """proj_A B: vector B projected onto vector A; onto nothing, nothing.
+
+    ``metric`` [P] is the diagonal D of dot products ``a^T D b``; None for ordinary ones.
+    """
     if not onto.any():
         return torch.zeros_like(vector)
-    return (vector @ onto) / (onto @ onto) * onto
+    dual = onto if metric is None else metric * onto
+    return (vector @ dual) / (onto @ dual) * onto
 
 
 def sgd(gradients: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
@@ -64,10 +68,12 @@ def osgd(
     normalizing: bool = False,
     sizes: Sequence[int] = (),
     C: float = 0.5,
+    metric: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Algorithm 2, lines 4 to 15: the gradient g(t) and the kept components g_i(t).
 
     ``gradients`` come in priority order; ``sizes`` are the d_i, needed only for normalizing.
+    ``metric`` as in ``proj``.
     """
     n = len(gradients)
     g = torch.zeros_like(gradients[0])  # line 4
@@ -79,7 +85,7 @@ def osgd(
     for i in range(n):  # line 11
         h_i = torch.zeros_like(g)  # line 12
         for j in range(i):
-            h_i = h_i + proj(g_[j], g_[i])
+            h_i = h_i + proj(g_[j], g_[i], metric)
         g_[i] = g_[i] - h_i  # line 13
         g = g + g_[i]  # line 14
     return g, g_
