@@ -352,19 +352,10 @@ PARTS: dict[str, tuple[str, str, tuple[float, ...], list[str]]] = {
     "exits": ("exits", "adamw", ADAM_RATES, ["sum", *ORDERS]),
     "exits-metric": ("exits", "adamw", ADAM_RATES, METRIC),
 }
-# problem, method and the task whose step is compared
-PROMISES = [
-    (problem, method, task)
-    for problem in PROBLEMS
-    for method, task in [
-        ("sum", 0),
-        ("osgd-forward", 0),
-        ("metric-forward", 0),
-        ("sum", 2),
-        ("osgd-backward", 2),
-        ("metric-backward", 2),
-    ]
-]
+# problem, most steps, and methods with the task whose step is compared
+FIRST = [("sum", 0), ("osgd-forward", 0), ("metric-forward", 0)]
+LAST = [("sum", 2), ("osgd-backward", 2), ("metric-backward", 2)]
+PROMISES = [("tasks", 100, FIRST + LAST), ("exits", 40, FIRST)]
 
 
 class Study:
@@ -427,15 +418,14 @@ class Study:
 
     def promises(self) -> None:
         """At the rate tuned for the sum, so that the same optimizer is compared."""
-        for seed in range(self.args.seeds):
-            for problem, method, task in PROMISES:
-                if method not in self.args.methods:
-                    continue
-                part = {"tasks": "adamw", "exits": "exits"}[problem]
-                lr = best_rate(self.records, self.settings(part, "sum"))
-                measured = self.args.measured
-                settings = self.settings(part, method, task=task, measured=measured)
-                self.run("promise", settings, lr, seed, promise)
+        for problem, most, compared in PROMISES:
+            part = {"tasks": "adamw", "exits": "exits"}[problem]
+            lr = best_rate(self.records, self.settings(part, "sum"))
+            measured = 2 if self.args.quick else most
+            for seed in range(self.args.seeds):
+                for method, task in compared:
+                    settings = self.settings(part, method, task=task, measured=measured)
+                    self.run("promise", settings, lr, seed, promise)
 
     def costs(self) -> None:
         """Never from the records: a machine differs from the next."""
@@ -484,7 +474,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of the problem tasks")
     parser.add_argument("--exit-steps", type=int, default=100, help="of the problem exits")
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--measured", type=int, default=100, help="steps of the part promise")
     parser.add_argument("--rounds", type=int, default=500, help="of the part cost")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, for a test")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
@@ -493,7 +482,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.quick:
         args.seeds, args.tuning_seeds, args.steps, args.exit_steps = 2, 1, 3, 3
-        args.measured, args.rounds = 2, 2
+        args.rounds = 2
     torch.set_num_threads(1)
     study = Study(args)
     if not args.report_only:
