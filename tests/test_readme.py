@@ -24,7 +24,7 @@ def test_examples_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_there_are_examples_and_commands() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     assert len(COMMANDS) >= 5
 
 
