@@ -179,7 +179,9 @@ def test_nothing_is_read_from_tensors_without_entries(name: str) -> None:
 
 def test_their_options_show() -> None:
     tensorwise = kind("TensorOSGD")
-    assert repr(tensorwise([1, 0], "mean")) == "TensorOSGD(priority=(1, 0), reduction='mean')"
-    assert repr(kind("RawOSGD")(refresh=4)) == "RawOSGD(refresh=4)"
+    assert repr(tensorwise([1, 0], "mean")).startswith(
+        "TensorOSGD(priority=(1, 0), reduction='mean', "
+    )
+    assert "refresh=4" in repr(kind("RawOSGD")(refresh=4))
     with pytest.raises(TypeError, match="refresh"):
         tensorwise(refresh=4)

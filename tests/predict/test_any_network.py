@@ -119,7 +119,7 @@ def outputs(network: nn.Module, *inputs: Tensor, **named: Tensor) -> list[Tensor
 @pytest.fixture(scope="module")
 def bert() -> Any:
     """BERT with two inputs and random weights; its body returns a dict-like object."""
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
         with contextlib.suppress(RuntimeError):  # defined already
             library.define(operator)

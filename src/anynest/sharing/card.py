@@ -256,7 +256,7 @@ def escape(text: object) -> str:
     """Text from a file on one line, without a meaning in Markdown or HTML.
 
     >>> escape("a|b *c*\\n<d>")
-    'a\\\\|b \\\\*c\\\\*  \\\\<d\\\\>'
+    'a\\\\|b \\\\*c\\\\* \\\\<d\\\\>'
     """
     line = "".join(character if character.isprintable() else " " for character in str(text))
     return "".join(f"\\{c}" if c in r"\`*_[]<>|#&~!$" else c for c in line)

@@ -11,7 +11,7 @@ import torch
 @pytest.fixture(scope="session")
 def torchvision() -> Any:
     """torchvision, whose import needs two operators that its wheel for another torch lacks."""
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
         with contextlib.suppress(RuntimeError):  # the wheel has it
             library.define(operator)
