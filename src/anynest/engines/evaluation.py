@@ -1,9 +1,32 @@
-"""What the evaluations of all engines have in common: counting stages, closing, joining."""
+"""What sessions and evaluations of all engines share: closing, counting stages, joining."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
+
+import torch
+
+
+class BatchSession:
+    """A session until it is closed; see :class:`~anynest.engines.session.Session`."""
+
+    closed = False
+
+    def close(self) -> None:
+        """Refuse further batches; running evaluations may finish."""
+        self.closed = True
+
+    def require_open(self) -> None:
+        """RuntimeError if it is closed."""
+        if self.closed:
+            raise RuntimeError("the session is closed; open another")
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads in this thread; None leaves their number."""
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
 
 
 class BatchEvaluation:

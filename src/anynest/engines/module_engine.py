@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..nets import AnytimeNetwork
 from ..store.hardware import find_device
 from .checks import check_indices, check_threads
-from .evaluation import BatchEvaluation, check_join
+from .evaluation import BatchEvaluation, BatchSession, check_join, use_threads
 from .inputs import Inputs, InputSpec, whole
 from .model_source import Network
 from .session import Evaluation
@@ -44,7 +44,7 @@ def eval_copy(network: M) -> M:
     return copied.to(torch.float32) if isinstance(network, AnytimeNetwork) else copied
 
 
-class ModuleSession:
+class ModuleSession(BatchSession):
     """A network's ``stages`` in PyTorch; see :class:`~anynest.engines.session.Session`.
 
     Args:
@@ -73,11 +73,10 @@ class ModuleSession:
             self.module = eval_copy(network).to(self.device)
         self.inputs = InputSpec.of(self.module)
         self.in_channels, self.input_names = self.inputs.channels, self.inputs.names
-        self._closed = False
 
     def begin(self, x: Inputs) -> ModuleEvaluation:
         """Start the evaluation of a batch."""
-        self._require_open()
+        self.require_open()
         found = self.inputs.read(x)
         named = {name: value.to(self.device, copy=True) for name, value in found.items()}
         positional: list[Tensor] = []
@@ -92,7 +91,7 @@ class ModuleSession:
 
     def join(self, evaluations: Sequence[Evaluation]) -> ModuleEvaluation:
         """One evaluation that runs the parts in turn."""
-        self._require_open()
+        self.require_open()
         parts = check_join(self, evaluations, ModuleEvaluation)
         starts = [0]
         for part in parts:
@@ -108,14 +107,6 @@ class ModuleSession:
             part.parts = []  # they go on
             part.close()
         return joined
-
-    def close(self) -> None:
-        """Refuse further batches; running evaluations may finish."""
-        self._closed = True
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the session is closed; open another")
 
 
 class ModuleEvaluation(BatchEvaluation):
@@ -156,9 +147,7 @@ class ModuleEvaluation(BatchEvaluation):
     def step(self) -> Tensor:
         """Compute the next stage: its output."""
         self.require_stage()
-        threads = self.session.threads
-        if threads is not None and threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
+        use_threads(self.session.threads)
         try:
             with torch.no_grad(), torch.autocast(self.session.device.type, enabled=False):
                 outputs = [self._next(iterator, size) for iterator, size in self.parts]

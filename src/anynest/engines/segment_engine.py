@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..store.hardware import find_device
 from .checks import check_indices, check_threads
-from .evaluation import BatchEvaluation, check_join
+from .evaluation import BatchEvaluation, BatchSession, check_join, use_threads
 from .inputs import Inputs, InputSpec, whole
 from .model_source import Network
 from .module_engine import check_output, eval_copy
@@ -54,7 +54,7 @@ def read_segments(network: nn.Module) -> list[nn.Module]:
         raise SegmentError(" ".join(str(error).split())) from error
 
 
-class SegmentSession:
+class SegmentSession(BatchSession):
     """A network's ``segments`` in PyTorch; see :class:`~anynest.engines.session.Session`.
 
     Args:
@@ -94,11 +94,10 @@ class SegmentSession:
             # copied together: weights that segments share stay shared
             self.module = eval_copy(nn.ModuleList(segments)).to(self.device)
         self.segments = list(self.module)
-        self._closed = False
 
     def begin(self, x: Inputs) -> SegmentEvaluation:
         """Start the evaluation of a batch."""
-        self._require_open()
+        self.require_open()
         found = list(self.inputs.read(x).values())
         if self._accepts is not None and not self._accepts(*found):
             raise ValueError(
@@ -110,7 +109,7 @@ class SegmentSession:
 
     def join(self, evaluations: Sequence[Evaluation]) -> SegmentEvaluation:
         """Concatenate the states of all evaluations."""
-        self._require_open()
+        self.require_open()
         parts = check_join(self, evaluations, SegmentEvaluation)
         rows = zip(*(part.state for part in parts), strict=True)
         state = tuple(torch.cat(tensors) for tensors in rows)
@@ -118,14 +117,6 @@ class SegmentSession:
         for part in parts:
             part.close()
         return joined
-
-    def close(self) -> None:
-        """Refuse further batches; running evaluations may finish."""
-        self._closed = True
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the session is closed; open another")
 
 
 class SegmentEvaluation(BatchEvaluation):
@@ -156,8 +147,7 @@ class SegmentEvaluation(BatchEvaluation):
         """Compute the next segment: its output."""
         self.require_stage()
         session = self.session
-        if session.threads is not None and session.threads != torch.get_num_threads():
-            torch.set_num_threads(session.threads)
+        use_threads(session.threads)
         state, self.state = self.state, ()  # freed as the segment goes on
         try:
             with torch.no_grad(), torch.autocast(session.device.type, enabled=False):

@@ -20,7 +20,7 @@ from ..nets.nested.node import join
 from ..nets.nested.plan import IMAGE, Exit, Layer, Node, Plan
 from ..store.hardware import find_device
 from .checks import check_indices, check_threads
-from .evaluation import BatchEvaluation, check_join
+from .evaluation import BatchEvaluation, BatchSession, check_join, use_threads
 from .folding import FoldedNetwork
 from .inputs import NESTED_INPUTS, Inputs, InputSpec
 from .session import Evaluation
@@ -60,7 +60,7 @@ def schedule(plan: Plan, outputs: tuple[int, ...]) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-class TorchSession:
+class TorchSession(BatchSession):
     """A network in PyTorch; see :class:`~anynest.engines.session.Session`.
 
     Args:
@@ -103,11 +103,10 @@ class TorchSession:
                 stage: (moved(weight), moved(bias))
                 for stage, (weight, bias) in network.heads.items()
             }
-        self._closed = False
 
     def begin(self, x: Inputs) -> TorchEvaluation:
         """Start the evaluation of images ``[B, C, H, W]``, float32 and normalised."""
-        self._require_open()
+        self.require_open()
         (images,) = self.inputs.read(x).values()
         evaluation = TorchEvaluation(self)
         evaluation.results[IMAGE] = {0: images.to(self.device, copy=True)}
@@ -115,7 +114,7 @@ class TorchSession:
 
     def join(self, evaluations: Sequence[Evaluation]) -> TorchEvaluation:
         """Concatenate the activations of all evaluations."""
-        self._require_open()
+        self.require_open()
         parts = check_join(self, evaluations, TorchEvaluation)
         joined = TorchEvaluation(self, parts[0].stage, parts[0].next)
         for name, slices in parts[0].results.items():
@@ -132,14 +131,6 @@ class TorchSession:
         for part in parts:
             part.close()
         return joined
-
-    def close(self) -> None:
-        """Refuse further batches; running evaluations may finish."""
-        self._closed = True
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the session is closed; open another")
 
 
 class TorchEvaluation(BatchEvaluation):
@@ -175,8 +166,7 @@ class TorchEvaluation(BatchEvaluation):
         """Compute the next node: the logits ``[B, K]`` if it finishes a stage, else None."""
         self.require_stage()
         session = self.session
-        if session.threads is not None and session.threads != torch.get_num_threads():
-            torch.set_num_threads(session.threads)
+        use_threads(session.threads)
         task = session.tasks[self.next]
         try:
             # the caller's autocast and gradients have no effect

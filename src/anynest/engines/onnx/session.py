@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...nets import AnytimeNetwork
 from ..checks import check_indices, check_threads
-from ..evaluation import BatchEvaluation, check_join
+from ..evaluation import BatchEvaluation, BatchSession, check_join
 from ..folding import FoldedNetwork
 from ..inputs import NESTED_INPUTS, Inputs, InputSpec
 from ..model_source import Source, resolve
@@ -30,7 +30,7 @@ POOLED_COUNT = 4  # free buffers kept for later evaluations, and their size in a
 POOLED_BYTES = 1 << 28
 
 
-class OnnxSession:
+class OnnxSession(BatchSession):
     """A network in ONNX Runtime; see :class:`~anynest.engines.session.Session`.
 
     Weights are copied when it is opened.
@@ -95,7 +95,6 @@ class OnnxSession:
         )
         self._lock = threading.Lock()
         self._free: list[Buffers] = []  # the last used first
-        self._closed = False
         shapes = tuple(entry.shape for entry in self._taken)
         if network is None or not any(isinstance(n, str) for shape in shapes for n in shape):
             self._executors.find(shapes)  # type: ignore[arg-type]  # prepared now
@@ -178,7 +177,7 @@ class OnnxSession:
 
     def begin(self, x: Inputs) -> OnnxEvaluation:
         """Start the evaluation of a batch."""
-        self._require_open()
+        self.require_open()
         values = list(self.inputs.read(x).values())
         shapes = tuple(tuple(value.shape[1:]) for value in values)
         self._check(values, shapes)
@@ -234,7 +233,7 @@ class OnnxSession:
 
     def join(self, evaluations: Sequence[Evaluation]) -> OnnxEvaluation:
         """Copy the live state of all evaluations into buffers of their joint size."""
-        self._require_open()
+        self.require_open()
         parts = check_join(self, evaluations, OnnxEvaluation)
         first = parts[0].buffers
         batch = sum(part.buffers.batch for part in parts)
@@ -249,13 +248,9 @@ class OnnxSession:
     def close(self) -> None:
         """Free the graphs and buffers; running evaluations may finish."""
         with self._lock:
-            self._closed = True
+            super().close()
             self._free.clear()
             self._executors = ExecutorCache(None, None, None, "standard", CPU)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the session is closed; open another")
 
     # -- memory -----------------------------------------------------------------------------------
     def _take(self, executor: Executor, batch: int, shapes: Shapes) -> Buffers:
@@ -275,7 +270,7 @@ class OnnxSession:
     def _give(self, buffers: Buffers) -> None:
         """Keep buffers for a later evaluation, within the limits of the pool."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             self._free.insert(0, buffers)
             del self._free[POOLED_COUNT:]
