@@ -1,6 +1,5 @@
 """Every example runs as a user would run it, and does what its text says."""
 
-import contextlib
 import json
 import os
 import runpy
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision_operators
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -147,12 +147,7 @@ def test_two_ranks_and_one_process_end_alike(
 
 @pytest.mark.slow
 def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = torch.library.Library(
-        "torchvision", "FRAGMENT"
-    )  # a wheel for another torch lacks them
-    for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
-        with contextlib.suppress(RuntimeError):
-            library.define(operator)
+    torchvision_operators.define()
     pytest.importorskip("transformers")
     example = run("any_network", monkeypatch)
     assert example["report"].reached
@@ -165,12 +160,9 @@ def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # Runs in a process of its own, as the frameworks change global state.
 # Each rank prints into a file of its own, since lines of several ranks may mix in a pipe.
 FRAMEWORK = """
-import contextlib, os, runpy, sys, torch
+import os, runpy, sys, torchvision_operators
 sys.stdout = open("rank" + os.environ.get("RANK", "0"), "w")
-library = torch.library.Library("torchvision", "FRAGMENT")
-for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
-    with contextlib.suppress(RuntimeError):
-        library.define(operator)
+torchvision_operators.define()
 example = runpy.run_path(sys.argv[1], run_name="example")
 """
 
@@ -179,9 +171,14 @@ def framework(name: str, code: str, folder: Path, *launcher: str) -> list[str]:
     """The lines that ``code`` prints about an example, each rank's."""
     script = folder / "run.py"
     script.write_text(FRAMEWORK + code)
+    path = [str(Path(torchvision_operators.__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, *launcher, script, FOLDER / f"{name}.py"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        },
         cwd=folder,
         capture_output=True,
         text=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision_operators
 from torch import Tensor, nn
 
 import anynest
@@ -25,6 +25,7 @@ from anynest.predict.deadline_evaluation import measure_deadlines
 from anynest.predict.policies import Policy, PolicyInput
 from anynest.profiling.profiler import profile_network
 
+from ..engines.backbones import Tagger
 from .conftest import settle
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float64)
@@ -64,29 +65,6 @@ class Block(nn.Module):
         return (3 * self.head(x),) if self.last else (3 * self.head(x), x)
 
 
-class Tagger(nn.Module):
-    """An LSTM over token ids, with a mask or without; logits ``[B, T, 5]`` of every token."""
-
-    num_stages = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(11, 6)
-        self.first = nn.LSTM(6, 7, batch_first=True)
-        self.second = nn.LSTM(7, 7, batch_first=True)
-        self.head = nn.Linear(7, 5)
-
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        return [output for _, output in self.stages(ids, mask)]
-
-    def stages(self, ids: Tensor, mask: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        x, _ = self.first(self.embed(ids))
-        x = x if mask is None else x * mask.unsqueeze(2)
-        yield 1, self.head(x)
-        yield 2, self.head(self.second(x)[0])
-
-
 class Integers(nn.Module):
     """An MLP over integer features; the outputs are integers ``[B, 1]``, a ranking."""
 
@@ -119,10 +97,7 @@ def outputs(network: nn.Module, *inputs: Tensor, **named: Tensor) -> list[Tensor
 @pytest.fixture(scope="module")
 def bert() -> Any:
     """BERT with two inputs and random weights; its body returns a dict-like object."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
-        with contextlib.suppress(RuntimeError):  # defined already
-            library.define(operator)
+    torchvision_operators.define()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -145,7 +120,6 @@ def bert() -> Any:
             after=dict.fromkeys(layers, "auto"),
             output="logits",
         )
-    network._library = library
     return network.eval()
 
 

@@ -1,27 +1,22 @@
 """Backbones of other libraries, where they are installed."""
 
-import contextlib
 import warnings
 from typing import Any
 
 import pytest
-import torch
+import torchvision_operators
 
 
 @pytest.fixture(scope="session")
 def torchvision() -> Any:
     """torchvision, whose import needs two operators that its wheel for another torch lacks."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
-        with contextlib.suppress(RuntimeError):  # the wheel has it
-            library.define(operator)
+    torchvision_operators.define()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import torchvision
     except ImportError as error:
         pytest.skip(f"torchvision cannot be imported: {error}")
-    torchvision._operators = library  # they live as long as it does
     return torchvision
 
 
