@@ -67,13 +67,14 @@ def test_the_sockets_send_what_is_reckoned(tmp_path: Path) -> None:
     script = Path(__file__).parents[3] / "benchmarks" / "wire.py"
     command = [sys.executable, script, "--models", "heads-4", "--ranks", "2", "--steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    subprocess.run(
+    done = subprocess.run(
         [*command, "--json", tmp_path / "wire.json"],
-        check=True,
         capture_output=True,
+        text=True,
         timeout=300,
         env=environment,
     )
+    assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "wire.json").read_text())["results"]
     rows = {row["step"]: row for row in result["rows"]}
     for row in rows.values():

@@ -158,8 +158,15 @@ def linears(count: int) -> tuple[list[nn.Parameter], Callable[[], list[Tensor]]]
 def test_large_gradients_become_the_result_without_a_copy() -> None:
     parameters, losses = linears(3)
     where: list[list[int]] = [[] for _ in parameters]
+    small: list[Tensor] = []  # kept, so that no result gets the memory of one that is gone
+
+    def seen(g: Tensor, addresses: list[int]) -> None:
+        addresses.append(g.data_ptr())
+        if g.numel() < SMALL_CPU:
+            small.append(g)
+
     for p, addresses in zip(parameters, where, strict=True):
-        p.register_hook(lambda g, addresses=addresses: addresses.append(g.data_ptr()))
+        p.register_hook(lambda g, addresses=addresses: seen(g, addresses))
     OSGD().backward(losses(), parameters)
     for p, addresses in zip(parameters, where, strict=True):
         assert p.grad is not None
