@@ -1,5 +1,6 @@
 """Commands as real processes: signals, closed streams, files of the current folder."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -128,7 +129,9 @@ def test_workers_of_a_sweep_ignore_the_current_folder(hostile: Path) -> None:
 
 @pytest.mark.slow
 def test_demo(hostile: Path, capsys: Out) -> None:
+    before = dict(os.environ)
     assert main(["demo", "--epochs", "1", "--seeds", "1", "--out", "demo"]) == 0
+    assert dict(os.environ) == before  # later child processes find the modules beside a script
     shown = capsys.readouterr().out
     assert "OSGD" in shown
     assert "1 seed, 1 epoch each" in shown

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,26 @@ def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
     network a second thread gains little."""
     processes = min(len(jobs), usable_cores())
     context = multiprocessing.get_context("spawn")
-    # A new interpreter must not import modules of the current folder, such as a json.py there.
-    os.environ["PYTHONSAFEPATH"] = "1"
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with safe_path(), ProcessPoolExecutor(processes, mp_context=context) as pool:
         try:
             yield from pool.map(train_one, jobs)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Interpreters started within import no modules of the current folder, such as a json.py."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def train_one(job: Job) -> dict[str, Any]:
