@@ -105,7 +105,8 @@ def simulate(
             return
         if watch is not None:
             watch(server, step, now)
-        seconds = server.scheduler.times.profiled(step.stage, step.rows)
+        times = server.scheduler.lanes[step.lane].times
+        seconds = times.profiled(step.stage, step.rows)
         if noise:
             seconds *= noisy.lognormvariate(0.0, noise)
         server.steps.append((now, step, seconds))
@@ -139,7 +140,7 @@ def simulate(
             server, step, seconds = thing  # type: ignore[misc]
             server.scheduler.finish(step, now, seconds=seconds if adapt else None)
             for request in step.requests:
-                if request.stage == server.scheduler.times.num_stages:
+                if request.stage == server.scheduler.lanes[step.lane].times.num_stages:
                     end(server, request, now)
             start(server, now)
         else:

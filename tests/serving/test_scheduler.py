@@ -162,7 +162,8 @@ def test_bursts_and_misjudged_times(simulation: Any) -> None:
     for server in servers:
         assert server.care == {}
         assert server.scheduler.waiting == []
-        assert all(pool == [] or all(r.gone for r in pool) for pool in server.scheduler.answered)
+        answered = server.scheduler.lanes[0].answered
+        assert all(request.gone for pool in answered for request in pool)
 
 
 def test_a_lost_cause_does_not_block_the_others() -> None:
@@ -184,13 +185,13 @@ def test_an_increment_never_endangers_a_first_answer() -> None:
     """However much it gains; where there is time for both, it may go first."""
     for due, stage in ((0.004, 1), (0.012, 2)):
         one = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2))
-        one.answered[0] = [Request(due=1.0, stage=1) for _ in range(2)]  # 3 ms together
+        one.lanes[0].answered[0] = [Request(due=1.0, stage=1) for _ in range(2)]  # 3 ms together
         assert one.admit(Request(due=due), now=0.0)
         step = one.next_step(0.0)
         assert step is not None
         assert step.stage == stage
     reference = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2), first_stage_first=True)
-    reference.answered[0] = [Request(due=1.0, stage=1)]
+    reference.lanes[0].answered[0] = [Request(due=1.0, stage=1)]
     assert reference.admit(Request(due=1.0), now=0.0)
     step = reference.next_step(0.0)
     assert step is not None
@@ -201,7 +202,7 @@ def test_the_most_valuable_increment_goes_first() -> None:
     one = scheduler(gains=Gains(0.5, [[0.4, 0.3, 0.2, 0.1, 0.0]] * 2))
     requests = [Request(due=1.0, stage=1, confidence=c) for c in (0.9, 0.1, 0.5)]
     requests.append(Request(due=1.0, stage=1, confidence=0.9, weight=100.0))
-    one.answered[0] = list(requests)
+    one.lanes[0].answered[0] = list(requests)
     step = one.next_step(0.0)
     assert step is not None
     assert step.stage == 2

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+from .checks import check_indices
 
 
 class BatchSession:
     """A session until it is closed; see :class:`~anynest.engines.session.Session`."""
 
     closed = False
+    divides = True  # ``join`` takes some samples of a batch
 
     def close(self) -> None:
         """Refuse further batches; running evaluations may finish."""
@@ -114,3 +118,30 @@ def check_join(session: object, evaluations: Sequence[object], kind: type[E]) ->
                 f"{found[0].sizes} and {evaluation.sizes}"
             )
     return found
+
+
+def check_rows(rows: Sequence[Tensor | None] | None, batches: Sequence[int]) -> list[Tensor | None]:
+    """The samples to join from each batch, on the CPU; None stands for all.
+
+    Raises:
+        ValueError: not one entry for each batch, or indices that it does not have.
+    """
+    if rows is None:
+        return [None] * len(batches)
+    if len(rows) != len(batches):
+        raise ValueError(
+            f"rows must be one for each of {len(batches)} evaluations, found {len(rows)}"
+        )
+    return [
+        None if indices is None else check_indices(indices, batch)
+        for indices, batch in zip(rows, batches, strict=True)
+    ]
+
+
+def concatenate(tensors: Sequence[Tensor], rows: Sequence[Tensor | None]) -> Tensor:
+    """Samples of several batches as one batch; None stands for all of a batch."""
+    parts = [
+        tensor if indices is None else tensor.index_select(0, indices.to(tensor.device))
+        for tensor, indices in zip(tensors, rows, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -57,6 +57,7 @@ class ModuleSession(BatchSession):
     """
 
     backend = "torch"
+    divides = False  # a running ``stages`` computes its whole batch
 
     def __init__(
         self,
@@ -89,9 +90,16 @@ class ModuleSession(BatchSession):
         size = len(next(iter(found.values())))
         return ModuleEvaluation(self, shapes, [(iterator, size)])
 
-    def join(self, evaluations: Sequence[Evaluation]) -> ModuleEvaluation:
+    def join(
+        self, evaluations: Sequence[Evaluation], rows: Sequence[Tensor | None] | None = None
+    ) -> ModuleEvaluation:
         """One evaluation that runs the parts in turn."""
         self.require_open()
+        if rows is not None and any(indices is not None for indices in rows):
+            raise ValueError(
+                "the batches of this network cannot be divided, because it runs its own stages: "
+                "join whole evaluations"
+            )
         parts = check_join(self, evaluations, ModuleEvaluation)
         starts = [0]
         for part in parts:

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ..store.hardware import find_device
 from .checks import check_indices, check_threads
-from .evaluation import BatchEvaluation, BatchSession, check_join, use_threads
+from .evaluation import (
+    BatchEvaluation,
+    BatchSession,
+    check_join,
+    check_rows,
+    concatenate,
+    use_threads,
+)
 from .inputs import Inputs, InputSpec, whole
 from .model_source import Network
 from .module_engine import check_output, eval_copy
@@ -107,15 +114,23 @@ class SegmentSession(BatchSession):
             )
         return SegmentEvaluation(self, tuple(v.to(self.device, copy=True) for v in found))
 
-    def join(self, evaluations: Sequence[Evaluation]) -> SegmentEvaluation:
-        """Concatenate the states of all evaluations."""
+    def join(
+        self, evaluations: Sequence[Evaluation], rows: Sequence[Tensor | None] | None = None
+    ) -> SegmentEvaluation:
+        """Concatenate the states of all samples."""
         self.require_open()
         parts = check_join(self, evaluations, SegmentEvaluation)
-        rows = zip(*(part.state for part in parts), strict=True)
-        state = tuple(torch.cat(tensors) for tensors in rows)
-        joined = SegmentEvaluation(self, state, parts[0].stage, sum(part.batch for part in parts))
-        for part in parts:
-            part.close()
+        taken = check_rows(rows, [part.batch for part in parts])
+        states = zip(*(part.state for part in parts), strict=True)
+        state = tuple(concatenate(tensors, taken) for tensors in states)
+        batch = sum(
+            part.batch if indices is None else len(indices)
+            for part, indices in zip(parts, taken, strict=True)
+        )
+        joined = SegmentEvaluation(self, state, parts[0].stage, batch)
+        for part, indices in zip(parts, taken, strict=True):
+            if indices is None:
+                part.close()
         return joined
 
 

@@ -103,17 +103,26 @@ class Session(Protocol):
             RuntimeError: the session is closed.
         """
 
-    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
-        """Join the batches of evaluations into one, which goes on from their stage.
+    @property
+    def divides(self) -> bool:
+        """Whether ``join`` takes some samples of a batch and leaves the others."""
 
-        Its outputs are those of one batch of all samples, within rounding.
+    def join(
+        self, evaluations: Sequence[Evaluation], rows: Sequence[Tensor | None] | None = None
+    ) -> Evaluation:
+        """Join the batches of evaluations, or samples of them, into one, which goes on.
+
+        Its outputs are those of one batch of all its samples, within rounding.
 
         Args:
             evaluations: of this session, between the same two stages, with equal sizes beside the
-                batch. Their samples follow one another in this order. They are closed.
+                batch. Their samples follow one another in this order.
+            rows: for each evaluation ``[b]`` int64, the samples that are copied; the evaluation
+                stays as it is. Or None: all of them; the evaluation is closed.
 
         Raises:
-            ValueError: evaluations that cannot be joined; they stay as they are.
+            ValueError: evaluations that cannot be joined, or single samples of a session that does
+                not divide batches; the evaluations stay as they are.
             RuntimeError: one is closed or cancelled, or the session is closed.
         """
 

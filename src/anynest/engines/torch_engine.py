@@ -20,7 +20,14 @@ from ..nets.nested.node import join
 from ..nets.nested.plan import IMAGE, Exit, Layer, Node, Plan
 from ..store.hardware import find_device
 from .checks import check_indices, check_threads
-from .evaluation import BatchEvaluation, BatchSession, check_join, use_threads
+from .evaluation import (
+    BatchEvaluation,
+    BatchSession,
+    check_join,
+    check_rows,
+    concatenate,
+    use_threads,
+)
 from .folding import FoldedNetwork
 from .inputs import NESTED_INPUTS, Inputs, InputSpec
 from .session import Evaluation
@@ -112,24 +119,31 @@ class TorchSession(BatchSession):
         evaluation.results[IMAGE] = {0: images.to(self.device, copy=True)}
         return evaluation
 
-    def join(self, evaluations: Sequence[Evaluation]) -> TorchEvaluation:
-        """Concatenate the activations of all evaluations."""
+    def join(
+        self, evaluations: Sequence[Evaluation], rows: Sequence[Tensor | None] | None = None
+    ) -> TorchEvaluation:
+        """Concatenate the activations of all samples."""
         self.require_open()
         parts = check_join(self, evaluations, TorchEvaluation)
+        taken = check_rows(rows, [len(part.results[IMAGE][0]) for part in parts])
         joined = TorchEvaluation(self, parts[0].stage, parts[0].next)
         for name, slices in parts[0].results.items():
             joined.results[name] = {
-                birth: torch.cat([part.results[name][birth] for part in parts]) for birth in slices
+                birth: concatenate([part.results[name][birth] for part in parts], taken)
+                for birth in slices
             }
         for key, slices in parts[0].inner.items():
             joined.inner[key] = {
-                birth: torch.cat([part.inner[key][birth] for part in parts]) for birth in slices
+                birth: concatenate([part.inner[key][birth] for part in parts], taken)
+                for birth in slices
             }
         joined.logits = [
-            torch.cat(rows) for rows in zip(*(part.logits for part in parts), strict=True)
+            concatenate(tensors, taken)
+            for tensors in zip(*(part.logits for part in parts), strict=True)
         ]
-        for part in parts:
-            part.close()
+        for part, indices in zip(parts, taken, strict=True):
+            if indices is None:
+                part.close()
         return joined
 
 

@@ -6,11 +6,14 @@ Legend: S stages, B the largest batch.
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 from math import exp
 
 ADAPTATION = 0.1  # weight of a new measurement in the moving average of a correction
+BOUND = 8.0  # of a single measurement's ratio to the profile, and its inverse
+LEAST_GAIN = 0.001  # of a stage, so that idle time is still used for it
 CONFIDENCE_BINS = (0.2, 0.4, 0.6, 0.8)  # boundaries of the bins of a gain table
 
 
@@ -57,7 +60,12 @@ class StepTimes:
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         """Include a measured step in the stage's correction."""
         ratio = seconds / self._profiled[stage - 1][rows - 1]
+        ratio = min(max(ratio, 1 / BOUND), BOUND)  # the machine may have stood still
         self.correction[stage - 1] += ADAPTATION * (ratio - self.correction[stage - 1])
+
+    def relax(self, stage: int) -> None:
+        """Move the stage's correction towards the profile, if it is above."""
+        self.correction[stage - 1] -= ADAPTATION * max(0.0, self.correction[stage - 1] - 1)
 
 
 class Gains:
@@ -82,11 +90,71 @@ class Gains:
         share = 0.5 / max(1, num_stages - 1)
         return cls(0.5, [[share] * (len(CONFIDENCE_BINS) + 1)] * (num_stages - 1))
 
+    @classmethod
+    def of_errors(cls, errors: Sequence[float]) -> Gains:
+        """From each stage's error rate, as if confidences were calibrated.
+
+        Of the rows that stage s - 1 gets wrong, stage s corrects the share
+
+            r_s  =  max(0, e_{s-1} - e_s) / e_{s-1},
+
+        and a row of confidence c is wrong with probability 1 - c, so its gain is r_s (1 - c), with
+        the middle of its bin as c.
+
+        Args:
+            errors: ``[S]``, from 0 to 1, on held-out data.
+
+        >>> gains = Gains.of_errors([0.4, 0.3, 0.3])
+        >>> round(gains(2, 0.9), 3), round(gains(2, 0.1), 3), gains(3, 0.5) < gains(2, 0.99)
+        (0.025, 0.225, True)
+        """
+        edges = (0.0, *CONFIDENCE_BINS, 1.0)
+        middles = [(low + high) / 2 for low, high in pairwise(edges)]
+        rates = [
+            max(before - after, LEAST_GAIN) / max(before, LEAST_GAIN)
+            for before, after in pairwise(errors)
+        ]
+        return cls(max(1 - errors[0], LEAST_GAIN), [[r * (1 - c) for c in middles] for r in rates])
+
     def __call__(self, stage: int, confidence: float | None) -> float:
         """The gain by computing ``stage`` (from 1) for a row of this confidence."""
         if stage == 1 or confidence is None:
             return self.first if stage == 1 else max(self.later[stage - 2])
         return self.later[stage - 2][bisect.bisect_right(CONFIDENCE_BINS, confidence)]
+
+
+class RunningQuantile:
+    """A quantile of the newest measurements.
+
+    Args:
+        quantile: from 0 to 1.
+        least: of the value; also the value before there are measurements.
+        most: of the value.
+        window: number of measurements.
+
+    >>> lag = RunningQuantile(0.5, least=0.001, most=1.0)
+    >>> for seconds in (0.002, 0.004, 0.003) * 20:
+    ...     lag.add(seconds)
+    >>> lag.value
+    0.003
+    """
+
+    EVERY = 16  # measurements between two sorts
+
+    def __init__(self, quantile: float, least: float, most: float, window: int = 256) -> None:
+        self.quantile, self.least, self.most = quantile, least, most
+        self.value = least
+        self._newest: deque[float] = deque(maxlen=window)
+        self._added = 0
+
+    def add(self, measured: float) -> None:
+        """Include a measurement."""
+        self._newest.append(measured)
+        self._added += 1
+        if self._added % self.EVERY == 0:
+            ranked = sorted(self._newest)
+            found = ranked[int(self.quantile * (len(ranked) - 1))]
+            self.value = min(max(found, self.least), self.most)
 
 
 class Utilisation:

@@ -6,6 +6,11 @@ requests can still be finished in time; a later stage runs only while that stays
 takes depth first, and requests only beyond what stage 1 alone can carry. There is no batching
 window: batches form while a step runs.
 
+Each model has a *lane*: a batch holds requests of one lane. The plan of stage 1 goes by deadline:
+each batch takes the lane of the most urgent request. It may pass over more urgent requests of other
+lanes to fill its batch; where that would make one late, batches end at the next request of another
+lane instead.
+
 Two plans decide on admission. In the first, each batch of stage 1 is as long as its most urgent
 request allows: every request that can be in time is accepted. Under sustained overload that ends in
 small batches, which waste up to a third of stage 1's capacity (in simulations with a fixed cost of
@@ -17,9 +22,10 @@ Times are seconds on the caller's clock. A call takes O(n log n) for n requests.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from .estimates import Gains, StepTimes, Utilisation
 
@@ -33,39 +39,63 @@ class Request:
 
     Attributes:
         due: by when an answer must be ready to be sent.
+        lane: of its model.
         rows: its rows, which are computed together.
         weight: how much its gain counts against other requests'.
         last_stage: no later stage is computed for it.
         stage: its newest answer's stage; 0 while it waits for its first.
         confidence: that answer's confidence, where it is known.
         gone: answered, satisfied, timed out or disconnected: nothing more is computed for it.
+        ready: whether its inputs are there; until then it counts, but is not computed.
     """
 
     due: float
+    lane: Hashable = 0
     rows: int = 1
     weight: float = 1.0
     last_stage: int = 1 << 30
     stage: int = 0
     confidence: float | None = None
     gone: bool = False
+    ready: bool = True
+
+
+@dataclass(eq=False)
+class Lane:
+    """One model: its estimates, and its answered requests.
+
+    Attributes:
+        times: estimated seconds of each step.
+        gains: expected gain of each step.
+        answered: requests to go on with, by the stage of their newest answer, from 1.
+    """
+
+    times: StepTimes
+    gains: Gains
+    answered: list[list[Request]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.answered = [[] for _ in range(self.times.num_stages)]
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One stage for some requests, all of which stand at the stage before."""
+    """One stage for some requests of one lane, all of which stand at the stage before."""
 
     stage: int
     requests: tuple[Request, ...]
     rows: int
+    lane: Hashable = 0
 
 
 class Scheduler:
     """Admission and the choice of steps.
 
     Args:
-        times: estimated seconds of each step.
-        gains: expected gain of each step.
+        times: of lane 0, where there is only one; see ``add_lane``.
+        gains: likewise.
         max_waiting: most rows that may wait for their first answer.
+        max_held: most rows with an answer that may wait for a later stage.
         first_stage_first: run stage 1 whenever a request waits (the reference policy, which never
             deepens one answer while another request has none).
 
@@ -86,40 +116,114 @@ class Scheduler:
 
     def __init__(
         self,
-        times: StepTimes,
+        times: StepTimes | None = None,
         gains: Gains | None = None,
         *,
         max_waiting: int = 1024,
+        max_held: int = 1 << 30,
         first_stage_first: bool = False,
     ) -> None:
-        self.times = times
-        self.gains = gains or Gains.uniform(times.num_stages)
-        self.max_waiting, self.first_stage_first = max_waiting, first_stage_first
+        self.lanes: dict[Hashable, Lane] = {}
+        if times is not None:
+            self.add_lane(0, times, gains)
+        self.max_waiting, self.max_held = max_waiting, max_held
+        self.first_stage_first = first_stage_first
         self.waiting: list[Request] = []  # by due time
-        self.answered: list[list[Request]] = [[] for _ in range(times.num_stages)]  # by stage - 1
         self.running: Step | None = None
         self.free_at = 0.0  # when the running step is expected to end
         self.mandatory = Utilisation(WINDOW)  # the share of time that stage 1 takes
 
+    def add_lane(self, lane: Hashable, times: StepTimes, gains: Gains | None = None) -> None:
+        """Accept requests of another model."""
+        self.lanes[lane] = Lane(times, gains or Gains.uniform(times.num_stages))
+
+    def remove_lane(self, lane: Hashable) -> None:
+        """Forget a model, none of whose requests is left."""
+        del self.lanes[lane]
+
+    def is_empty(self, lane: Hashable) -> bool:
+        """Whether none of a model's requests is left; gone ones do not count."""
+        running = self.running is not None and self.running.lane == lane
+        waiting = any(one.lane == lane and not one.gone for one in self.waiting)
+        answered = any(not one.gone for pool in self.lanes[lane].answered for one in pool)
+        return not (running or waiting or answered)
+
+    def clear(self) -> list[Request]:
+        """Drop all requests, those of the running step as well."""
+        found = list(self.running.requests) if self.running is not None else []
+        found += self.waiting
+        found += [one for lane in self.lanes.values() for pool in lane.answered for one in pool]
+        self.running, self.waiting = None, []
+        for lane in self.lanes.values():
+            for pool in lane.answered:
+                pool.clear()
+        living = [request for request in found if not request.gone]
+        for request in living:
+            self.drop(request)
+        return living
+
     # -- requests ---------------------------------------------------------------------------------
     def admit(self, request: Request, now: float) -> bool:
-        """Accept a request, or refuse it because it or another could not be answered in time."""
+        """Accept a request, or refuse it because it or another could not be answered in time.
+
+        A server with nothing to do that refuses corrects its estimates towards the profile: without
+        steps there are no measurements that could.
+        """
         self._forget_gone()
+        times = self.lanes[request.lane].times
         rows = sum(waiting.rows for waiting in self.waiting) + request.rows
-        if request.rows > self.times.max_batch or rows > self.max_waiting:
+        if request.rows > times.max_batch or rows > self.max_waiting:
             return False
         start = max(now, self.free_at)
         queue = self._possible(start)
+        idle = not queue and self.running is None
         insort(queue, request, key=_due)
-        overloaded = self.mandatory(now) > OVERLOAD
-        if self._slack(queue, start, full=overloaded) < 0:
+        if not self._in_time(queue, start, full=self.mandatory(now) > OVERLOAD):
+            if idle:
+                times.relax(1)
             return False
         insort(self.waiting, request, key=_due)
         return True
 
+    def readmit(self, request: Request, rows: int, due: float, now: float) -> bool:
+        """Accept a waiting request again with other rows and due time, or refuse and drop it."""
+        self.waiting = [waiting for waiting in self.waiting if waiting is not request]
+        request.rows, request.due = rows, due
+        if self.admit(request, now):
+            return True
+        self.drop(request)
+        return False
+
     def drop(self, request: Request) -> None:
         """Compute nothing more for a request: it is answered, or its client has gone."""
         request.gone = True
+
+    def shed(self) -> list[Request]:
+        """Drop the requests of least gain beyond ``max_held``: their newest answer is their last."""
+        self._forget_gone()
+        held = [
+            (self._gain(stage, request) / request.rows, number, request)
+            for lane in self.lanes.values()
+            for stage, pool in enumerate(lane.answered, 2)
+            for number, request in enumerate(pool)
+        ]
+        excess = sum(request.rows for *_, request in held) - self.max_held
+        dropped: list[Request] = []
+        if excess > 0:
+            for _, _, request in sorted(held, key=lambda one: one[:2]):
+                if excess <= 0:
+                    break
+                excess -= request.rows
+                self.drop(request)
+                dropped.append(request)
+        return dropped
+
+    def wait(self, now: float) -> float:
+        """Estimated seconds until stage 1 of all waiting requests is finished."""
+        start = max(now, self.free_at)
+        return (
+            max((end for _, end in self._chunks(self._possible(start), start)), default=now) - now
+        )
 
     # -- steps ------------------------------------------------------------------------------------
     def next_step(self, now: float) -> Step | None:
@@ -130,21 +234,22 @@ class Scheduler:
         self._forget_gone()
         queue = self._possible(now)
         first, best = self._first_step(queue, now), self._best_increment(now)
-        chosen = best
-        if first is not None:
-            seconds = 0.0 if best is None else self.times(best.stage, best.rows)
-            must = best is None or self._slack(queue, now + seconds) < 0
-            if must or self.first_stage_first or self._density(first) >= self._density(best):
-                chosen = first
+        if best is not None and not self._in_time(queue, now + self._seconds(best)):
+            best = None
+        chosen = first or best
+        if first is not None and best is not None:
+            valuable = self._density(first) >= self._density(best)
+            chosen = first if self.first_stage_first or valuable else best
         if chosen is None:
             return None
         self.running = chosen
-        seconds = self.times(chosen.stage, chosen.rows)
+        seconds = self._seconds(chosen)
         self.free_at = now + seconds
         if chosen.stage == 1:
             self.mandatory.add(seconds, now)
         taken = set(map(id, chosen.requests))
-        source = self.waiting if chosen.stage == 1 else self.answered[chosen.stage - 2]
+        lane = self.lanes[chosen.lane]
+        source = self.waiting if chosen.stage == 1 else lane.answered[chosen.stage - 2]
         source[:] = [request for request in source if id(request) not in taken]
         return chosen
 
@@ -164,13 +269,14 @@ class Scheduler:
             seconds: how long the step took, to correct the estimates; None leaves them.
         """
         self.running, self.free_at = None, now
+        lane = self.lanes[step.lane]
         if seconds is not None:
-            self.times.observe(step.stage, step.rows, seconds)
+            lane.times.observe(step.stage, step.rows, seconds)
         told = confidences or (None,) * len(step.requests)
         for request, confidence in zip(step.requests, told, strict=True):
             request.stage, request.confidence = step.stage, confidence
-            if not request.gone and step.stage < min(self.times.num_stages, request.last_stage):
-                self.answered[step.stage - 1].append(request)
+            if not request.gone and step.stage < min(lane.times.num_stages, request.last_stage):
+                lane.answered[step.stage - 1].append(request)
 
     def fail(self, step: Step, now: float) -> None:
         """Give up a step whose computation failed, and its requests with it."""
@@ -180,79 +286,112 @@ class Scheduler:
 
     # -- parts ------------------------------------------------------------------------------------
     def _forget_gone(self) -> None:
-        for pool in (self.waiting, *self.answered):
+        pools = [pool for lane in self.lanes.values() for pool in lane.answered]
+        for pool in (self.waiting, *pools):
             if any(request.gone for request in pool):
                 pool[:] = [request for request in pool if not request.gone]
 
     def _possible(self, start: float) -> list[Request]:
         """The waiting requests that a step from ``start`` on can still answer in time."""
-        fastest = self.times(1, 1)
-        return [request for request in self.waiting if start + fastest <= request.due]
+        fastest = {lane: self.lanes[lane].times(1, 1) for lane in self.lanes}
+        return [request for request in self.waiting if start + fastest[request.lane] <= request.due]
 
     def _chunks(
-        self, queue: Sequence[Request], start: float, full: bool = False
-    ) -> Iterator[tuple[int, int, float]]:
-        """The batches in which stage 1 of a queue would run from ``start`` on: (from, to, end).
+        self, queue: Sequence[Request], start: float, full: bool = False, skip: bool = True
+    ) -> Iterator[tuple[list[Request], float]]:
+        """The batches in which stage 1 of a queue would run from ``start`` on, and their ends.
 
-        Each is the longest prefix that its most urgent request allows; where ``full``, the longest
-        that the engine takes.
+        Each is the longest that its most urgent request allows; where ``full``, the longest that
+        the engine takes. It holds the next requests of one lane; unless ``skip``, only those before
+        the next request of another lane.
         """
-        position = 0
-        while position < len(queue):
-            end, rows, soonest = position, 0, queue[position].due
-            while end < len(queue) and rows + queue[end].rows <= self.times.max_batch:
-                more = rows + queue[end].rows
-                if end > position and not full and start + self.times(1, more) > soonest:
+        lanes: dict[Hashable, list[Request]] = {}
+        for request in queue:
+            lanes.setdefault(request.lane, []).append(request)
+        heads = dict.fromkeys(lanes, 0)
+        while heads:
+            lane = min(heads, key=lambda one: lanes[one][heads[one]].due)
+            line, times = lanes[lane], self.lanes[lane].times
+            position = end = heads.pop(lane)
+            rows, soonest = 0, line[position].due
+            others = math.inf
+            if not skip:
+                others = min((lanes[one][at].due for one, at in heads.items()), default=math.inf)
+            while end < len(line) and rows + line[end].rows <= times.max_batch:
+                more = rows + line[end].rows
+                late = not full and start + times(1, more) > soonest
+                if end > position and (late or line[end].due > others):
                     break
                 rows, end = more, end + 1
-            start += self.times(1, rows)
-            yield position, end, start
-            position = end
+            start += times(1, rows)
+            if end < len(line):
+                heads[lane] = end
+            yield line[position:end], start
 
-    def _slack(self, queue: Sequence[Request], start: float, full: bool = False) -> float:
+    def _slack(
+        self, queue: Sequence[Request], start: float, full: bool = False, skip: bool = True
+    ) -> float:
         """By how much stage 1 of the whole queue would be in time, at its tightest."""
-        ends = self._chunks(queue, start, full)
-        return min((queue[first].due - end for first, _, end in ends), default=float("inf"))
+        chunks = self._chunks(queue, start, full, skip)
+        return min((batch[0].due - end for batch, end in chunks), default=math.inf)
+
+    def _in_time(self, queue: Sequence[Request], start: float, full: bool = False) -> bool:
+        """Whether stage 1 of the whole queue is in time by one of the plans."""
+        if self._slack(queue, start, full) >= 0:
+            return True
+        return len(self.lanes) > 1 and self._slack(queue, start, full, skip=False) >= 0
 
     def _first_step(self, queue: Sequence[Request], now: float) -> Step | None:
-        """Stage 1 for the most urgent requests of a queue."""
-        longest = next(self._chunks(queue, now), None)
-        if longest is None:
+        """Stage 1 for the most urgent requests of a queue that are ready, by the plan in time."""
+        ready = [request for request in queue if request.ready]
+        skip = len(self.lanes) == 1 or self._slack(queue, now) >= 0
+        skip = skip or self._slack(queue, now, skip=False) < 0
+        batch = next(self._chunks(ready, now, skip=skip), None)
+        if batch is None:
             return None
-        chosen = queue[: longest[1]]
-        return Step(1, tuple(chosen), sum(request.rows for request in chosen))
+        return self._step(1, batch[0])
 
     def _best_increment(self, now: float) -> Step | None:
         """The later stage of most gain per second that is in time for all its requests."""
-        best: Step | None = None
+        best: tuple[int, list[Request]] | None = None
         highest = 0.0  # gain per second
-        for stage, pool in enumerate(self.answered[:-1], 2):
-            ranked = sorted(pool, key=lambda one: -self._gain(stage, one) / one.rows)
-            chosen: list[Request] = []
-            rows, gain, soonest = 0, 0.0, float("inf")
-            for request in ranked:
-                more = rows + request.rows
-                if more > self.times.max_batch:
-                    continue
-                if now + self.times(stage, more) > min(soonest, request.due):
-                    continue
-                chosen.append(request)
-                rows, gain = more, gain + self._gain(stage, request)
-                soonest = min(soonest, request.due)
-                density = gain / self.times(stage, rows)
-                if density > highest:
-                    best, highest = Step(stage, tuple(chosen), rows), density
-        return best
+        for lane in self.lanes.values():
+            times = lane.times
+            for stage, pool in enumerate(lane.answered[:-1], 2):
+                gains = {id(one): self._gain(stage, one) for one in pool}
+                ranked = sorted(pool, key=lambda one: -gains[id(one)] / one.rows)
+                chosen: list[Request] = []
+                rows, gain, soonest = 0, 0.0, math.inf
+                for request in ranked:
+                    more = rows + request.rows
+                    if more > times.max_batch:
+                        continue
+                    if now + times(stage, more) > min(soonest, request.due):
+                        continue
+                    chosen.append(request)
+                    rows, gain = more, gain + gains[id(request)]
+                    soonest = min(soonest, request.due)
+                    density = gain / times(stage, rows)
+                    if density > highest:
+                        best, highest = (stage, list(chosen)), density
+        return None if best is None else self._step(*best)
+
+    def _step(self, stage: int, requests: Sequence[Request]) -> Step:
+        rows = sum(request.rows for request in requests)
+        return Step(stage, tuple(requests), rows, requests[0].lane)
+
+    def _seconds(self, step: Step) -> float:
+        return self.lanes[step.lane].times(step.stage, step.rows)
 
     def _gain(self, stage: int, request: Request) -> float:
-        return request.weight * request.rows * self.gains(stage, request.confidence)
+        gains = self.lanes[request.lane].gains
+        return request.weight * request.rows * gains(stage, request.confidence)
 
-    def _density(self, step: Step | None) -> float:
+    def _density(self, step: Step) -> float:
         """Gain per second."""
-        if step is None:
-            return 0.0
-        gain = sum(self._gain(step.stage, request) for request in step.requests)
-        return gain / self.times(step.stage, step.rows)
+        return sum(self._gain(step.stage, request) for request in step.requests) / self._seconds(
+            step
+        )
 
 
 def _due(request: Request) -> float:

@@ -203,16 +203,21 @@ class Buffers:
         for whole, parts in self._copied[index]:
             np.concatenate(parts, axis=1, out=whole)
 
-    def take(self, source: Buffers, indices: Array, stage: int) -> None:
-        """Copy what the stages after ``stage`` read, for some samples of other buffers."""
-        for name in self.executor.live(stage):
-            np.take(source.arrays[name], indices, axis=0, out=self.arrays[name])
+    def put(self, source: Buffers, rows: slice, stage: int, indices: Array | None = None) -> None:
+        """Copy what the stages after ``stage`` read from other buffers to ``rows`` of these.
 
-    def put(self, source: Buffers, start: int, stage: int) -> None:
-        """Copy what the stages after ``stage`` read, from other buffers to the rows at ``start``."""
-        rows = slice(start, start + source.batch)
+        Args:
+            source: the other buffers.
+            rows: as many as are copied.
+            stage: the newest finished stage.
+            indices: the samples to copy, in their new order; None for all.
+        """
         for name in self.executor.live(stage):
-            np.copyto(self.arrays[name][rows], source.arrays[name])
+            target, array = self.arrays[name][rows], source.arrays[name]
+            if indices is None:
+                np.copyto(target, array)
+            else:
+                np.take(array, indices, axis=0, out=target, mode="clip")  # "raise" copies twice
 
 
 def _session(model: bytes, threads: int | None, optimise: bool, providers: Sequence[str]) -> Any:

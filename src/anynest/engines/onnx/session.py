@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...nets import AnytimeNetwork
 from ..checks import check_indices, check_threads
-from ..evaluation import BatchEvaluation, BatchSession, check_join
+from ..evaluation import BatchEvaluation, BatchSession, check_join, check_rows
 from ..folding import FoldedNetwork
 from ..inputs import NESTED_INPUTS, Inputs, InputSpec
 from ..model_source import Source, resolve
@@ -231,18 +231,26 @@ class OnnxSession(BatchSession):
             f"found {['batch', *shape]}".replace("'", "")
         )
 
-    def join(self, evaluations: Sequence[Evaluation]) -> OnnxEvaluation:
-        """Copy the live state of all evaluations into buffers of their joint size."""
+    def join(
+        self, evaluations: Sequence[Evaluation], rows: Sequence[Tensor | None] | None = None
+    ) -> OnnxEvaluation:
+        """Copy the live state of all samples into buffers of their joint size."""
         self.require_open()
         parts = check_join(self, evaluations, OnnxEvaluation)
+        taken = check_rows(rows, [part.buffers.batch for part in parts])
+        sizes = [
+            part.buffers.batch if indices is None else len(indices)
+            for part, indices in zip(parts, taken, strict=True)
+        ]
         first = parts[0].buffers
-        batch = sum(part.buffers.batch for part in parts)
-        buffers = self._take(first.executor, batch, first.shapes)
+        buffers = self._take(first.executor, sum(sizes), first.shapes)
         start = 0
-        for part in parts:
-            buffers.put(part.buffers, start, part.stage)
-            start += part.buffers.batch
-            part.close()
+        for part, indices, size in zip(parts, taken, sizes, strict=True):
+            known = None if indices is None else indices.numpy()
+            buffers.put(part.buffers, slice(start, start + size), part.stage, known)
+            start += size
+            if indices is None:
+                part.close()
         return OnnxEvaluation(self, buffers, parts[0].stage)
 
     def close(self) -> None:
@@ -343,7 +351,7 @@ class OnnxEvaluation(BatchEvaluation):
         buffers = self.buffers
         indices = check_indices(indices, buffers.batch)
         smaller = self.session._take(buffers.executor, len(indices), buffers.shapes)
-        smaller.take(buffers, indices.numpy(), self.stage)
+        smaller.put(buffers, slice(None), self.stage, indices.numpy())
         self._buffers = smaller
         self.session._give(buffers)
 

@@ -1,0 +1,388 @@
+"""A model that is served: a session, what it takes and gives, and how long its steps take.
+
+Legend: B batch, C channels, H height, W width, K classes, S stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import DataError
+from ..data.augment import Normalize
+from ..data.readers.image_reader import ImageFileReader, open_image
+from ..engines.inputs import InputSpec
+from ..engines.model_source import Source, resolve
+from ..engines.onnx.manifest import read_manifest
+from ..engines.open import open_session
+from ..engines.session import Session
+from ..store import WeightsInfo, weights_file
+from .estimates import Gains, StepTimes
+from .protocol.errors import ProtocolError
+from .protocol.tensors import Array, datatype_of
+
+SUMMARY = "summary.json"  # of a run folder
+JSON_BYTES = 20  # of a number's text, roughly
+ANY = -1  # a size that may vary, in metadata
+
+
+class ServedModel:
+    """One version of a model. Its inputs have one size, that of its training or its example.
+
+    Args:
+        name: of the model.
+        version: of the model.
+        session: computes.
+        example: inputs by name, of any batch size.
+        info: classes and preprocessing, where they are known.
+        revision: identifies the weights.
+
+    Attributes:
+        num_stages: S.
+        labels: names of the classes; None where unknown.
+        times: estimated seconds of each step; None before the warm-up.
+        gains: expected gain of each step.
+    """
+
+    platform = "anynest"
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        session: Session,
+        example: Mapping[str, Tensor],
+        info: WeightsInfo | None = None,
+        revision: str = "",
+    ) -> None:
+        self.name, self.version, self.session, self.revision = name, version, session, revision
+        self.num_stages, self.num_classes = session.num_stages, session.num_classes
+        self.labels = info.classes if info is not None else None
+        self.example = {key: value[:1].detach().clone() for key, value in example.items()}
+        self.times: StepTimes | None = None
+        self.gains = Gains.uniform(session.num_stages)
+        self.output_shape: tuple[int, ...] = ()  # without the batch; set by the warm-up
+        self._normalize: Normalize | None = None
+        self._pictures: ImageFileReader | None = None
+        if session.in_channels is not None and info is not None:
+            self._normalize = Normalize(info.mean, info.std, torch.device("cpu"), False)
+            if session.in_channels in (1, 3):
+                self._pictures = ImageFileReader(info.image_size, info.mean, info.std, info.fit)
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        version: str,
+        source: nn.Module | str | Path,
+        *,
+        threads: int = 1,
+        info: WeightsInfo | None = None,
+    ) -> ServedModel:
+        """Load a model; see ``open_session`` for its source and errors.
+
+        Raises:
+            ValueError: nothing says which inputs the network takes.
+        """
+        found = resolve(source)
+        info = info or found.info
+        session = open_session(found, threads=threads)
+        try:
+            example = _example(found, session, info)
+        except ValueError:
+            session.close()
+            raise
+        if isinstance(source, nn.Module):
+            return cls(name, version, session, example, info)
+        model = cls(name, version, session, example, info, _revision(source, found))
+        errors = _errors(Path(source), session.num_stages)
+        if errors is not None:
+            model.gains = Gains.of_errors(errors)
+        return model
+
+    def close(self) -> None:
+        """Free the session; running evaluations may finish."""
+        self.session.close()
+
+    # -- descriptions -----------------------------------------------------------------------------
+    def metadata(self, versions: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The model's metadata in the Open Inference Protocol."""
+        return {
+            "name": self.name,
+            "versions": list(versions or (self.version,)),
+            "platform": self.platform,
+            "inputs": [
+                {
+                    "name": name,
+                    "datatype": datatype_of(value.numpy()),
+                    "shape": [ANY, *value.shape[1:]],
+                }
+                for name, value in self.example.items()
+            ],
+            "outputs": [
+                {"name": name, "datatype": datatype, "shape": [ANY, *shape]}
+                for name, datatype, shape in self._output_types()
+            ],
+        }
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration, in the form of Triton's endpoint."""
+        described = self.metadata()
+        parameters = {
+            "stages": str(self.num_stages),
+            "backend": self.session.backend,
+            "revision": self.revision,
+            "input_datatypes": ",".join(self.datatypes),
+        }
+        return {
+            "name": self.name,
+            "platform": self.platform,
+            "backend": "anynest",
+            "max_batch_size": self.times.max_batch if self.times is not None else 0,
+            "input": [_config_tensor(tensor) for tensor in described["inputs"]],
+            "output": [_config_tensor(tensor) for tensor in described["outputs"]],
+            "parameters": {key: {"string_value": text} for key, text in parameters.items()},
+        }
+
+    @property
+    def datatypes(self) -> tuple[str, ...]:
+        """The accepted types of the input images; of any other network, of its inputs in order."""
+        if self.session.in_channels is None:
+            return tuple(datatype_of(value.numpy()) for value in self.example.values())
+        raw = ("UINT8",) if self._normalize is not None else ()
+        return ("FP32", *raw, *(("BYTES",) if self._pictures is not None else ()))
+
+    def estimate_rows(self, nbytes: int, header_length: int | None = None) -> int:
+        """The likely rows of a body, before it is read: those of FP32 or of the network's types.
+
+        Args:
+            nbytes: of the body.
+            header_length: of its JSON, where tensors follow; None: all is JSON.
+        """
+        numbers = sum(value.numel() for value in self.example.values())
+        if header_length is None:
+            return max(1, nbytes // (JSON_BYTES * numbers))
+        row = sum(value.numel() * value.element_size() for value in self.example.values())
+        return max(1, (nbytes - header_length) // row)
+
+    # -- inputs -----------------------------------------------------------------------------------
+    def rows(self, inputs: Mapping[str, Array]) -> int:
+        """The number of rows of a request's tensors, whose names are checked.
+
+        Raises:
+            ProtocolError: a missing or unknown input, or different numbers of rows.
+        """
+        if set(inputs) != set(self.example):
+            raise ProtocolError(
+                400,
+                f"inputs must be {', '.join(self.example)}, found {', '.join(inputs)[:200]}",
+            )
+        counts = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
+        if len(counts) != 1 or 0 in counts:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise ProtocolError(
+                400, f"inputs must have one batch of at least 1 as dimension 0, found {shapes}"
+            )
+        return int(counts.pop())
+
+    def is_encoded(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether there are pictures to decode, which takes time."""
+        return self.session.in_channels is not None and any(
+            array.dtype == object for array in inputs.values()
+        )
+
+    def read(self, inputs: Mapping[str, Array], max_pixels: int) -> dict[str, Tensor]:
+        """The tensors that the session takes.
+
+        Images are FP32, normalised ``[B, C, H, W]``; UINT8, raw ``[B, C, H, W]`` or
+        ``[B, H, W, C]``; or BYTES, encoded pictures ``[B]`` or ``[B, 1]``, prepared as in the
+        evaluation of the training. Other networks' inputs have the types of their example.
+
+        Args:
+            inputs: by name.
+            max_pixels: bound on an encoded picture, checked before it is decoded.
+
+        Raises:
+            ProtocolError: what does not fit.
+        """
+        self.rows(inputs)
+        if self.session.in_channels is None:
+            return {
+                name: _fitting(name, inputs[name], value) for name, value in self.example.items()
+            }
+        ((name, array),) = inputs.items()
+        value = self.example[name]
+        if array.dtype == object:
+            return {name: self._decode(name, array, max_pixels)}
+        if array.dtype == np.uint8:
+            return {name: self._raw(name, array)}
+        images = _fitting(name, array, value, hint=f": {name} may be {', '.join(self.datatypes)}")
+        return {name: images}
+
+    def _raw(self, name: str, array: Array) -> Tensor:
+        """Raw pixels, normalised."""
+        if self._normalize is None:
+            raise ProtocolError(
+                400,
+                f"{name}: raw images need the mean and std of the training images, which this "
+                "model does not have; send normalised FP32",
+            )
+        channels, height, width = self.example[name].shape[1:]
+        sizes = tuple(array.shape[1:])
+        pixels = torch.from_numpy(np.array(array))
+        if sizes == (height, width, channels) != (channels, height, width):
+            pixels = pixels.permute(0, 3, 1, 2)
+        elif sizes != (channels, height, width):
+            raise ProtocolError(
+                400,
+                f"{name} of raw images must be [rows, {channels}, {height}, {width}] or [rows, "
+                f"{height}, {width}, {channels}], found {list(array.shape)}; resize them, or send "
+                "encoded pictures as BYTES",
+            )
+        return self._normalize(pixels.contiguous())
+
+    def _decode(self, name: str, array: Array, max_pixels: int) -> Tensor:
+        """Encoded pictures, prepared."""
+        if self._pictures is None or self._normalize is None:
+            raise ProtocolError(
+                400,
+                f"{name}: encoded pictures need 1 or 3 channels and the preprocessing of the "
+                f"training images; this model takes {', '.join(self.datatypes)}",
+            )
+        if array.size != len(array):
+            raise ProtocolError(
+                400, f"{name} of BYTES must be [rows] or [rows, 1], found {list(array.shape)}"
+            )
+        parts = []
+        for number, data in enumerate(array.flat):
+            where = f"picture {number}"
+            try:
+                with open_image(bytes(data), where) as image:
+                    if image.width * image.height > max_pixels:
+                        raise ProtocolError(
+                            413,
+                            f"{name}: {where} must have at most {max_pixels} pixels, found "
+                            f"{image.width}x{image.height}; make it smaller",
+                        )
+                    parts.append(self._pictures.of_image(image, where))
+            except DataError as error:
+                raise ProtocolError(400, f"{name}: {error}") from None
+        return self._normalize(torch.stack(parts))
+
+    # -- outputs ----------------------------------------------------------------------------------
+    def outputs(self, output: Tensor, stage: int) -> dict[str, Array]:
+        """The tensors of an answer.
+
+        Of class logits ``[B, K]``: ``probabilities`` and ``logits`` ``[B, K]``, ``label``,
+        ``confidence`` and ``stage`` ``[B]``. Of any other output: ``output`` and ``stage``.
+
+        Args:
+            output: of the session.
+            stage: that gave it.
+        """
+        values = output.detach().cpu().numpy()
+        stages = np.full(len(values), stage, np.int32)
+        if self.num_classes is None or values.ndim != 2:
+            return {"output": values, "stage": stages}
+        logits = values.astype(np.float32, copy=False)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        best = probabilities.argmax(axis=1)
+        labels = np.empty(len(best), object)
+        for row, index in enumerate(best):
+            labels[row] = (self.labels[index] if self.labels else str(index)).encode()
+        return {
+            "probabilities": probabilities,
+            "logits": logits,
+            "label": labels,
+            "confidence": probabilities.max(axis=1),
+            "stage": stages,
+        }
+
+    def _output_types(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        if self.num_classes is None or len(self.output_shape) > 1:
+            return [("output", "FP32", self.output_shape), ("stage", "INT32", ())]
+        classes = (self.num_classes,)
+        return [
+            ("probabilities", "FP32", classes),
+            ("logits", "FP32", classes),
+            ("label", "BYTES", ()),
+            ("confidence", "FP32", ()),
+            ("stage", "INT32", ()),
+        ]
+
+
+def _fitting(name: str, array: Array, example: Tensor, hint: str = "") -> Tensor:
+    """A tensor of exactly the type and sizes of the example's."""
+    like = example.numpy()
+    wanted = datatype_of(like)
+    if array.dtype == object or datatype_of(array) != wanted:
+        found = "BYTES" if array.dtype == object else datatype_of(array)
+        raise ProtocolError(400, f"{name} must be {wanted}, found {found}{hint}")
+    if array.shape[1:] != like.shape[1:]:
+        sizes = ", ".join(map(str, like.shape[1:]))
+        raise ProtocolError(
+            400, f"{name} must be [rows, {sizes}], as the model serves, found {list(array.shape)}"
+        )
+    if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        raise ProtocolError(400, f"{name} must be finite, found NaN or infinite values")
+    return torch.from_numpy(np.array(array, like.dtype))
+
+
+def _config_tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    kind = tensor["datatype"]
+    name = {"BYTES": "TYPE_STRING"}.get(kind, f"TYPE_{kind}")
+    return {"name": tensor["name"], "data_type": name, "dims": tensor["shape"][1:]}
+
+
+def _example(found: Source, session: Session, info: WeightsInfo | None) -> dict[str, Tensor]:
+    """One sample of the inputs that are served."""
+    names = session.input_names
+    channels = session.in_channels
+    if channels is not None and info is not None:
+        return {names[0]: torch.zeros(1, channels, info.image_size, info.image_size)}
+    given = getattr(found.network, "example_inputs", None)
+    if given:
+        known = InputSpec.of(found.require_network()).names
+        return dict(zip(known, given, strict=False))
+    if found.export is not None:
+        manifest = read_manifest(found.export)
+        shapes = [
+            [size if isinstance(size, int) else None for size in entry.shape]
+            for entry in manifest.inputs
+        ]
+        if channels is not None and manifest.image_size is not None:
+            return {names[0]: torch.zeros(1, channels, *manifest.image_size)}
+        if all(size is not None for shape in shapes for size in shape):
+            return {
+                name: torch.from_numpy(np.zeros((1, *entry.shape), entry.dtype))
+                for name, entry in zip(names, manifest.inputs, strict=True)
+            }
+    raise ValueError(
+        "the sizes of the network's inputs must be known: serve a run folder, pass info=, or set "
+        "the network's example_inputs"
+    )
+
+
+def _errors(source: Path, num_stages: int) -> list[float] | None:
+    """Each stage's error on the validation images, as a run folder's summary has it."""
+    try:
+        errors = json.loads((source / SUMMARY).read_bytes())["validation"]["error"]
+        sound = len(errors) == num_stages and all(0 <= float(error) <= 1 for error in errors)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return [float(error) for error in errors] if sound else None
+
+
+def _revision(source: str | Path, found: Source) -> str:
+    """The first digits of a digest of the weights."""
+    file = found.export / "manifest.json" if found.export is not None else weights_file(source)
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]

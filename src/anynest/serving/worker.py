@@ -1,0 +1,336 @@
+"""The compute thread: it takes step after step from the scheduler, and publishes the results.
+
+The scheduler is shared with the event loop, which admits and drops requests, under one lock.
+Evaluations belong to the thread alone. A job's newest result is set before it is published, so that
+the event loop's timer finds it even if the publication is late.
+
+A failed step ends its requests: those without an answer with an error, the others with the newest
+they have. If stage 1 fails for several requests, each is computed alone, so that one request's
+inputs do not harm the others. Then a new thread starts, which first computes every model once; until
+that succeeds, the worker is not ready.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..predict.thread_scheduling import schedule_thread
+from .batches import Job, Result, advance, begin, run_step
+from .models import ServedModel
+from .scheduler import Scheduler, Step
+
+_log = logging.getLogger(__name__)
+
+RETRY = 1.0  # seconds between two attempts to compute after a failure
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A finished step, for the event loop: what it was, and the jobs with new results.
+
+    Attributes:
+        model: None where no step was finished, but jobs failed.
+        stage: that was computed.
+        rows: of the batch.
+        seconds: that it took.
+        jobs: whose ``newest`` is new.
+    """
+
+    model: ServedModel | None
+    stage: int
+    rows: int
+    seconds: float
+    jobs: tuple[Job, ...]
+
+
+class Worker:
+    """One thread that computes.
+
+    Args:
+        scheduler: of this worker alone.
+        publish: called in the thread with each report; must not block.
+        scheduling: how the system schedules the thread (predict/thread_scheduling.py).
+
+    Attributes:
+        ready: whether it computes; False before ``start`` and after a failure.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        publish: Callable[[Report], None],
+        scheduling: str = "auto",
+    ) -> None:
+        self._scheduler, self._publish, self._scheduling = scheduler, publish, scheduling
+        self._changed = threading.Condition()
+        self._gone: deque[Job] = deque()
+        self._models: dict[ServedModel, bool] = {}  # and whether it retires
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self.ready = False
+
+    # -- called by the event loop -----------------------------------------------------------------
+    def start(self) -> None:
+        """Start the thread."""
+        self._spawn()
+        self.ready = True
+
+    def add(self, model: ServedModel) -> None:
+        """Compute a model's requests, too; it has been warmed up."""
+        assert model.times is not None
+        with self._changed:
+            self._scheduler.add_lane(model, model.times, model.gains)
+            self._models[model] = False
+
+    def retire(self, model: ServedModel) -> None:
+        """Close a model's session when its last request has ended."""
+        with self._changed:
+            self._models[model] = True
+            self._changed.notify()
+
+    def admit(self, job: Job, now: float) -> bool:
+        """Accept a job whose inputs will follow, or refuse it."""
+        with self._changed:
+            return self._scheduler.admit(job, now)
+
+    def readmit(self, job: Job, rows: int, due: float, now: float) -> bool:
+        """Accept a waiting job again with other rows and another due time, or refuse it."""
+        with self._changed:
+            return self._scheduler.readmit(job, rows, due, now)
+
+    def submit(self, job: Job) -> None:
+        """Compute a job, whose inputs are there."""
+        with self._changed:
+            job.ready = True
+            self._changed.notify()
+
+    def drop(self, job: Job) -> None:
+        """Compute nothing more for a job."""
+        with self._changed:
+            self._scheduler.drop(job)
+            self._gone.append(job)
+            self._changed.notify()
+
+    def wait(self, now: float) -> float:
+        """Estimated seconds until stage 1 of all waiting requests is finished."""
+        with self._changed:
+            return self._scheduler.wait(now)
+
+    def stop(self) -> None:
+        """End the thread after the running step."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread's end. Returns whether it has ended."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
+    # -- the thread -------------------------------------------------------------------------------
+    def _spawn(self, probe: bool = False) -> None:
+        self._thread = threading.Thread(
+            target=self._run, args=(probe,), name="anynest-server", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, probe: bool) -> None:
+        schedule_thread(self._scheduling)
+        step: Step | None = None
+        try:
+            if probe and not self._probe():
+                return
+            while True:
+                step = None
+                step = self._next()
+                if step is None:
+                    break
+                self._compute(step)
+        except BaseException as error:
+            self._recover(step, error)
+
+    def _next(self) -> Step | None:
+        """The next step; None to end."""
+        with self._changed:
+            while not self._stopped:
+                self._clean_up()
+                step = self._scheduler.next_step(time.monotonic())
+                if step is not None:
+                    return step
+                self._changed.wait()
+        return None
+
+    def _clean_up(self) -> None:
+        """Free the rows of jobs that have gone, and the sessions of retired models."""
+        while self._gone:
+            job = self._gone.popleft()
+            job.inputs = None
+            if job.batch is not None:
+                batch = job.batch
+                batch.remove(job)
+                batch.compact()
+        for model in [model for model, retires in self._models.items() if retires]:
+            if self._scheduler.is_empty(model):
+                self._scheduler.remove_lane(model)
+                del self._models[model]
+                model.close()
+
+    def _compute(self, step: Step) -> None:
+        """Compute a step and publish its results.
+
+        Raises:
+            Exception: of the model, after the results are published.
+        """
+        jobs: list[Job] = list(step.requests)  # type: ignore[arg-type]
+        model = jobs[0].model
+        began = time.monotonic()
+        failure: Exception | None = None
+        outputs: Sequence[Tensor | Exception]
+        try:
+            outputs = run_step(model.session, step.stage, jobs)
+        except Exception as error:
+            failure = error
+            outputs = self._compute_alone(step.stage, jobs, error)
+        now = time.monotonic()
+        confidences = [
+            None if isinstance(output, Exception) else _confidence(model, output)
+            for output in outputs
+        ]
+        for job, output, confidence in zip(jobs, outputs, confidences, strict=True):
+            job.inputs = None
+            job.newest = _result(job, step.stage, output, confidence, now)
+        seconds = now - began
+        ended = [job for job in jobs if job.newest is not None and job.newest.stop_reason]
+        with self._changed:
+            for job in ended:
+                job.gone = True
+            self._scheduler.finish(
+                step,
+                time.monotonic(),
+                [None if c is None else c[0] for c in confidences],
+                seconds if failure is None else None,
+            )
+            shed: list[Job] = self._scheduler.shed()  # type: ignore[assignment]
+            self._gone.extend(ended)
+            self._gone.extend(shed)
+        for job in shed:
+            assert job.newest is not None
+            job.newest = replace(job.newest, stop_reason="load")
+        others = [job for job in shed if job not in jobs]
+        self._publish(Report(model, step.stage, step.rows, seconds, (*jobs, *others)))
+        if failure is not None:
+            raise failure
+
+    def _compute_alone(
+        self, stage: int, jobs: Sequence[Job], error: Exception
+    ) -> list[Tensor | Exception]:
+        """After a failure: stage 1 of each job alone; later stages cannot be repeated."""
+        for job in jobs:
+            if job.batch is not None:
+                job.batch.remove(job)
+        if stage > 1 or len(jobs) == 1:
+            return [error] * len(jobs)
+        found: list[Tensor | Exception] = []
+        for job in jobs:
+            try:
+                found += run_step(job.model.session, stage, [job])
+            except Exception as own:
+                if job.batch is not None:
+                    job.batch.remove(job)
+                found.append(own)
+        return found
+
+    # -- failures ---------------------------------------------------------------------------------
+    def _recover(self, step: Step | None, error: BaseException) -> None:
+        """Start a new thread in the place of this one."""
+        self.ready = False
+        _log.error("the compute thread failed and starts again: %s", describe(error))
+        with self._changed:
+            if self._scheduler.running is not None or step is None:
+                self._abandon(error)
+            if not self._stopped:
+                self._spawn(probe=True)
+
+    def _abandon(self, error: BaseException) -> None:
+        """End all requests: what failed is not one step of a model."""
+        jobs: list[Job] = self._scheduler.clear()  # type: ignore[assignment]
+        now = time.monotonic()
+        for job in jobs:
+            job.newest = _failed(job, error, now)
+            self._gone.append(job)
+        self._publish(Report(None, 0, 0, 0.0, tuple(jobs)))
+
+    def _probe(self) -> bool:
+        """Compute one sample with every model until that succeeds; False if the worker stops."""
+        while not self._stopped:
+            try:
+                for model in list(self._models):
+                    probe(model)
+            except Exception as error:
+                _log.error("the compute thread cannot compute yet: %s", describe(error))
+                with self._changed:
+                    if not self._stopped:
+                        self._changed.wait(RETRY)
+            else:
+                self.ready = True
+                return True
+        return False
+
+
+def probe(model: ServedModel) -> None:
+    """Compute every stage of one sample."""
+    for evaluation in begin(model.session, [model.example]):
+        try:
+            for _ in range(model.num_stages):
+                advance(evaluation)
+        finally:
+            evaluation.close()
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _confidence(model: ServedModel, output: Tensor) -> tuple[float, float] | None:
+    """The mean and the least confidence of an output's rows; None if it is not class logits."""
+    if model.num_classes is None or output.dim() != 2:
+        return None
+    highest = output.softmax(dim=1).amax(dim=1)
+    return float(highest.mean()), float(highest.min())
+
+
+def _failed(job: Job, error: BaseException, now: float) -> Result:
+    """The last result of a job that cannot go on: its newest answer, or none."""
+    if job.newest is not None:
+        return replace(job.newest, stop_reason="failure", error=describe(error))
+    return Result(0, None, now, "failure", describe(error))
+
+
+def _result(
+    job: Job,
+    stage: int,
+    output: Tensor | Exception,
+    confidence: tuple[float, float] | None,
+    now: float,
+) -> Result:
+    """A job's result of a stage, with the reason why it is the last, if it is."""
+    if isinstance(output, Exception):
+        return _failed(job, output, now)
+    reason = ""
+    if stage == job.model.num_stages:
+        reason = "complete"
+    elif job.target is not None and confidence is not None and confidence[1] >= job.target:
+        reason = "confident"
+    elif stage >= job.last_stage:
+        reason = "requested"
+    return Result(stage, output, now, reason)
