@@ -16,8 +16,12 @@ from anynest.multitask import (
     list_methods,
     make_combiner,
 )
-from anynest.multitask.gradients.backward import GradientBuffer, differentiate_each, gradient
-from anynest.multitask.gradients.graph import inspect_graphs
+from anynest.multitask.gradients.backward import (
+    GradientBuffer,
+    differentiate_each,
+    gradient,
+    inspect_graphs,
+)
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anynest.multitask import OSGD, Stats, WeightedSGD, gradient_stats, list_methods, make_combiner
-from anynest.multitask.gradients.graph import graph_leaves
+from anynest.multitask.gradients.backward import graph_leaves
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]

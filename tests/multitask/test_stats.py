@@ -102,6 +102,20 @@ def test_weights_of_an_average_hold_where_all_take_part(method: str) -> None:
     )
 
 
+@pytest.mark.parametrize("method", list_methods())
+def test_a_measurement_leaves_grad_and_graph(method: str) -> None:
+    """Also for a method whose step is one ordinary backward pass."""
+    w = nn.Parameter(torch.ones(3))
+    losses = [(w * w).sum(), w.prod()]
+    combiner = make_combiner(method)
+    measured = combiner.measure(losses)
+    assert w.grad is None
+    assert measured.gram is not None
+    done = combiner.backward(losses)
+    assert w.grad is not None
+    torch.testing.assert_close(measured.loss_weights, done.loss_weights)
+
+
 def test_gradient_stats_measure_without_a_trace(three_exits: Make, digit_losses: Losses) -> None:
     network = three_exits()
     losses = digit_losses(network, 0)

@@ -1,12 +1,16 @@
 """Every method on a real network: against the paper's formulas, and 100 steps beside a twin."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from anynest import multitask
 from anynest.multitask import OSGD, WeightedSGD, list_methods, make_combiner
 from anynest.multitask.methods import reference
 from anynest.multitask.methods.reference import padded
@@ -70,6 +74,34 @@ def test_each_method_is_the_papers_formula(
     stats = make_combiner(method).backward(losses, parameters)
     assert relative(taken(parameters), expected) < 1e-6
     torch.testing.assert_close(stats.losses.float(), torch.stack(losses).detach())
+
+
+def test_a_step_runs_through_seven_files() -> None:
+    """From ``backward(losses, parameters)`` to ``.grad``: what a reader must read."""
+    w, v = nn.Parameter(torch.randn(200, 100)), nn.Parameter(torch.randn(100))
+    losses = [(w @ v).sum(), (w @ v).sin().sum()]
+    combiner, files = OSGD(), set[str]()
+    root = Path(multitask.__file__).parent
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(root):
+            files.add(path.relative_to(root).as_posix())
+
+    sys.setprofile(watch)
+    try:
+        combiner.backward(losses, [w, v])
+    finally:
+        sys.setprofile(None)
+    assert files == {
+        "combiner.py",  # the walk itself
+        "checks.py",
+        "gradients/backward.py",
+        "gradients/task_gradients.py",
+        "methods/osgd.py",
+        "methods/rules.py",
+        "stats.py",
+    }
 
 
 @pytest.mark.parametrize("priority", [None, [2, 0, 1]])

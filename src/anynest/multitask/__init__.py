@@ -15,18 +15,16 @@ from .registry import list_methods, make_combiner, register_method
 
 if TYPE_CHECKING:
     from .checks import NonFiniteLossError
-    from .combiner import Combiner
+    from .combiner import Combiner, accumulate
     from .compiling import compile_for_tasks
-    from .gradient_statistics import gradient_stats
-    from .gradients.backward import accumulate, task_gradients
-    from .gradients.step import Combination
+    from .gradients.backward import task_gradients
     from .gradients.task_gradients import TaskGradients
     from .methods.normsgd import NormSGD
-    from .methods.osgd import OSGD
+    from .methods.osgd import OSGD, gradient_stats
     from .methods.rules import gram_matrix, normalize, orthogonalize, weighted_sum
     from .methods.torchjd import from_torchjd
     from .methods.weighted import WeightedSGD
-    from .stats import Stats, TaskStats
+    from .stats import Combination, Stats, TaskStats
 
 __all__ = [
     "Combination",
@@ -56,17 +54,15 @@ __getattr__ = lazy_attributes(
     __name__,
     {
         ".checks": ("NonFiniteLossError",),
-        ".combiner": ("Combiner",),
+        ".combiner": ("Combiner", "accumulate"),
         ".compiling": ("compile_for_tasks",),
-        ".gradient_statistics": ("gradient_stats",),
-        ".gradients.backward": ("accumulate", "task_gradients"),
-        ".gradients.step": ("Combination",),
+        ".gradients.backward": ("task_gradients",),
         ".gradients.task_gradients": ("TaskGradients",),
         ".methods.normsgd": ("NormSGD",),
-        ".methods.osgd": ("OSGD",),
+        ".methods.osgd": ("OSGD", "gradient_stats"),
         ".methods.rules": ("gram_matrix", "normalize", "orthogonalize", "weighted_sum"),
         ".methods.torchjd": ("from_torchjd",),
         ".methods.weighted": ("WeightedSGD",),
-        ".stats": ("Stats", "TaskStats"),
+        ".stats": ("Combination", "Stats", "TaskStats"),
     },
 )

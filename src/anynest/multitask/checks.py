@@ -1,6 +1,7 @@
 """Argument validation, before any state changes: one line with the rule, the value, the remedy."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from operator import index
@@ -199,6 +200,21 @@ def check_parameters(parameters: Parameters) -> list[Tensor]:
     return list(kept.values())
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; does not import torch's module of them, which is heavy."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def require_no_shards(leaves: Sequence[Tensor]) -> None:
+    """ValueError for sharded parameters in a combiner without a group."""
+    if any(map(is_sharded, leaves)):
+        raise ValueError(
+            "sharded parameters need a combiner with a group, found one without: give it"
+            " group=torch.distributed.group.WORLD"
+        )
+
+
 def _flattened(given: list[Any]) -> list[Any]:
     """The tensors of parameter groups, if these are such."""
     if not any(isinstance(item, Mapping) for item in given):
@@ -253,8 +269,8 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
-    """ValueError for sparse or complex gradients, whose rows cannot be combined."""
+def check_gradients(task: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """One task's gradients; ValueError for sparse or complex ones, which cannot be combined."""
     for grad in grads:
         if grad is None:
             continue
@@ -268,6 +284,7 @@ def check_gradients(task: int, grads: Sequence[Tensor | None]) -> None:
                 f"loss {task} gives a complex gradient for a parameter of shape"
                 f" {tuple(grad.shape)}: store it as a real tensor, see torch.view_as_real"
             )
+    return grads
 
 
 Priority = tuple[int, ...] | tuple[str, ...]

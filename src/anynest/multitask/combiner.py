@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,16 +20,56 @@ from .checks import (
     check_micro_batch,
 )
 from .distributed.context import DistributedContext
-from .gradients.backward import accumulate, differentiate_each
+from .gradients.backward import Buffer, LocalContext, MicroBatch, differentiate_each
 from .gradients.diagonal import Metric
-from .gradients.local import LocalContext
-from .gradients.step import Combination, MicroBatch, OnePass, Step
-from .gradients.task_gradients import TaskGradients
+from .gradients.task_gradients import TaskGradients, index_on
 from .methods.rules import consume, weighted_sum
-from .stats import Stats
+from .stats import Combination, Stats
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
 NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
+
+
+@dataclass(frozen=True, eq=False)
+class OnePass:
+    """A micro-batch's step as one ordinary backward pass of ``sum_i seeds[i] * losses[i]``.
+
+    Attributes:
+        seeds: one per loss, of its shape, dtype and device.
+        loss_weights: [s] the same numbers in float64, for ``Stats``.
+        refreshed: as in ``Stats``.
+    """
+
+    seeds: list[Tensor]
+    loss_weights: Tensor
+    refreshed: bool = True
+
+
+@dataclass(eq=False)
+class Step:
+    """The micro-batches so far.
+
+    Attributes:
+        parameters: those of the first micro-batch.
+        loss_scale: that of the first micro-batch.
+        only_measure: whether ``.grad`` stays as it is.
+        values: [S] the losses of each micro-batch.
+        tasks: the losses that counted in some micro-batch.
+        buffer: the gradients so far; None before the first finite loss.
+        one_pass: whether the step consists of ordinary backward passes.
+        weights: [S] the loss weights of each such pass.
+        refreshed: as in ``Stats``.
+    """
+
+    parameters: list[Tensor]
+    loss_scale: float | Tensor
+    only_measure: bool = False
+    values: list[Tensor] = field(default_factory=list)
+    tasks: set[int] = field(default_factory=set)
+    buffer: Buffer | None = None
+    one_pass: bool = False
+    weights: list[Tensor] = field(default_factory=list)
+    refreshed: bool = True
 
 
 class Combiner(ABC):
@@ -123,7 +164,7 @@ class Combiner(ABC):
         self._require_no_step("backward")
         scale = check_loss_scale(loss_scale)
         batch = self._check(losses, parameters, samples)
-        step = Step.of(batch, scale)
+        step = Step(batch.parameters, scale)
         self._differentiate(step, batch, retain_graph, is_whole=True)
         return self._combine(step)
 
@@ -154,7 +195,7 @@ class Combiner(ABC):
         """
         scale = check_loss_scale(loss_scale)
         batch = self._check(losses, parameters, samples)
-        step, self._step = self._step or Step.of(batch, scale), None
+        step, self._step = self._step or Step(batch.parameters, scale), None
         self._differentiate(step, batch, retain_graph=False, is_whole=False)
         self._step = step
 
@@ -179,12 +220,12 @@ class Combiner(ABC):
     def measure(
         self, losses: Losses, parameters: Parameters | None = None, samples: float | None = None
     ) -> Stats:
-        """As ``backward``, with ``.grad`` unchanged and the graph kept."""
+        """As ``backward``, with ``.grad`` unchanged and the graph kept; one pass per loss."""
         self._require_no_step("measure")
         batch = self._check(losses, parameters, samples)
-        step = Step.of(batch, 1.0)
+        step = Step(batch.parameters, 1.0, only_measure=True)
         self._differentiate(step, batch, retain_graph=True, is_whole=True)
-        return self._combine(step, only_measure=True)
+        return self._combine(step)
 
     def _check(
         self, losses: Losses, parameters: Parameters | None, samples: float | None
@@ -194,10 +235,8 @@ class Combiner(ABC):
         def accepts(losses: list[Tensor], parameters: list[Tensor], names: Names) -> None:
             self.check_count(len(losses), names)
             if self._step is not None:
-                before = self._step
-                check_micro_batch(
-                    losses, parameters, len(before.values), before.parameters, names, self._names
-                )
+                before, count = self._step.parameters, len(self._step.values[0])
+                check_micro_batch(losses, parameters, count, before, names, self._names)
 
         batch = self.context.check(losses, parameters, samples, self.on_nonfinite, accepts)
         self._names = batch.names
@@ -207,22 +246,18 @@ class Combiner(ABC):
         self, step: Step, batch: MicroBatch, retain_graph: bool, *, is_whole: bool
     ) -> None:
         """Add a micro-batch's gradients to the step; ``is_whole``: it is the only micro-batch."""
+        step.values.append(batch.values)
+        step.tasks.update(batch.tasks)
         losses = [batch.losses[i] for i in batch.tasks]
-        if losses and step.buffer is None:
-            step.one_pass = self.begin(batch.parameters, batch.tasks)
+        if not losses:
+            return
+        if step.buffer is None:
+            one_pass = self.begin(batch.parameters, batch.tasks)
+            step.one_pass = one_pass and not step.only_measure
             step.buffer = self.context.buffer(
                 batch.parameters, step.one_pass, is_whole, self.tensorwise
             )
-        if losses and step.buffer is not None and step.one_pass:
-            one = self.one_pass(losses, batch.tasks)
-            if is_whole and self.group is None:
-                torch.autograd.backward(losses, one.seeds, retain_graph, inputs=batch.parameters)
-            else:
-                grads = batch.differentiate(losses, one.seeds, batch.parameters, retain_graph)
-                check_gradients(0, grads)
-                step.buffer.add(0, grads)
-            step.average(one, batch.tasks)
-        elif losses and step.buffer is not None:
+        if not step.one_pass:
             differentiate_each(
                 step.buffer,
                 list(zip(batch.tasks, losses, strict=True)),
@@ -231,31 +266,45 @@ class Combiner(ABC):
                 batch.differentiate,
                 retain_graph=retain_graph,
             )
-        step.count(batch)
+            return
+        one = self.one_pass(losses, batch.tasks)
+        if is_whole and self.group is None:
+            torch.autograd.backward(losses, one.seeds, retain_graph, inputs=batch.parameters)
+        else:
+            grads = batch.differentiate(losses, one.seeds, batch.parameters, retain_graph)
+            step.buffer.add(0, check_gradients(0, grads))
+        weights = one.loss_weights
+        if len(losses) < len(batch.losses):
+            index = index_on(tuple(batch.tasks), weights.device)
+            weights = weights.new_zeros(len(batch.losses)).index_copy(0, index, weights)
+        step.weights.append(weights)
+        step.refreshed = one.refreshed
 
-    def _combine(self, step: Step, only_measure: bool = False) -> Stats:
+    def _combine(self, step: Step) -> Stats:
         """Add the rule's result to ``.grad``; without any finite loss, nothing."""
         tasks = sorted(step.tasks)
+        values = sum(step.values[1:], start=step.values[0])
         if step.buffer is None:
-            values = self.context.total(step.values)
+            values = self.context.total(values)
             return Stats.of(Combination(values.new_zeros(0)), values, tasks, names=self._names)
         metric = None if step.one_pass else self.metric_of(step.parameters)
-        gradients, values = self.context.collect(step.buffer, step.values, step.one_pass, metric)
+        gradients, values = self.context.collect(step.buffer, values, step.one_pass, metric)
         step.buffer = None  # what it held is the gradients' now
         if step.one_pass:
-            weights = step.weights
-            if len(tasks) < len(weights):
-                weights = weights[torch.tensor(tasks, device=weights.device)]
-            combination = Combination(weights, refreshed=step.refreshed)
-            update = weighted_sum(gradients, gradients.new(gradients.num_tasks) + 1)
+            weights = torch.stack(step.weights).mean(0)
+            if len(tasks) < len(values):
+                weights = weights.index_select(0, index_on(tuple(tasks), weights.device))
+            found = Combination(weights, refreshed=step.refreshed)
         else:
-            combination = self.rule(gradients, tasks, step.loss_scale)
-            if not only_measure:
-                update = consume(gradients, combination.loss_weights, combination.importances)
-        if not only_measure:
+            found = self.rule(gradients, tasks, step.loss_scale)
+        if not step.only_measure:
+            if step.one_pass:
+                update = weighted_sum(gradients, gradients.new(gradients.num_tasks) + 1)
+            else:
+                update = consume(gradients, found.loss_weights, found.importances)
             accumulate(step.parameters, self.context.gather(update))
         sent = self.context.take_sent()
-        return Stats.of(combination, values, tasks, sent, self._names)
+        return Stats.of(found, values, tasks, sent, self._names)
 
     def metric_of(self, parameters: Sequence[Tensor]) -> Metric | None:
         """The metric of the dot products that ``rule`` receives; None for the ordinary one."""
@@ -312,3 +361,22 @@ class Combiner(ABC):
                 f"{type(self).__name__} keeps no state, found {sorted(state)}: load the state of"
                 " the same method with the same options"
             )
+
+
+@torch.no_grad()
+def accumulate(parameters: Sequence[Tensor], update: Sequence[Tensor | None]) -> None:
+    """Add ``update`` to ``.grad`` as ``loss.backward()`` does; None leaves ``.grad`` unchanged."""
+    sums: list[Tensor] = []
+    terms: list[Tensor] = []
+    for parameter, term in zip(parameters, update, strict=True):
+        if term is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = term
+        elif parameter.grad.layout != torch.strided:
+            parameter.grad = term + parameter.grad
+        else:
+            sums.append(parameter.grad)
+            terms.append(term)
+    if sums:
+        torch._foreach_add_(sums, terms)

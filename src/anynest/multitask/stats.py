@@ -8,7 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients.step import Combination
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A rule's result for s tasks: the step's gradient is ``sum_i loss_weights[i] * g_i``.
+
+    Attributes:
+        loss_weights: [s] as in ``Stats``, over these tasks; likewise the others. [T, s] for
+            gradients that are ``tensorwise``: for each of the T tensors that some task touches.
+        coefficients: [s, s] or None.
+        gram: [s, s] or None.
+        importances: [s] k for an average over participants, None for a sum. Entries that not every
+            task touches are then multiplied by the sum of k over that of the tasks that do.
+        refreshed: as in ``Stats``.
+        drift: as in ``Stats``.
+    """
+
+    loss_weights: Tensor
+    coefficients: Tensor | None = None
+    gram: Tensor | None = None
+    importances: Sequence[float] | None = None
+    refreshed: bool = True
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from anynest.multitask import OSGD, make_combiner, task_gradients
-from anynest.multitask.gradients.graph import inspect_graphs
+from anynest.multitask.gradients.backward import inspect_graphs
 
 PER_LOSS = pytest.mark.parametrize("method", ["osgd", "normsgd", "sgd-participants"])
 

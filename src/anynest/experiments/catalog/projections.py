@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...multitask import OSGD, TaskGradients, gram_matrix, register_method
+from ...multitask import OSGD, Combination, TaskGradients, gram_matrix, register_method
 from ...multitask.combiner import OnNonfinite
-from ...multitask.gradients.step import Combination
 from ...multitask.methods.rules import Orthogonal, project_raw
 
 

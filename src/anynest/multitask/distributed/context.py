@@ -31,16 +31,23 @@ from ..checks import (
     check_names,
     check_parameters,
     check_samples,
+    is_sharded,
     loss_values,
 )
-from ..gradients.backward import Buffer, GradientBuffer, gradient
+from ..gradients.backward import (
+    KEPT,
+    Accepts,
+    Buffer,
+    GradientBuffer,
+    MicroBatch,
+    gradient,
+    graph_leaves,
+    inspect_graphs,
+)
 from ..gradients.diagonal import Metric
-from ..gradients.graph import KEPT, graph_leaves, inspect_graphs
-from ..gradients.local import Accepts
-from ..gradients.step import MicroBatch
 from ..gradients.task_gradients import TaskGradients, wide_dtype
 from .agreement import agree, refuse
-from .dtensor import Shards, is_sharded
+from .dtensor import Shards
 from .exchange import Exchange, ExchangeBuffer, untouched
 
 

@@ -7,7 +7,6 @@ as the task's gradient. The rule processes shards as it does pieces (``context``
 be gathered, since the optimizer's parameters are shards too.
 """
 
-import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -15,27 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import is_sharded
 from ..gradients.diagonal import Metric
 
 REMEDY = (
     "call fully_shard on the whole network, then pass list(network.parameters()) taken before the"
     " first forward pass, which replaces them by plain tensors"
 )
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; does not import torch's module of them, which is heavy."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-def require_no_shards(leaves: Sequence[Tensor]) -> None:
-    """ValueError for sharded parameters in a combiner without a group."""
-    if any(map(is_sharded, leaves)):
-        raise ValueError(
-            "sharded parameters need a combiner with a group, found one without: give it"
-            " group=torch.distributed.group.WORLD"
-        )
 
 
 class Shards:

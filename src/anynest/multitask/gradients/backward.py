@@ -1,14 +1,31 @@
-"""Backward passes: from losses to the tasks' gradients, and from one update into ``.grad``."""
+"""The tasks' gradients: one backward pass per loss, each through its own part of the graph.
+
+Autograd's graph is inspected before the passes, so that each frees what no later loss reads.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients
+from ..checks import (
+    Losses,
+    Names,
+    Parameters,
+    check_gradients,
+    check_losses,
+    check_names,
+    check_parameters,
+    check_samples,
+    finite_losses,
+    loss_values,
+    require_no_shards,
+)
 from .diagonal import Metric
-from .graph import LossGraph, inspect_graphs
 from .task_gradients import Grads, TaskGradients
 
 # (outputs, seeds, parameters, retain_graph) -> gradients
@@ -16,6 +33,32 @@ Differentiate = Callable[
     [Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor], bool],
     tuple[Tensor | None, ...],
 ]
+# raises an error for losses or parameters that the combiner cannot take
+Accepts = Callable[[list[Tensor], list[Tensor], Names], None]
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """One micro-batch after all checks.
+
+    Attributes:
+        losses: all S losses.
+        parameters: the leaf tensors to differentiate for.
+        values: [S] the losses' values; with a group this rank's share of the joined batch's, so
+            that they add up over ranks.
+        tasks: the losses that count, by number.
+        graphs: for each loss, what its backward pass may free.
+        differentiate: takes one backward pass.
+        names: of the losses, None where they were passed as a list.
+    """
+
+    losses: list[Tensor]
+    parameters: list[Tensor]
+    values: Tensor
+    tasks: list[int]
+    graphs: "list[LossGraph]"
+    differentiate: Differentiate
+    names: Names = None
 
 
 class Buffer(Protocol):
@@ -47,7 +90,10 @@ class GradientBuffer:
 
     def add(self, task: int, grads: Grads) -> None:
         """Add to a task's gradients; new sums are made, as autograd's tensors may share memory."""
-        sums = self._grads.setdefault(task, [None] * len(grads))
+        if task not in self._grads:
+            self._grads[task] = list(grads)
+            return
+        sums = self._grads[task]
         for p, grad in enumerate(grads):
             if grad is not None:
                 before = sums[p]
@@ -60,6 +106,53 @@ class GradientBuffer:
         grads = [self._grads[task] for task in self.tasks]
         self._grads = {}
         return TaskGradients.stack(grads, self.like, self.tensorwise, metric)
+
+
+class LocalContext:
+    """One process; ``distributed.context`` has the same methods for a group of processes."""
+
+    def check(
+        self,
+        losses: Losses,
+        parameters: Parameters | None,
+        samples: float | None,
+        on_nonfinite: str,
+        accepts: Accepts,
+    ) -> MicroBatch:
+        """Check one micro-batch; ``accepts`` raises if the combiner cannot take it."""
+        found, names = check_losses(losses), check_names(losses)
+        leaves = graph_leaves(found) if parameters is None else check_parameters(parameters)
+        require_no_shards(leaves)
+        check_samples(samples)
+        accepts(found, leaves, names)
+        graphs = inspect_graphs(found, leaves)
+        values = loss_values(found)
+        tasks = finite_losses(values, on_nonfinite, names)
+        return MicroBatch(found, leaves, values, tasks, graphs, gradient, names)
+
+    def buffer(
+        self, parameters: Sequence[Tensor], one_pass: bool, is_whole: bool, tensorwise: bool
+    ) -> Buffer:
+        """A buffer for a step's gradients; ``is_whole``: the step has this one micro-batch."""
+        return GradientBuffer(parameters, tensorwise)
+
+    def collect(
+        self, buffer: Buffer, values_S: Tensor, one_pass: bool, metric: Metric | None = None
+    ) -> tuple[TaskGradients, Tensor]:
+        """The gradients and losses of the whole batch."""
+        return buffer.finalize(metric), values_S
+
+    def total(self, values_S: Tensor) -> Tensor:
+        """[S] the losses of the whole batch, for a step without gradients."""
+        return values_S
+
+    def gather(self, update: list[Tensor | None]) -> list[Tensor | None]:
+        """The whole update."""
+        return update
+
+    def take_sent(self) -> int:
+        """Bytes sent by this rank since the last call."""
+        return 0
 
 
 def task_gradients(
@@ -86,7 +179,7 @@ def task_gradients(
 def differentiate_each(
     buffer: Buffer,
     losses: Sequence[tuple[int, Tensor]],
-    graphs: Sequence[LossGraph],
+    graphs: "Sequence[LossGraph]",
     parameters: Sequence[Tensor],
     differentiate: Differentiate,
     *,
@@ -100,7 +193,7 @@ def differentiate_each(
         graph = graphs[task]
         keep = retain_graph or (graph.shared and number < len(losses))
         # Unreferenced here, so freed before the next backward pass.
-        buffer.add(task, _checked(task, differentiate([loss], [None], parameters, keep)))
+        buffer.add(task, check_gradients(task, differentiate([loss], [None], parameters, keep)))
         if keep and not retain_graph:
             graph.free()
 
@@ -125,25 +218,131 @@ def gradient(
         ) from error
 
 
-def _checked(task: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    check_gradients(task, grads)
-    return grads
+class LossGraph(NamedTuple):
+    """The part of autograd's graph that a loss is computed from.
+
+    Attributes:
+        shared: whether a later loss reads some of it.
+        own: the nodes that the loss's pass executes and no later loss reads.
+    """
+
+    shared: bool
+    own: Sequence[Any]
+
+    def free(self) -> None:
+        """Free the tensors saved in ``own``, as a pass without ``retain_graph`` does."""
+        for node in self.own:
+            kind: Any = type(node)
+            for name in _saved_fields(kind):
+                saved = getattr(node, name)
+                for tensor in saved if isinstance(saved, tuple) else (saved,):
+                    # The first hook's result replaces the saved tensor. An error means that it is
+                    # None, or has hooks already (checkpointing, offloading).
+                    with suppress(RuntimeError):
+                        tensor.register_hooks(_nothing, _is_freed)
 
 
-@torch.no_grad()
-def accumulate(parameters: Sequence[Tensor], update: Sequence[Tensor | None]) -> None:
-    """Add ``update`` to ``.grad`` as ``loss.backward()`` does; None leaves ``.grad`` unchanged."""
-    sums: list[Tensor] = []
-    terms: list[Tensor] = []
-    for parameter, term in zip(parameters, update, strict=True):
-        if term is None:
-            continue
-        if parameter.grad is None:
-            parameter.grad = term
-        elif parameter.grad.layout != torch.strided:
-            parameter.grad = term + parameter.grad
-        else:
-            sums.append(parameter.grad)
-            terms.append(term)
-    if sums:
-        torch._foreach_add_(sums, terms)
+KEPT = LossGraph(shared=True, own=())  # a graph of which nothing is known
+
+
+def inspect_graphs(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[LossGraph]:
+    """One ``LossGraph`` per loss, from a walk that visits every node once.
+
+    Raises:
+        ValueError: if no loss is computed from a parameter, or if reentrant activation
+            checkpointing is found: parameters inside are no part of the graph, so that
+            ``torch.autograd.grad`` does not see them.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    executed: dict[Any, bool] = {}  # whether a pass must execute a node; complete for later losses
+    graphs: list[LossGraph] = []
+    for loss in reversed(losses):
+        graph = _walk(loss.grad_fn, wanted, executed)
+        graphs.append(graph)
+    touched = any(executed.get(loss.grad_fn) or id(loss) in wanted for loss in losses)
+    if not touched:
+        raise ValueError(
+            f"no loss touches any of the {len(parameters)} parameters: pass the parameters of the"
+            " network that made the losses"
+        )
+    return graphs[::-1]
+
+
+def graph_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+    """The leaf tensors that losses are computed from, each once, as ``loss.backward()`` finds them.
+
+    In the order of a depth-first walk from the first loss, then from the next: equal for equal
+    graphs.
+
+    Raises:
+        ValueError: for ``fully_shard``, whose graph has gathered copies of the parameters.
+    """
+    leaves: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    for loss in losses:
+        if loss.grad_fn is None:
+            leaves[id(loss)] = loss
+        stack = [loss.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if type(node).__name__ == "RegisterPostBackwardFunctionBackward":
+                raise ValueError(
+                    "parameters must be passed under fully_shard, found none: pass"
+                    " model.parameters(), as the graph has gathered copies of them"
+                )
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                leaves[id(leaf)] = leaf
+            stack.extend(child for child, _ in reversed(node.next_functions))
+    return list(leaves.values())
+
+
+def _walk(root: Any, wanted: set[int], executed: dict[Any, bool]) -> LossGraph:
+    """Depth first from ``root``, not beyond the nodes in ``executed``, to which it adds."""
+    if root is None:
+        return LossGraph(False, ())
+    found: dict[Any, bool] = {}
+    own: list[Any] = []
+    shared = False
+    stack: list[tuple[Any, list[Any]]] = [(root, [])]
+    while stack:
+        node, successors = stack.pop()
+        if successors:  # all of them are in `found` or `executed`
+            if any(found.get(child) or executed.get(child) for child in successors):
+                found[node] = True
+                own.append(node)
+        elif node in executed:
+            shared = shared or bool(node.next_functions)
+        elif node not in found:
+            if type(node).__name__ == "CheckpointFunctionBackward":
+                raise ValueError(
+                    "activation checkpointing must not be reentrant, found a reentrant one, whose"
+                    " parameters a pass for each loss would miss: pass use_reentrant=False to it"
+                )
+            found[node] = id(getattr(node, "variable", None)) in wanted  # where .grad accumulates
+            successors = [child for child, _ in node.next_functions if child is not None]
+            if successors:
+                stack.append((node, successors))
+                stack.extend((child, []) for child in successors)
+    executed.update(found)
+    return LossGraph(shared, own)
+
+
+@cache
+def _saved_fields(kind: Any) -> tuple[str, ...]:
+    """The attributes of a kind of node that hold its saved tensors."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def _nothing(_: Tensor) -> None:
+    return None
+
+
+def _is_freed(_: None) -> NoReturn:
+    raise RuntimeError(
+        "Trying to backward through the graph a second time, after its saved tensors were freed:"
+        " pass retain_graph=True to the first backward"
+    )

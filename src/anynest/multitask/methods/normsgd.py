@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..combiner import Combiner, OnNonfinite
-from ..gradients.step import Combination
 from ..gradients.task_gradients import TaskGradients
+from ..stats import Combination
 from .calibration import Constant, ConstantC
 from .rules import normalize, update_norm
 

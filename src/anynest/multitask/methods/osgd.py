@@ -13,11 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..checks import Names, check_choice, check_priority, priority_of, whole_number
-from ..combiner import Combiner, OnNonfinite
+from ..checks import (
+    Losses,
+    Names,
+    Parameters,
+    check_choice,
+    check_priority,
+    priority_of,
+    whole_number,
+)
+from ..combiner import Combiner, OnePass, OnNonfinite
 from ..gradients.diagonal import Metric
-from ..gradients.step import Combination, OnePass
 from ..gradients.task_gradients import TaskGradients
+from ..stats import Combination, Stats
 from .calibration import Constant, ConstantC
 from .metric import MetricSource, make_metric
 from .refresh import KeptWeights
@@ -55,21 +63,55 @@ class OSGD(Combiner):
             :math:`a^T D b`, and :math:`\langle g, D g_1 \rangle = \langle g_1, D g_1 \rangle`.
             While a touched parameter has no state, a step is one of plain OSGD. Not with normalize.
 
-    >>> w = torch.nn.Parameter(torch.zeros(2))
-    >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 3.0])
-    >>> stats = OSGD().backward([w @ a, w @ b], [w])
-    >>> w.grad
+    Two gradients that conflict, and the combined one:
+
+    >>> def gradient(combiner, scale=1.0):
+    ...     w = torch.nn.Parameter(torch.zeros(2))
+    ...     depth, seg = w @ torch.tensor([1.0, 0.0]), w @ torch.tensor([-2.0, 3.0])
+    ...     gradient.stats = combiner.backward({"depth": depth, "seg": scale * seg}, [w])
+    ...     return w.grad
+    >>> gradient(OSGD())
     tensor([1., 3.])
-    >>> stats.loss_weights.tolist()
+    >>> gradient.stats.loss_weights.tolist()
     [3.0, 1.0]
+    >>> gradient(OSGD(priority=["seg", "depth"]))  # or [1, 0]
+    tensor([-1.3077,  3.4615])
+    >>> gradient(OSGD(reduction="mean"))
+    tensor([0.5000, 1.5000])
+    >>> gradient(OSGD(normalize=True, C=1.0))  # both of norm sqrt(2), then projected
+    tensor([1.4142, 1.1767])
+    >>> gradient(OSGD(normalize=True, C="calibrated", calibration_steps=1)).norm()  # SGD's norm
+    tensor(3.1623)
+    >>> gradient(OSGD(on_nonfinite="skip"), scale=float("inf"))
+    tensor([1., 0.])
+    >>> kept, w = OSGD(refresh=2), torch.nn.Parameter(torch.zeros(2))
+    >>> [kept.backward([w[0], w.sum()]).refreshed for _ in range(2)]
+    [True, False]
 
-    In a metric: ``a @ (D * w.grad)`` is ``a @ (D * a)``, 4.
+    In a metric, of an optimizer or a function, ``depth`` keeps its promise for that step:
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
-    >>> a, b, D = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0]), torch.tensor([3.0, 1.0])
-    >>> stats = OSGD(metric=lambda parameter: D).backward([w @ a, w @ b], [w])
+    >>> adam = torch.optim.Adam([w])
+    >>> w.grad = torch.tensor([1.0, 2.0])
+    >>> adam.step()  # D is now (1, 1/2)
+    >>> adam.zero_grad()
+    >>> a, b = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])
+    >>> stats = OSGD(metric=adam).backward([w @ a, w @ b], [w])
+    >>> D = torch.tensor([1.0, 0.5])
+    >>> bool(abs(a @ (D * w.grad) - a @ (D * a)) < 1e-6)
+    True
+    >>> w.grad = None
+    >>> stats = OSGD(metric=lambda parameter: torch.tensor([3.0, 1.0])).backward([w @ a, w @ b])
     >>> w.grad
     tensor([ 1.5000, -0.5000])
+
+    Over the processes of a group, here of one:
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    >>> gradient(OSGD(group=dist.group.WORLD))
+    tensor([1., 3.])
+    >>> dist.destroy_process_group()
     """
 
     def __init__(
@@ -198,3 +240,31 @@ class OSGD(Combiner):
             self.constant.load_state_dict(rest)
         else:
             super().load_state_dict(rest)
+
+
+def gradient_stats(
+    losses: Losses,
+    parameters: Parameters | None = None,
+    *,
+    group: Any = None,
+    samples: float | None = None,
+) -> Stats:
+    """Norms, cosines and OSGD's loss weights, with ``.grad`` unchanged and the graph kept.
+
+    Costs one backward pass per loss. A ``backward`` of the same losses may follow.
+
+    Args:
+        losses: as in ``Combiner.backward``.
+        parameters: as in ``Combiner.backward``.
+        group: as in ``Combiner``; the gradients are then those of the joined batch.
+        samples: as in ``Combiner.backward``.
+
+    Raises:
+        ValueError, TypeError: as ``Combiner.backward``; NonFiniteLossError for a non-finite loss.
+
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> stats = gradient_stats({"first": w[0], "all": w.sum()})
+    >>> round(stats["first"].cosines["all"].item(), 6)
+    0.707107
+    """
+    return OSGD(group=group).measure(losses, parameters, samples)

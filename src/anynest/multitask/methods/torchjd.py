@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..combiner import Combiner, OnNonfinite
 from ..distributed.context import DistributedContext
-from ..gradients.step import Combination
 from ..gradients.task_gradients import TaskGradients
+from ..stats import Combination
 
 # Weightings of matrices that read the number of rows alone.
 BY_COUNT = ("ConstantWeighting", "MeanWeighting", "RandomWeighting", "SumWeighting")

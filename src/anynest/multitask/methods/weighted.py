@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..checks import Names, check_choice, check_numbers, check_weights
-from ..combiner import Combiner, OnNonfinite
-from ..gradients.step import Combination, OnePass
+from ..combiner import Combiner, OnePass, OnNonfinite
 from ..gradients.task_gradients import TaskGradients, numbers_on
+from ..stats import Combination
 
 Reduction = Literal["mean", "sum", "participants"]
 
