@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ from torch import Tensor
 from ..engines.session import Evaluation, Session
 from .models import ServedModel
 from .scheduler import Request
+
+
+class Timing(NamedTuple):
+    """A step that computed some rows of a job.
+
+    Attributes:
+        stage: from 1.
+        rows: of the batch.
+        seconds: that it took.
+        end: when it was finished, in seconds on some clock.
+    """
+
+    stage: int
+    rows: int
+    seconds: float
+    end: float
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,6 +45,7 @@ class Job(Request):
         target: confidence that every row must reach to be done before the last stage.
         batch: where its rows are; None before stage 1.
         newest: its newest result.
+        timings: of the steps so far, by ``time.monotonic``.
     """
 
     model: ServedModel
@@ -35,6 +53,7 @@ class Job(Request):
     target: float | None = None
     batch: Batch | None = None
     newest: Result | None = None
+    timings: list[Timing] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)

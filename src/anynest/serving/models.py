@@ -84,6 +84,8 @@ class ServedModel:
         source: nn.Module | str | Path,
         *,
         threads: int = 1,
+        backend: str | None = None,
+        device: str = "cpu",
         info: WeightsInfo | None = None,
     ) -> ServedModel:
         """Load a model; see ``open_session`` for its source and errors.
@@ -93,7 +95,7 @@ class ServedModel:
         """
         found = resolve(source)
         info = info or found.info
-        session = open_session(found, threads=threads)
+        session = open_session(found, threads=threads, backend=backend, device=device)
         try:
             example = _example(found, session, info)
         except ValueError:

@@ -131,7 +131,13 @@ def load(
         model = entry.source()
     else:
         model = ServedModel.open(
-            entry.name, entry.version, entry.source, threads=settings.threads, info=entry.info
+            entry.name,
+            entry.version,
+            entry.source,
+            threads=settings.threads,
+            backend=settings.backend,
+            device=settings.device,
+            info=entry.info,
         )
     try:
         warm_up(model, settings.max_batch, quantile=quantile, progress=progress)

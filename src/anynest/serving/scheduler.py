@@ -218,6 +218,11 @@ class Scheduler:
                 dropped.append(request)
         return dropped
 
+    @property
+    def held(self) -> list[Request]:
+        """The requests with an answer that wait for a later stage."""
+        return [one for lane in self.lanes.values() for pool in lane.answered for one in pool]
+
     def wait(self, now: float) -> float:
         """Estimated seconds until stage 1 of all waiting requests is finished."""
         start = max(now, self.free_at)

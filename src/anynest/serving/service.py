@@ -25,7 +25,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from .batches import Job, Result
+from .batches import Job, Result, Timing
 from .deadlines import bounded, duration
 from .estimates import RunningQuantile
 from .models import ServedModel
@@ -35,7 +35,7 @@ from .protocol.tensors import Array
 from .repository import Entry, Repository, load
 from .scheduler import Scheduler
 from .settings import Settings
-from .worker import Report, Worker
+from .worker import Load, Report, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -100,18 +100,22 @@ class Answer:
         stage: of the output, from 1.
         output: of the session.
         elapsed: seconds since the request arrived.
+        deadline: likewise, until it must be answered.
         deadline_met: whether it is sent before the deadline.
         stop_reason: ``complete``, ``deadline``, ``confident``, ``requested`` (the request's
             ``stages``), ``load`` (too many rows wait for later stages) or ``failure``; an empty
             string where later stages may follow.
+        timings: of the steps that computed it, in seconds since the request arrived.
     """
 
     model: ServedModel
     stage: int
     output: Tensor
     elapsed: float
+    deadline: float
     deadline_met: bool
     stop_reason: str
+    timings: tuple[Timing, ...]
 
     @property
     def stages(self) -> int:
@@ -188,18 +192,23 @@ class Service:
         self.worker.start()
         self._beat(self._loop.time())
 
-    async def stop(self, drain: float | None = None) -> None:
+    async def stop(self, drain: float | None = None) -> int:
         """Accept nothing more, answer what is accepted, and end the compute thread.
 
         Args:
             drain: seconds to wait for answers; None: of the settings. What is left gets 503.
+
+        Returns:
+            the number of requests that were left.
         """
+        left = 0
         self.draining = True
         seconds = self.settings.drain_seconds if drain is None else drain
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
+            left = len(self._tickets)
             for ticket in list(self._tickets.values()):
                 ticket.fail(Refused("the server stops", unavailable=True))
         if self._heartbeat is not None:
@@ -209,6 +218,7 @@ class Service:
         self._readers.shutdown(wait=False)
         for model in self.repository.loaded():
             model.close()
+        return left
 
     async def reload(
         self, name: str | None = None, version: str | None = None
@@ -243,6 +253,10 @@ class Service:
     def ready(self) -> bool:
         """Whether requests are accepted."""
         return self.worker.ready and self.repository.complete and not self.draining
+
+    def load(self) -> Load:
+        """How busy the compute thread is."""
+        return self.worker.load(time.monotonic())
 
     @property
     def in_flight(self) -> int:
@@ -631,7 +645,18 @@ class Ticket:
         now = time.monotonic()
         assert result.output is not None
         return Answer(
-            self.model, result.stage, result.output, now - self.arrived, now <= self.due, reason
+            self.model,
+            result.stage,
+            result.output,
+            elapsed=now - self.arrived,
+            deadline=self.due - self.arrived,
+            deadline_met=now <= self.due,
+            stop_reason=reason,
+            timings=tuple(
+                timing._replace(end=timing.end - self.arrived)
+                for timing in list(self.job.timings)
+                if timing.stage <= result.stage
+            ),
         )
 
     def _tell(self, event: str, *arguments: Any) -> None:

@@ -29,6 +29,8 @@ class Settings:
         token: bearer token that requests must have; None: none.
         hosts: accepted ``Host`` headers, without the port.
         threads: within one kernel.
+        backend: of the models, as in ``open_session``.
+        device: of the models, as in ``open_session``.
         scheduling: of the computing thread (predict/thread_scheduling.py).
 
     Raises:
@@ -49,6 +51,8 @@ class Settings:
     token: str | None = None
     hosts: tuple[str, ...] = LOOPBACK
     threads: int = 1
+    backend: str | None = None
+    device: str = "cpu"
     scheduling: str = "auto"
 
     def __post_init__(self) -> None:

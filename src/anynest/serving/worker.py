@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..predict.thread_scheduling import schedule_thread
-from .batches import Job, Result, advance, begin, run_step
+from .batches import Job, Result, Timing, advance, begin, run_step
 from .models import ServedModel
 from .scheduler import Scheduler, Step
 
@@ -48,6 +48,21 @@ class Report:
     rows: int
     seconds: float
     jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy the compute thread is.
+
+    Attributes:
+        waiting_rows: without an answer, in the queue.
+        held_rows: with an answer, in the queue for a later stage.
+        mandatory: share of the recent time that stage 1 takes.
+    """
+
+    waiting_rows: int
+    held_rows: int
+    mandatory: float
 
 
 class Worker:
@@ -122,6 +137,16 @@ class Worker:
         """Estimated seconds until stage 1 of all waiting requests is finished."""
         with self._changed:
             return self._scheduler.wait(now)
+
+    def load(self, now: float) -> Load:
+        """How busy the thread is."""
+        with self._changed:
+            scheduler = self._scheduler
+            return Load(
+                sum(one.rows for one in scheduler.waiting if not one.gone),
+                sum(one.rows for one in scheduler.held if not one.gone),
+                scheduler.mandatory(now),
+            )
 
     def stop(self) -> None:
         """End the thread after the running step."""
@@ -201,14 +226,15 @@ class Worker:
             failure = error
             outputs = self._compute_alone(step.stage, jobs, error)
         now = time.monotonic()
+        timing = Timing(step.stage, step.rows, now - began, now)
         confidences = [
             None if isinstance(output, Exception) else _confidence(model, output)
             for output in outputs
         ]
         for job, output, confidence in zip(jobs, outputs, confidences, strict=True):
             job.inputs = None
+            job.timings.append(timing)
             job.newest = _result(job, step.stage, output, confidence, now)
-        seconds = now - began
         ended = [job for job in jobs if job.newest is not None and job.newest.stop_reason]
         with self._changed:
             for job in ended:
@@ -217,7 +243,7 @@ class Worker:
                 step,
                 time.monotonic(),
                 [None if c is None else c[0] for c in confidences],
-                seconds if failure is None else None,
+                timing.seconds if failure is None else None,
             )
             shed: list[Job] = self._scheduler.shed()  # type: ignore[assignment]
             self._gone.extend(ended)
@@ -226,7 +252,7 @@ class Worker:
             assert job.newest is not None
             job.newest = replace(job.newest, stop_reason="load")
         others = [job for job in shed if job not in jobs]
-        self._publish(Report(model, step.stage, step.rows, seconds, (*jobs, *others)))
+        self._publish(Report(model, step.stage, step.rows, timing.seconds, (*jobs, *others)))
         if failure is not None:
             raise failure
 
