@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("starlette")
-from anynest.serving import access_log
-from anynest.serving.access_log import AccessLog
-from anynest.serving.records import Record
+from anynest.serving.telemetry import access_log
+from anynest.serving.telemetry.access_log import AccessLog
+from anynest.serving.telemetry.records import Record
 
 PATIENCE = 60.0
 

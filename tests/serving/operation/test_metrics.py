@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
-from anynest.serving.metrics import SECONDS, Metrics
+from anynest.serving.telemetry.metrics import SECONDS, Metrics
 
 MODEL: Any = SimpleNamespace(name="m", version="1")
 

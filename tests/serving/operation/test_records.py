@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("starlette")
 grpc = pytest.importorskip("grpc")
-from anynest.serving.records import (  # noqa: E402
+from anynest.serving.telemetry.records import (  # noqa: E402
     Observers,
     Record,
     RecordedApp,

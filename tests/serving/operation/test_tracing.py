@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
 from opentelemetry.trace import SpanKind, StatusCode
 
 from anynest.serving.batches import Timing
-from anynest.serving.records import Record
-from anynest.serving.tracing import Tracing
+from anynest.serving.telemetry.records import Record
+from anynest.serving.telemetry.tracing import Tracing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECOND = 1_000_000_000

@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
-from .._version import __version__
+from ..._version import __version__
 from .records import Record
 
 NANOSECONDS = 1_000_000_000

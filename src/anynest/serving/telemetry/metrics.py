@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .models import ServedModel
+from ..models import ServedModel
+from ..service import Answer, Service
 from .records import outcome_of
-from .service import Answer, Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # 1-2-5 from 1 ms to 5 s: deadlines lie among these

@@ -18,9 +18,9 @@ from grpc import aio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .batches import Timing
-from .models import ServedModel
-from .service import Answer, Observer
+from ..batches import Timing
+from ..models import ServedModel
+from ..service import Answer, Observer
 
 STREAM = "/ModelStreamInfer"  # the method whose calls carry many requests
 
