@@ -149,8 +149,10 @@ def measure(
     torch.set_num_threads(threads)
 
     def all_stages() -> None:
-        for _ in stages(session.begin(x)):
+        evaluation = session.begin(x)
+        for _ in stages(evaluation):
             pass
+        evaluation.close()
 
     def first_stage() -> None:
         evaluation = session.begin(x)

@@ -142,6 +142,8 @@ class Buffers:
             ]
             copied = [pair for pair in pairs if not np.shares_memory(pair[0], pair[1][0])]
             self._copied.append(copied)
+        # those of joined values count once more where they are views
+        self.nbytes = sum(array.nbytes for array in self.arrays.values())
         # an OrtValue uses the array's memory and does not keep the array alive
         values = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()
@@ -160,11 +162,6 @@ class Buffers:
             if executor.num_classes is not None:
                 output = output.reshape(batch, -1)[:, : executor.num_classes]
             self.outputs.append(output)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays; those of joined values count once more where they are views."""
-        return sum(array.nbytes for array in self.arrays.values())
 
     def _place_adjacent(self, layouts: Mapping[str, Layout]) -> None:
         """Place values that are joined later side by side, so that joining them copies nothing.

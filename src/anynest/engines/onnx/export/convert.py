@@ -29,6 +29,8 @@ from ...segment_engine import SegmentError, read_segments
 from ..executor import Executor
 from ..executor_cache import SerializedGraphs
 from ..graphs.cut import DOMAIN, CutError, GraphCutter, rename_sizes, shape_of
+from ..graphs.linear import merge_linear
+from ..graphs.reshapes import simplify_reshapes
 from ..manifest import DTYPES, GraphInput
 from .compare import (
     REMEDY,
@@ -105,6 +107,8 @@ def convert(
         program = _trace(chain, inputs)
         model = _to_onnx(program, segments)
     limits = _name_sizes(model, program)
+    simplify_reshapes(model)
+    merge_linear(model)
     try:
         models, stages = GraphCutter(model, spec.names).cut()
         serialised = tuple(part.SerializeToString() for part in models)
