@@ -308,6 +308,11 @@ class ServedModel:
             "stage": stages,
         }
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The tensors of an answer."""
+        return tuple(name for name, _, _ in self._output_types())
+
     def _output_types(self) -> list[tuple[str, str, tuple[int, ...]]]:
         if self.num_classes is None or len(self.output_shape) > 1:
             return [("output", "FP32", self.output_shape), ("stage", "INT32", ())]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -30,11 +31,12 @@ from .deadlines import bounded, duration
 from .estimates import RunningQuantile
 from .models import ServedModel
 from .protocol.errors import ProtocolError
-from .protocol.inference import InferRequest
+from .protocol.inference import InferRequest, chosen_outputs
 from .protocol.tensors import Array
 from .repository import Entry, Repository, load
 from .scheduler import Scheduler
 from .settings import Settings
+from .statistics import Statistics
 from .worker import Load, Report, Worker
 
 _log = logging.getLogger(__name__)
@@ -147,6 +149,7 @@ class Service:
         observer: told of requests and steps.
 
     Attributes:
+        statistics: what was computed for each model.
         draining: whether no request is accepted any more.
         in_flight: accepted requests that are not released.
         bytes_in_flight: of their bodies.
@@ -160,7 +163,10 @@ class Service:
         observer: Observer | None = None,
     ) -> None:
         self.repository, self.settings = repository, settings or Settings()
-        self.observer = observer
+        self.statistics = Statistics()
+        self._observers: list[Observer] = [self.statistics]
+        if observer is not None:
+            self._observers.append(observer)
         self.draining = False
         self.bytes_in_flight = 0
         self.lag = RunningQuantile(LAG_QUANTILE, LEAST_REPLY, MOST_REPLY)
@@ -363,8 +369,8 @@ class Service:
         return Refused(message, **options)
 
     def _tell(self, event: str, *arguments: Any) -> None:
-        if self.observer is not None:
-            getattr(self.observer, event)(*arguments)
+        for observer in self._observers:
+            getattr(observer, event)(*arguments)
 
     async def _in_reader(self, function: Any, *arguments: Any) -> Any:
         assert self._loop is not None
@@ -476,23 +482,19 @@ class Ticket:
         """Admit a request again, now that it is read, and let it be computed.
 
         Its parameters are ``timeout`` (microseconds), ``priority``, ``stages`` (the last stage to
-        compute, from 1) and ``confidence`` (that every row must reach to stop before).
+        compute, from 1) and ``confidence`` (that every row must reach to stop before; a number, or a
+        number as text).
 
         Raises:
             Refused: it cannot be in time.
             ProtocolError: it is malformed (400), or its time is over (504).
         """
         given = request.parameters
+        chosen_outputs(request, self.model.output_names)
         rows = self.model.rows(request.inputs)
         stages = _integer(given, "stages", 1, self.model.num_stages)
         priority = _integer(given, "priority", 0, 1 << 31)
-        confidence = given.get("confidence")
-        if confidence is not None and (
-            type(confidence) not in (int, float) or not 0 < confidence <= 1
-        ):
-            raise ProtocolError(
-                400, f"confidence must be above 0 and at most 1, found {confidence!r:.40}"
-            )
+        confidence = _fraction(given, "confidence")
         if confidence is not None and self.model.num_classes is None:
             raise ProtocolError(400, "confidence needs a model of class logits")
         if priority is not None:
@@ -682,3 +684,17 @@ def _integer(given: Mapping[str, Any], name: str, least: int, most: int) -> int 
             400, f"{name} must be an integer from {least} to {most}, found {value!r:.40}"
         )
     return value
+
+
+def _fraction(given: Mapping[str, Any], name: str) -> float | None:
+    """A number above 0, or its text: clients over gRPC need not know parameters that are floats."""
+    value = given.get(name)
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= 1:
+        raise ProtocolError(400, f"{name} must be above 0 and at most 1, found {value!r:.40}")
+    return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -118,6 +118,25 @@ def _outputs(header: Mapping[str, Any], binary: bool) -> dict[str, bool]:
     return found
 
 
+def chosen_outputs(request: InferRequest, names: Iterable[str]) -> dict[str, bool]:
+    """The outputs that a client asked for, all if it named none, and whether in binary.
+
+    Args:
+        request: the client's.
+        names: of the outputs that there are.
+
+    Raises:
+        ProtocolError: the client asked for an output that there is not.
+    """
+    known = dict.fromkeys(names, request.binary)
+    for name in request.outputs:
+        if name not in known:
+            raise ProtocolError(
+                400, f"outputs must be among {', '.join(known)}, found {name[:80]!r}"
+            )
+    return request.outputs or known
+
+
 def write_response(
     model: str,
     version: str,
@@ -137,13 +156,9 @@ def write_response(
     Raises:
         ProtocolError: the client asked for an output that there is not.
     """
-    wanted = request.outputs or dict.fromkeys(outputs, request.binary)
     described: list[dict[str, Any]] = []
     chunks: list[bytes] = []
-    for name, binary in wanted.items():
-        if name not in outputs:
-            names = ", ".join(outputs)
-            raise ProtocolError(400, f"outputs must be among {names}, found {name[:80]!r}")
+    for name, binary in chosen_outputs(request, outputs).items():
         array = outputs[name]
         tensor: dict[str, Any] = {
             "name": name,
