@@ -99,7 +99,7 @@ class Gate:
         self.reached, self.opened = threading.Event(), threading.Event()
 
     def __call__(self, stage: int, values: tuple[float, ...]) -> None:
-        if stage == self.stage and values != (0.0,):  # not in the probe
+        if stage == self.stage and any(values):  # not in the probe
             self.reached.set()
             assert self.opened.wait(PATIENCE)
 

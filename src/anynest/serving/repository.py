@@ -126,7 +126,7 @@ def load(
     quantile: float = QUANTILE,
     progress: Progress | None = None,
 ) -> ServedModel:
-    """Open a model and warm it up: some seconds."""
+    """Open a model and warm it up, unless a function made it so: some seconds."""
     if callable(entry.source) and not isinstance(entry.source, nn.Module):
         model = entry.source()
     else:
@@ -139,6 +139,8 @@ def load(
             device=settings.device,
             info=entry.info,
         )
+    if model.times is not None:
+        return model
     try:
         warm_up(model, settings.max_batch, quantile=quantile, progress=progress)
     except BaseException:

@@ -226,9 +226,8 @@ class Scheduler:
     def wait(self, now: float) -> float:
         """Estimated seconds until stage 1 of all waiting requests is finished."""
         start = max(now, self.free_at)
-        return (
-            max((end for _, end in self._chunks(self._possible(start), start)), default=now) - now
-        )
+        ends = (end for _, end in self._chunks(self._possible(start), start))
+        return max(ends, default=start) - now
 
     # -- steps ------------------------------------------------------------------------------------
     def next_step(self, now: float) -> Step | None:

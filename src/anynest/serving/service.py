@@ -331,7 +331,7 @@ class Service:
         )
         ticket = Ticket(self, job, arrived, due, seconds, client)
         ticket.hold(nbytes)
-        self._require_time(ticket)
+        self._require_time(ticket, job.due)
         if not self.worker.admit(job, time.monotonic()):
             ticket.let_go()
             raise self._late(job)
@@ -342,9 +342,9 @@ class Service:
         self._tell("received", model)
         return ticket
 
-    def _require_time(self, ticket: Ticket) -> None:
+    def _require_time(self, ticket: Ticket, due: float) -> None:
         """ProtocolError if a request's time is over."""
-        if ticket.job.due <= time.monotonic():
+        if due <= time.monotonic():
             ticket.let_go()
             self._tell("refused", ticket.job.model, "over")
             seconds = ticket.due - ticket.arrived
@@ -517,7 +517,7 @@ class Ticket:
         self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
         due = self.due - service.lag.value
         self.start_timer()
-        service._require_time(self)
+        service._require_time(self, due)
         if not service.worker.readmit(self.job, rows, due, time.monotonic()):
             raise service._late(self.job)
 

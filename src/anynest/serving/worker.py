@@ -192,6 +192,8 @@ class Worker:
                 if step is not None:
                     return step
                 self._changed.wait()
+            self._gone.extend(self._scheduler.clear())  # type: ignore[arg-type]
+            self._clean_up()
         return None
 
     def _clean_up(self) -> None:
