@@ -144,6 +144,50 @@ def test_one_evaluation_alone(case: tuple[Session, Any]) -> None:
     same(answers(session.join([advance(session, x, 1)])), wanted[1:])
 
 
+def test_samples_of_batches_go_on_and_the_others_stay(case: tuple[Session, Any]) -> None:
+    """At every stage boundary, random samples in random order; the batches stay as they were."""
+    session, inputs = case
+    x = inputs(6)
+    wanted = answers(session.begin(x))
+    if not session.divides:
+        with pytest.raises(ValueError, match="cannot be divided"):
+            session.join([session.begin(x)], [torch.tensor([0])])
+        return
+    draw = random.Random(0)
+    for stage in range(session.num_stages):
+        for _ in range(4):
+            pieces = [[0, 1, 2], [3, 4], [5]]
+            draw.shuffle(pieces)
+            parts = [advance(session, rows(x, piece), stage) for piece in pieces]
+            chosen = [draw.sample(range(len(p)), draw.randint(1, len(p))) for p in pieces]
+            taken: list[Tensor | None] = [torch.tensor(c) for c in chosen]
+            taken[0], chosen[0] = None, list(range(len(pieces[0])))  # all of it
+            order = [piece[i] for piece, c in zip(pieces, chosen, strict=True) for i in c]
+            joined = session.join(parts, taken)
+            assert joined.stage == stage
+            same(answers(joined), [output[order] for output in wanted[stage:]])
+            with pytest.raises(RuntimeError, match="the evaluation is closed"):
+                parts[0].step()
+            for part, piece in zip(parts[1:], pieces[1:], strict=True):
+                same(answers(part), [output[piece] for output in wanted[stage:]])
+
+
+def test_samples_that_there_are_not(case: tuple[Session, Any]) -> None:
+    session, inputs = case
+    if not session.divides:
+        return
+    x = inputs(3)
+    one, two = advance(session, rows(x, [0, 1]), 1), advance(session, rows(x, [2]), 1)
+    for taken, reason in (
+        ([torch.tensor([0, 2]), None], "numbers from 0 to 1"),
+        ([None, torch.tensor([], dtype=torch.int64)], "at least one int64 index"),
+        ([None], "one for each of 2 evaluations, found 1"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            session.join([one, two], taken)  # type: ignore[arg-type]
+    same(answers(session.join([one, two])), answers(session.begin(x))[1:])
+
+
 def test_what_cannot_be_joined(case: tuple[Session, Any]) -> None:
     """One line says why, and the evaluations stay as they were."""
     session, inputs = case

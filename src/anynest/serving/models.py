@@ -329,9 +329,8 @@ class ServedModel:
 def _fitting(name: str, array: Array, example: Tensor, hint: str = "") -> Tensor:
     """A tensor of exactly the type and sizes of the example's."""
     like = example.numpy()
-    wanted = datatype_of(like)
-    if array.dtype == object or datatype_of(array) != wanted:
-        found = "BYTES" if array.dtype == object else datatype_of(array)
+    if array.dtype.newbyteorder("=") != like.dtype:
+        wanted, found = datatype_of(like), datatype_of(array)
         raise ProtocolError(400, f"{name} must be {wanted}, found {found}{hint}")
     if array.shape[1:] != like.shape[1:]:
         sizes = ", ".join(map(str, like.shape[1:]))

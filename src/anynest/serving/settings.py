@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from ..predict.thread_scheduling import check_scheduling
+
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MIB = 1 << 20
 
@@ -65,6 +67,7 @@ class Settings:
             optional = field.type == "float | None" and value is None
             if str(field.type).startswith("float") and not (is_time or optional):
                 raise ValueError(f"{field.name} must be a time above 0 s, found {value!r}")
+        check_scheduling(self.scheduling)
         if self.token is not None and (len(self.token) < 8 or not self.token.isprintable()):
             raise ValueError(
                 f"token must have at least 8 printable characters, found {len(self.token)}"
