@@ -74,15 +74,17 @@ class ScriptedServer:
     Attributes:
         models: by name.
         done: stages that are done in time.
+        reason: why the last of them is the last; empty: complete, or the deadline.
         refusal: status and line of an error instead of answers.
         token: that requests must have.
-        metrics: text of ``/metrics``; callable: made for each request.
+        metrics: text of ``/metrics``, or a function that makes it; None: there is no such path.
         gate: held by a test to hold back every stage but the first.
         received: requests for inference.
     """
 
     models: dict[str, Model] = field(default_factory=lambda: {"digits": Model()})
     done: int = 3
+    reason: str = ""
     refusal: tuple[int, str] | None = None
     token: str | None = None
     metrics: Any = ""
@@ -108,6 +110,8 @@ class ScriptedServer:
 
         async def metrics(request: Request) -> Response:
             self.polls += 1
+            if self.metrics is None:
+                return JSONResponse({"error": "no such path"}, 404)
             return PlainTextResponse(self.metrics() if callable(self.metrics) else self.metrics)
 
         async def infer(request: Request) -> Response:
@@ -157,6 +161,10 @@ class ScriptedServer:
         for stage in range(1, self.done + 1):
             yield json.dumps(self._answer(model, stage)) + "\n"
             await asyncio.to_thread(self.gate.wait, PATIENCE / 1000)
+        if self.done < model.stages or self.reason:  # time is up: the newest stage again
+            answer = self._answer(model, self.done)
+            answer["parameters"].update(elapsed_us=49_000, stop_reason=self.reason or "deadline")
+            yield json.dumps(answer) + "\n"
 
     def _answer(self, model: Model, stage: int) -> dict[str, Any]:
         """Class 7 is the most probable one, more so with each stage."""
@@ -165,7 +173,7 @@ class ScriptedServer:
         data = [sure if number == 7 else rest for number in range(model.classes)]
         parameters = {
             **{"stage": stage, "stages": model.stages, "elapsed_us": 2500 * stage},
-            **{"deadline_met": True, "stop_reason": "complete"},
+            **{"deadline_met": True, "stop_reason": "complete" if stage == model.stages else ""},
         }
         shape = [1, model.classes]
         output = {"name": "probabilities", "datatype": "FP32", "shape": shape, "data": data}
@@ -244,7 +252,7 @@ class Watched:
         """Every request went to the server, and nothing was wrong but documented refusals."""
         foreign = [url for url in self.requests if not url.startswith((self.origin, "data:"))]
         assert not foreign
-        refusals = tuple(f"status of {status}" for status in (401, 429, 503, 504))
+        refusals = tuple(f"status of {status}" for status in (401, 404, 429, 503, 504))
         assert not [text for text in self.complaints if not any(r in text for r in refusals)]
 
 

@@ -177,9 +177,8 @@ def test_grey_is_what_pillow_makes_of_colour(watch: Any, server: Any) -> None:
     assert np.abs(pixels[:, 0] - wanted[0, 0]).max() <= 1
     assert np.abs(pixels[:, 7] - wanted[0, -1]).max() <= 1
     count = len(server.received)
-    shown.get_by_role("button", name="Invert").click()
     with shown.expect_response("**/infer_stream"):
-        pass
+        shown.get_by_role("button", name="Invert").click()
     inverted = np.frombuffer(server.received[count].data, np.uint8).reshape(8, 8).astype(int)
     assert np.abs(inverted + pixels - 255).max() <= 2
 
@@ -208,6 +207,24 @@ def test_a_short_deadline_shows_which_depth_was_shed(watch: Any, server: Any) ->
 
 
 @pytest.mark.parametrize(
+    ("reason", "text", "without"),
+    [
+        ("confident", "Stage 2 of 3 is confident enough: stage 3 was not needed.", "not needed"),
+        ("load", "The server is full and stopped at stage 2 of 3: stage 3 was shed.", "shed"),
+        ("failure", "Stage 2 of 3: stage 3 failed.", "failed"),
+    ],
+)
+def test_why_there_is_no_more_depth(
+    watch: Any, server: Any, reason: str, text: str, without: str
+) -> None:
+    server.done, server.reason = 2, reason
+    shown = open_page(watch, server)
+    one(shown)
+    expect(shown.locator("#status")).to_have_text(f"73 % sure. {text}")
+    assert heads(shown) == ["2.5 ms", "5 ms", without]
+
+
+@pytest.mark.parametrize(
     ("key", "shown_as", "microseconds"),
     [("Home", "1 ms", 1000), ("End", "1 s", 1_000_000), ("ArrowRight", "51 ms", 51_000)],
 )
@@ -227,7 +244,7 @@ def test_deadlines_go_from_1_ms_to_1_s(
 @pytest.mark.parametrize(
     ("status", "text"),
     [
-        (504, "No stage was done within 50 ms: line <b>of</b> the server"),
+        (504, "No answer in time: line <b>of</b> the server"),
         (503, "Refused at once: line <b>of</b> the server"),
         (429, "Refused at once: line <b>of</b> the server"),
     ],
@@ -298,9 +315,22 @@ def test_the_strip_shows_what_the_server_counts(watch: Any, server: Any) -> None
     shown = open_page(watch, server)
     one(shown)
     expect(shown.locator("#chart-depth .now")).to_have_text("1.5")
-    for key in ("answered", "refused", "load"):
-        expect(shown.locator(f"#chart-{key} .now")).not_to_contain_text("–")
+    per_second = {
+        key: float(shown.locator(f"#chart-{key} .now span").inner_text())
+        for key in ("answered", "refused")
+    }
+    assert per_second["refused"] / per_second["answered"] == pytest.approx(1 / 4, rel=0.1)
+    expect(shown.locator("#chart-load .now")).to_have_text(re.compile(r"[1-9]\d* %, .* 25 %"))
     assert shown.locator("#chart-depth path").last.get_attribute("d").startswith("M")
+
+
+def test_a_server_without_metrics_is_not_polled(watch: Any, server: Any) -> None:
+    server.metrics = None
+    shown = open_page(watch, server)
+    expect(shown.locator("#strip")).to_have_text("This server has no /metrics.")
+    one(shown)
+    expect(shown.locator("#status")).to_contain_text("All 3 stages")
+    assert server.polls == 1
 
 
 def metrics(polls: int) -> str:
@@ -308,8 +338,10 @@ def metrics(polls: int) -> str:
     return f"""# TYPE anynest_answers counter
 anynest_answers_total{{model="digits",version="1",stage="1"}} {10 * polls}
 anynest_answers_total{{model="digits",version="1",stage="2"}} {10 * polls}
-anynest_refused_total{{model="digits",reason="late"}} {5 * polls}
+anynest_requests_total{{model="digits",outcome="answered",reason=""}} {20 * polls}
+anynest_requests_total{{model="digits",outcome="refused",reason="late"}} {5 * polls}
 anynest_step_seconds_sum{{model="digits",stage="1"}} {0.2 * polls}
+anynest_mandatory_utilisation 0.25
 """
 
 
