@@ -143,6 +143,8 @@ class ServedModel:
             "revision": self.revision,
             "input_datatypes": ",".join(self.datatypes),
         }
+        if self.labels is not None:
+            parameters["labels"] = json.dumps(self.labels)  # names of the classes, in their order
         return {
             "name": self.name,
             "platform": self.platform,
