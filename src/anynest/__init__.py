@@ -59,7 +59,7 @@ _HOMES = {
 _LAZY = {name: home for home, names in _HOMES.items() for name in names}
 _PACKAGES = (
     *("data", "engines", "multitask", "nets", "predict", "profiling"),
-    *("sharing", "store", "training"),
+    *("serving", "sharing", "store", "training"),
 )
 
 

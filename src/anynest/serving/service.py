@@ -30,7 +30,7 @@ from .batches import Job, Result, Timing
 from .deadlines import bounded, duration
 from .estimates import RunningQuantile
 from .models import ServedModel
-from .protocol.errors import ProtocolError
+from .protocol.errors import ClientGone, ProtocolError
 from .protocol.inference import InferRequest, chosen_outputs
 from .protocol.tensors import Array
 from .repository import Entry, Repository, load
@@ -455,7 +455,7 @@ class Ticket:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and not self._told:
-            if isinstance(error, ProtocolError):
+            if isinstance(error, ProtocolError) and not isinstance(error, ClientGone):
                 self._tell("failed", self.model, error.status)
             else:
                 self._tell("left", self.model)
@@ -580,9 +580,10 @@ class Ticket:
         yield self._conclude()
 
     def leave(self) -> None:
-        """The client has gone: compute nothing more."""
+        """The client has gone: compute nothing more. Whoever waits for an answer gets ClientGone."""
         if not self._told:
             self._tell("left", self.model)
+        self.fail(ClientGone())
         self.release()
 
     def fail(self, error: ProtocolError) -> None:
@@ -629,6 +630,8 @@ class Ticket:
         """The last answer."""
         newest = self.job.newest
         error = self._error
+        if isinstance(error, ClientGone):
+            raise error
         if newest is None or newest.output is None:
             if error is None and newest is not None:
                 error = ProtocolError(500, f"the model failed: {newest.error}")

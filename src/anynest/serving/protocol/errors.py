@@ -1,4 +1,4 @@
-"""The one exception of the protocol: a status and a line for the client."""
+"""The exceptions of the protocol: a status and a line for the client."""
 
 
 class ProtocolError(Exception):
@@ -12,3 +12,10 @@ class ProtocolError(Exception):
     def __init__(self, status: int, message: str) -> None:
         self.status, self.message = status, " ".join(message.split())[:500]
         super().__init__(self.message)
+
+
+class ClientGone(ProtocolError):
+    """The client has closed the connection. 499 is nginx's status for it, which nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -20,6 +21,10 @@ from .tensors import (
 )
 
 MAX_INPUTS = 64
+MAX_DEPTH = 32  # of objects and lists within one another
+_TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # linear: it always matches
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 @dataclass(frozen=True)
@@ -183,13 +188,29 @@ def write_response(
 
 def parse_object(data: bytes | memoryview) -> dict[str, Any]:
     """A JSON object; ProtocolError for anything else, also numbers that JSON does not have."""
+    data = bytes(data)
+    _check_depth(data)
     try:
-        value = json.loads(bytes(data), parse_constant=_no_constant)
+        value = json.loads(data.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(400, f"the request must be JSON: {error}") from None
     if not isinstance(value, dict):
         raise ProtocolError(400, f"the request must be an object, found {type(value).__name__}")
     return value
+
+
+def _check_depth(data: bytes) -> None:
+    """Bound the depth before parsing, by taking away the innermost brackets ``MAX_DEPTH`` times."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _TEXTS.sub(b"", data).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise ProtocolError(
+            400,
+            f"the request must be JSON of at most {MAX_DEPTH} levels; its brackets do not match",
+        )
 
 
 def _no_constant(name: str) -> NoReturn:

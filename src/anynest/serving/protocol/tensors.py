@@ -61,7 +61,7 @@ def check_shape(shape: Any, what: str, max_elements: int) -> tuple[int, ...]:
         raise ProtocolError(
             400, f"{what}: shape must have at most {MAX_DIMENSIONS} dimensions, found {len(shape)}"
         )
-    count = math.prod(shape)
+    count = max(math.prod(shape), *shape, 0)  # a size beside 0 is bounded too
     if count > max_elements:
         raise ProtocolError(
             413, f"{what} must have at most {max_elements} elements, found {count}; send fewer rows"
@@ -82,6 +82,10 @@ def from_binary(data: memoryview, datatype: str, shape: tuple[int, ...], what: s
     """The tensor in raw bytes, read-only and without a copy (except BYTES)."""
     dtype, count = DATATYPES[datatype], math.prod(shape)
     if datatype == "BYTES":
+        if count * LENGTH.size > len(data):
+            raise ProtocolError(
+                400, f"{what} must have {count} elements, found {len(data)} bytes: too few"
+            )
         elements = np.empty(count, dtype=object)
         for number, element in enumerate(_split(data, count, what)):
             elements[number] = element
