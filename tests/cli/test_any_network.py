@@ -44,6 +44,50 @@ def mine(num_classes=10, in_channels=1, width=4):
     return Mine(num_classes, in_channels, width)
 
 
+class First(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(in_channels, 4, 3), nn.Linear(4 * 36, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.head(x.flatten(1)), x
+
+
+class Last(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4 * 16, num_classes)
+
+    def forward(self, x):
+        return (self.head(self.conv(x).flatten(1)),)
+
+
+class Cut(nn.Module):
+    num_stages = 2
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.parts = nn.ModuleList([First(num_classes, in_channels), Last(num_classes)])
+
+    def segments(self):
+        return list(self.parts)
+
+    def forward(self, x):
+        return [out for _, out in self.stages(x)]
+
+    def stages(self, x):
+        logits, x = self.parts[0](x)
+        yield 1, logits
+        yield 2, self.parts[1](x)[0]
+
+
+@anynest.register
+def cut(num_classes=10, in_channels=1):
+    return Cut(num_classes, in_channels)
+
+
 @anynest.register
 def mistaken(num_classes=10):
     return nn.Linear(1, num_classes)
@@ -130,6 +174,23 @@ def test_what_the_network_cannot_do_is_one_line(
     assert command(f"{TRAIN} --import mine --model mine --out other {flags}") == 2
     assert words in one_line(capsys)
     assert not Path("other").exists()
+
+
+def test_an_export_predicts_without_the_module(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(f"{TRAIN} --import mine --model cut --out cut-run") == 0
+    assert command("export cut-run --out graphs --import mine") == 0
+    assert sorted(path.name for path in Path("graphs").iterdir()) == [
+        "manifest.json", "stage1.onnx", "stage2.onnx"
+    ]  # fmt: skip
+    capsys.readouterr()
+    sys.modules.pop("mine")
+    images = anynest.data.load("digits").test.images[:3].float()
+    with anynest.AnytimePredictor("graphs") as predictor:
+        found = predictor.predict(images, deadline=None)
+    assert found.stage == 2
+    assert "mine" not in sys.modules
 
 
 def test_profile_of_a_run_and_of_a_name(

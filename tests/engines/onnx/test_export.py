@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,22 @@ def test_the_manifest_is_complete(exported: Path, network: AnytimeNetwork) -> No
     assert manifest.shapes["group3.layer1.stage1.features"] == (16,)
     rebuilt = create_model(manifest.model, **manifest.arguments)
     assert rebuilt.plan == network.plan
+
+
+def test_the_first_format_is_read(copied: Path) -> None:
+    """Exports of version 0.1 lack "inputs" and "sizes"; all else is the same."""
+    x = torch.randn(2, 3, 8, 8)
+    with closing(open_session(copied)) as session:
+        wanted = [logits for _, logits in stages(session.begin(x))]
+
+    def older(data: dict[str, Any]) -> None:
+        data["format"] = "anynest-export-1"
+        del data["inputs"], data["sizes"]
+
+    change(copied, older)
+    with closing(open_session(copied)) as session:
+        for found, logits in zip(stages(session.begin(x)), wanted, strict=True):
+            torch.testing.assert_close(found[1], logits, rtol=0, atol=0)
 
 
 def test_the_network_is_not_changed(network: AnytimeNetwork, tmp_path: Path) -> None:
