@@ -4,12 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := $(VENV)/.ready-core
 DEV    := $(VENV)/.ready-dev
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The versions to install; .ci/oldest.txt has the oldest PyTorch that is supported.
+CONSTRAINTS ?= constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+PIP    := $(BIN)/python $(INSTALL)
 # Test processes: one a core. JOBS=0 runs the tests in one process.
 JOBS   ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: setup demo test test-quick report lint types check clean
+.PHONY: setup demo test test-quick report lint types docs dist wheel check clean
 
 setup: $(DEV)
 
@@ -19,7 +22,7 @@ $(VENV)/bin/python:
 	@echo "Creating the virtual environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(CORE): pyproject.toml constraints.txt | $(VENV)/bin/python
+$(CORE): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "Installing anynest, PyTorch and ONNX Runtime into $(VENV) (once, about a minute)"
 	@$(PIP) -e .
 	@touch $@
@@ -49,7 +52,22 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-check: lint types test
+docs: $(DEV) # build/docs; a warning, such as a broken link or a name without documentation, is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "the site: build/docs/index.html"
+
+dist: $(DEV) # dist/: the source archive, and the wheel that is built from it
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+wheel: dist # the wheel in an environment of its own, where the README's examples must run
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python $(INSTALL) dist/*.whl
+	env -u PYTHONPATH build/wheel/bin/python .ci/readme.py README.md
+	env -u PYTHONPATH build/wheel/bin/anynest --version
+
+check: lint types docs test
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage

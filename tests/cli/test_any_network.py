@@ -238,8 +238,8 @@ def test_accuracy_under_deadlines(command: Command, capsys: pytest.CaptureFixtur
 def test_the_page_on_your_own_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """docs/networks.md: the module, the commands and the prediction, in the page's order."""
-    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    """docs/custom_networks.md: the module, the commands and the prediction, in the page's order."""
+    page = (Path(__file__).parents[2] / "docs" / "custom_networks.md").read_text()
     section = page.split("## Your own network, from training to deadline")[1].split("\n## ")[0]
     module, use = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     (tmp_path / "mynet.py").write_text(module)
@@ -256,7 +256,7 @@ def test_the_page_on_your_own_network(
         assert main([*line.split(), *more.split()]) == 0
     capsys.readouterr()
     names: dict[str, object] = {"anynest": anynest, "torch": torch}
-    exec(compile(use, "docs/networks.md", "exec"), names)
+    exec(compile(use, "docs/custom_networks.md", "exec"), names)
     stage, label = capsys.readouterr().out.split()
     assert stage in ("1", "2")
     assert 0 <= int(label) <= 9

@@ -279,9 +279,9 @@ def test_doctor_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Out
 def test_models_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The example of docs/networks.md."""
-    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
-    lines = page.split("## Your own")[1].split("`import")[0].splitlines()
+    """The example of docs/custom_networks.md."""
+    page = (Path(__file__).parents[2] / "docs" / "custom_networks.md").read_text()
+    lines = page.split("## A nested network of other sizes")[1].split("`import")[0].splitlines()
     (tmp_path / "mynets.py").write_text("\n".join(line[4:] for line in lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

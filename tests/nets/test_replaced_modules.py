@@ -263,7 +263,7 @@ class Checkpointed(Wrapped):
 
 @pytest.mark.parametrize("keep", [False, True], ids=["as it is", "statistics kept"])
 def test_checkpointed_nodes_have_the_same_gradients(keep: bool) -> None:
-    """docs/networks.md: S + 1 evaluations per step, unless recomputation leaves statistics alone."""
+    """docs/custom_networks.md: S + 1 evaluations per step, unless recomputation leaves statistics alone."""
     torch.manual_seed(0)
     plain = create_model("width_nested_resnet10").double()
     model, x = copy.deepcopy(plain), torch.randn(2, 3, 8, 8, dtype=torch.float64)

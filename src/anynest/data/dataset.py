@@ -40,10 +40,12 @@ class Split:
 
     @property
     def in_channels(self) -> int:
+        """C: 1 for grey, 3 for RGB."""
         return int(self.images.shape[1])
 
     @property
     def image_size(self) -> int:
+        """The side of the square images, in pixels."""
         return int(self.images.shape[-1])
 
     def take(self, indices: Tensor, name: str) -> "Split":
@@ -128,18 +130,22 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """K, the number of classes."""
         return len(self.classes)
 
     @property
     def in_channels(self) -> int:
+        """C: 1 for grey, 3 for RGB."""
         return self.train.in_channels
 
     @property
     def image_size(self) -> int:
+        """The side of the square images, in pixels."""
         return self.train.image_size
 
     @property
     def validation_is_test(self) -> bool:
+        """Whether nothing was held out: reports on ``validation`` are then on ``test``."""
         return self.validation is self.test
 
     @cached_property

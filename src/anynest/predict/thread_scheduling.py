@@ -6,7 +6,7 @@ virtual deadline, so the caller with the default slice goes first. A larger nice
 effect, but gives up CPU time where other programs load every core.
 
 Slices: ``sched_setattr(2)`` with ``sched_runtime`` for SCHED_OTHER, Linux 6.12 and later, without
-privileges. docs/predict.md has measurements.
+privileges. docs/thread_scheduling.md has measurements.
 """
 
 from __future__ import annotations

@@ -397,6 +397,7 @@ class TaskGradients:
 
     @property
     def is_diagonal(self) -> bool:
+        """Whether each task has one stored gradient of its own, perhaps scaled."""
         return all(read == (i,) for i, read in enumerate(self.reads))
 
     def mixed(

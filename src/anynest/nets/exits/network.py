@@ -35,7 +35,6 @@ class ExitNetwork(nn.Module):
     Attributes:
         exits: the heads by stage number.
         exit_names: the names that the exits were given, in the order of execution.
-        input_names: the inputs in their order.
         num_classes: K, or None if the outputs are not class logits.
         in_channels: C of image inputs ``[B, C, H, W]``, otherwise None.
     """

@@ -116,10 +116,12 @@ class Architecture:
 
     @property
     def num_stages(self) -> int:
+        """S, the number of outputs."""
         return len(self.growth)
 
     @cached_property
     def max_depth(self) -> int:
+        """The relative depth of the last stage."""
         return self.growth[-1].depth
 
     @property

@@ -94,10 +94,12 @@ class AnytimeNetwork(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """K, the number of classes."""
         return self.plan.num_classes
 
     @property
     def in_channels(self) -> int:
+        """C of the images ``[B, C, H, W]``."""
         return self.architecture.in_channels
 
     def layer(self, name: str) -> NestedLayer:

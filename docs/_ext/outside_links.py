@@ -1,0 +1,39 @@
+"""Links to files of the repository outside ``docs/``, as they work in a checkout.
+
+Where the site has a page made of that file, the link leads to the page. MyST offers any other file
+as a download.
+"""
+
+import re
+
+from sphinx.application import Sphinx
+
+PAGES = {
+    "../CHANGELOG.md": "changelog.md",
+    "../CONTRIBUTING.md": "contributing.md",
+    "../README.md": "index.md",
+    "../examples/README.md": "examples.md",
+    "../results/README.md": "results_files.md",
+    "../results/report.md": "report.md",
+}
+LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
+
+
+def rewrite(text: str, depth: int = 0) -> str:
+    """``text`` with its links to files that have a page. ``depth``: folders below ``docs/``."""
+    up = "../" * depth
+
+    def target(match: re.Match[str]) -> str:
+        page = PAGES.get(match[1].removeprefix(up))
+        return f"]({up}{page}" if page else match[0]
+
+    return LINK.sub(target, text)
+
+
+def on_source_read(app: Sphinx, name: str, content: list[str]) -> None:
+    content[0] = rewrite(content[0], name.count("/"))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", on_source_read)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,59 @@
+"""Files that the field expects beside the code, and that they agree with it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import anynest
+
+ROOT = Path(__file__).parents[1]
+yaml = pytest.importorskip("yaml")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_one_version() -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert project["version"] == anynest.__version__ == str(citation["version"])
+
+
+def test_the_workflow_calls_what_ci_runs() -> None:
+    def targets(text: str) -> set[str]:
+        calls = re.findall(r"^\s*(?:- run: )?make (.*)$", text, re.MULTILINE)
+        return {target for call in calls for target in call.split()}
+
+    workflow = read(".github/workflows/ci.yml")
+    assert targets(workflow) == targets(read(".ci/run")) != set()
+    assert targets(workflow) <= set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    rows = yaml.safe_load(workflow)["jobs"]["test"]["strategy"]["matrix"]["include"]
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    named = {c.rsplit(" ", 1)[1] for c in project["classifiers"] if "Python :: 3." in c}
+    assert {row["python"] for row in rows} == named
+    assert {row["torch"] for row in rows} == {"oldest", "newest"}
+
+
+def test_the_oldest_torch_is_that_of_the_range() -> None:
+    (dependency,) = (
+        d for d in tomllib.loads(read("pyproject.toml"))["project"]["dependencies"] if "torch" in d
+    )
+    assert f"torch=={dependency.partition('>=')[2].split(',')[0]}." in read(".ci/oldest.txt")
+
+
+def test_the_linter_before_a_commit_is_that_of_ci() -> None:
+    hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    (ruff,) = (repo["rev"] for repo in hooks if "ruff" in repo["repo"])
+    assert f"ruff=={ruff.removeprefix('v')}\n" in read("constraints.txt")
+
+
+def test_forms_and_citation_are_whole() -> None:
+    for form in ("bug", "feature"):
+        found = yaml.safe_load(read(f".github/ISSUE_TEMPLATE/{form}.yml"))
+        assert {"name", "description", "body"} <= set(found)
+    paper = yaml.safe_load(read("CITATION.cff"))["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]][0] == "Wan"
+    assert "vulnerability" in read("SECURITY.md")
