@@ -1,6 +1,6 @@
 """Run the Python examples of a Markdown page in the installed package, from a folder of no use.
 
-    python .ci/readme.py README.md
+python .ci/readme.py README.md
 """
 
 import re

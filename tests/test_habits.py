@@ -55,5 +55,5 @@ def test_forms_and_citation_are_whole() -> None:
         found = yaml.safe_load(read(f".github/ISSUE_TEMPLATE/{form}.yml"))
         assert {"name", "description", "body"} <= set(found)
     paper = yaml.safe_load(read("CITATION.cff"))["preferred-citation"]
-    assert [author["family-names"] for author in paper["authors"]][0] == "Wan"
+    assert paper["authors"][0]["family-names"] == "Wan"
     assert "vulnerability" in read("SECURITY.md")

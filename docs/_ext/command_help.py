@@ -20,7 +20,9 @@ class CommandHelp(SphinxDirective):
         with contextlib.redirect_stdout(printed):
             status = main([*self.arguments, "--help"])
         if status:
-            raise self.error(f"anynest {' '.join(self.arguments)} --help ended with status {status}")
+            raise self.error(
+                f"anynest {' '.join(self.arguments)} --help ended with status {status}"
+            )
         text = printed.getvalue()
         return [nodes.literal_block(text, text, language="text")]
 

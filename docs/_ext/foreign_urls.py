@@ -68,7 +68,9 @@ def on_finished(app: Sphinx, error: Exception | None) -> None:
     if error is None and app.builder.format == "html":
         found = list(in_site(Path(app.outdir)))
         if found:
-            raise SphinxError("the site must load nothing from elsewhere, found: " + "; ".join(found))
+            raise SphinxError(
+                "the site must load nothing from elsewhere, found: " + "; ".join(found)
+            )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,7 +1,7 @@
-"""Links to files of the repository outside ``docs/``, as they work in a checkout.
+"""Links that are written for a checkout, made for the site.
 
-Where the site has a page made of that file, the link leads to the page. MyST offers any other file
-as a download.
+A link to a file outside ``docs/`` of which the site has a page leads to the page; MyST offers any
+other file as a download. A link whose text is a file's name gets the title of the page as its text.
 """
 
 import re
@@ -17,17 +17,18 @@ PAGES = {
     "../results/report.md": "report.md",
 }
 LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
+NAMED = re.compile(r"\[(?:docs/)?[a-z_]+\.md\](?=\([^)]+\.md[^)]*\))")
 
 
 def rewrite(text: str, depth: int = 0) -> str:
-    """``text`` with its links to files that have a page. ``depth``: folders below ``docs/``."""
+    """The text of a page as the site shows it. ``depth``: its folders below ``docs/``."""
     up = "../" * depth
 
     def target(match: re.Match[str]) -> str:
         page = PAGES.get(match[1].removeprefix(up))
         return f"]({up}{page}" if page else match[0]
 
-    return LINK.sub(target, text)
+    return NAMED.sub("[]", LINK.sub(target, text))
 
 
 def on_source_read(app: Sphinx, name: str, content: list[str]) -> None:

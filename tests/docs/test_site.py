@@ -91,14 +91,12 @@ def test_a_small_site_builds(tmp_path: Path) -> None:
         ("(#title)", "(missing.md)", "missing.md"),
         ("(#title)", "(#missing)", "missing"),
         (".. autofunction:: small.f\n", "", "small.f is not in the API reference"),
-        ("autofunction:: small.f", "autofunction:: small.g", "small.g"),
+        ("autofunction:: small.f", "autofunction:: small.g", "failed to import 'g'"),
         ("a^2", r"\nonsense", "nonsense"),
         ("# Title", "# Title\n\n![](https://example.org/a.png)", "loads https://example.org/a.png"),
     ],
 )
-def test_a_mistake_on_a_page_ends_the_build(
-    tmp_path: Path, old: str, new: str, said: str
-) -> None:
+def test_a_mistake_on_a_page_ends_the_build(tmp_path: Path, old: str, new: str, said: str) -> None:
     done = small_site(tmp_path, PAGE.replace(old, new))
     assert done.returncode != 0
     assert said in done.stderr
@@ -143,6 +141,8 @@ def test_links_out_of_docs_lead_to_pages(extension: ModuleType) -> None:
     assert extension.rewrite("[r](../../results/report.md)", 1) == "[r](../report.md)"
     assert extension.rewrite("[x](../examples/plain_loop.py)") == "[x](../examples/plain_loop.py)"
     assert extension.rewrite("[m](multitask.md)") == "[m](multitask.md)"
+    assert extension.rewrite("[docs/data.md](data.md#a)") == "[](data.md#a)"
+    assert extension.rewrite("[data.md](data.py)") == "[data.md](data.py)"
 
 
 @pytest.mark.parametrize("extension", ["public_names"], indirect=True)
