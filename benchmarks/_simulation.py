@@ -2,6 +2,9 @@
 
 The replicas stand behind a front that sends each request to one of them: in turn (round robin) or
 to the one with the fewest rows in its care (least loaded).
+
+A server's event loop and its compute thread share one core. What the loop does for a request goes
+before the running step, and makes it longer (``Overheads``).
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from anynest.serving.estimates import StepTimes
 from anynest.serving.scheduler import Request, Scheduler, Step
 
-ARRIVAL, STEP_END, TIMER, LEAVE = 2, 0, 1, 3  # the order of events at one moment
+STEP_END, TIMER, ARRIVAL, ADMISSION, LEAVE = range(5)  # the order of events at one moment
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,48 @@ class Outcome:
         return self.stage > 0 and self.answered <= self.arrival.at + self.arrival.deadline + 1e-9
 
 
+@dataclass(frozen=True)
+class Overheads:
+    """Seconds beside the steps.
+
+    Attributes:
+        transit: between client and server, one way.
+        receive: of the server's core for each request, until it is admitted or refused.
+        answer: of the server's core for each answer.
+    """
+
+    transit: float = 0.0
+    receive: float = 0.0
+    answer: float = 0.0
+
+
 @dataclass(eq=False)
 class Replica:
-    """One server: a scheduler and the step that runs."""
+    """One server: a scheduler and the step that runs.
+
+    Attributes:
+        scheduler: decides.
+        number: of the server.
+        care: the requests that it must answer.
+        steps: start, step, and seconds without overheads.
+        busy: seconds of all steps.
+        loop_free: when the event loop has done all that it has to do.
+        step_end: when the running step ends.
+    """
 
     scheduler: Scheduler
+    number: int = 0
     care: dict[Request, Outcome] = field(default_factory=dict)
     steps: list[tuple[float, Step, float]] = field(default_factory=list)  # start, step, seconds
     busy: float = 0.0
+    loop_free: float = 0.0
+    step_end: float = 0.0
 
-    @property
-    def load(self) -> int:
-        return sum(request.rows for request in self.care)
+    def work(self, now: float, seconds: float) -> float:
+        """The event loop works for some seconds; returns when that is done."""
+        self.loop_free = max(self.loop_free, now) + seconds
+        self.step_end += seconds
+        return self.loop_free
 
 
 def simulate(
@@ -73,6 +109,8 @@ def simulate(
     reply: float = 0.001,
     noise: float = 0.0,
     adapt: bool = False,
+    real: StepTimes | None = None,
+    overheads: Overheads | None = None,
     seed: int = 0,
     watch: Callable[[Replica, Step, float], None] | None = None,
 ) -> tuple[list[Outcome], list[Replica]]:
@@ -84,18 +122,22 @@ def simulate(
         replicas: how many.
         front: "round-robin" or "least-loaded".
         reply: seconds before the deadline at which the newest answer is sent.
-        noise: standard deviation of the logarithm of real over estimated step times.
+        noise: standard deviation of the logarithm of the steps' times over the real ones.
         adapt: whether the schedulers correct their estimates by the real times.
+        real: the steps' times; None: the schedulers' estimates.
+        overheads: what requests cost beside the steps; None: nothing.
         seed: of the noise.
         watch: called with each step that starts.
     """
     noisy = random.Random(seed)
-    servers = [Replica(make_scheduler()) for _ in range(replicas)]
-    turns = itertools.cycle(servers)
+    cost = overheads or Overheads()
+    servers = [Replica(make_scheduler(), turn) for turn in range(replicas)]
+    loads = np.zeros(replicas, np.int64)  # rows in the care of each
+    turns = itertools.cycle(range(replicas))
     number = itertools.count()
     outcomes = [Outcome(one) for one in arrivals]
     events: list[tuple[float, int, int, object]] = [
-        (outcome.arrival.at, ARRIVAL, next(number), outcome) for outcome in outcomes
+        (outcome.arrival.at + cost.transit, ARRIVAL, next(number), outcome) for outcome in outcomes
     ]
     heapq.heapify(events)
 
@@ -105,29 +147,39 @@ def simulate(
             return
         if watch is not None:
             watch(server, step, now)
-        times = server.scheduler.lanes[step.lane].times
+        times = real or server.scheduler.lanes[step.lane].times
         seconds = times.profiled(step.stage, step.rows)
         if noise:
             seconds *= noisy.lognormvariate(0.0, noise)
         server.steps.append((now, step, seconds))
         server.busy += seconds
-        heapq.heappush(events, (now + seconds, STEP_END, next(number), (server, step, seconds)))
+        server.step_end = max(now, server.loop_free) + seconds
+        heapq.heappush(events, (server.step_end, STEP_END, next(number), (server, step, now)))
 
     def end(server: Replica, request: Request, now: float) -> None:
         outcome = server.care.pop(request, None)
         if outcome is not None:
-            outcome.stage, outcome.answered = request.stage, now
+            loads[server.number] -= request.rows
+            outcome.stage = request.stage
+            outcome.answered = server.work(now, cost.answer) + cost.transit
             server.scheduler.drop(request)
 
     while events:
         now, kind, _, thing = heapq.heappop(events)
         if kind == ARRIVAL:
-            outcome: Outcome = thing  # type: ignore[assignment]
+            turn = int(loads.argmin()) if front == "least-loaded" else next(turns)
+            server = servers[turn]
+            loads[turn] += thing.arrival.rows  # type: ignore[attr-defined]
+            done = server.work(now, cost.receive)
+            heapq.heappush(events, (done, ADMISSION, next(number), (server, thing)))
+        elif kind == ADMISSION:
+            server, outcome = thing  # type: ignore[misc]
             arrival = outcome.arrival
-            server = min(servers, key=lambda s: s.load) if front == "least-loaded" else next(turns)
-            request = Request(due=arrival.at + arrival.deadline - reply, rows=arrival.rows)
+            due = arrival.at + cost.transit + arrival.deadline - reply
+            request = Request(due=due, rows=arrival.rows)
             outcome.accepted = server.scheduler.admit(request, now)
             if not outcome.accepted:
+                loads[server.number] -= arrival.rows
                 continue
             server.care[request] = outcome
             heapq.heappush(events, (request.due, TIMER, next(number), (server, request)))
@@ -137,8 +189,11 @@ def simulate(
             if server.scheduler.running is None:
                 start(server, now)
         elif kind == STEP_END:
-            server, step, seconds = thing  # type: ignore[misc]
-            server.scheduler.finish(step, now, seconds=seconds if adapt else None)
+            server, step, began = thing  # type: ignore[misc]
+            if server.step_end > now:  # the event loop has delayed it
+                heapq.heappush(events, (server.step_end, STEP_END, next(number), thing))
+                continue
+            server.scheduler.finish(step, now, seconds=now - began if adapt else None)
             for request in step.requests:
                 if request.stage == server.scheduler.lanes[step.lane].times.num_stages:
                     end(server, request, now)

@@ -1,0 +1,24 @@
+"""The model that MLServer loads: the static network of ``_serve_peer``."""
+
+from __future__ import annotations
+
+import numpy as np
+from _serve_peer import Network
+from mlserver import MLModel
+from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+
+
+class Model(MLModel):  # type: ignore[misc]
+    async def load(self) -> bool:
+        self.network = Network(self.settings.parameters.extra)
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        (given,) = payload.inputs
+        data = given.data.root if hasattr(given.data, "root") else given.data
+        pixels = data if isinstance(data, bytes) else np.asarray(data, np.uint8).tobytes()
+        size = int(np.prod(self.network.shape))
+        bodies = [pixels[at : at + size] for at in range(0, len(pixels), size)]
+        labels = self.network.labels(bodies)
+        output = ResponseOutput(name="label", shape=[len(labels)], datatype="INT64", data=labels)
+        return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
