@@ -101,6 +101,7 @@ def train_once(folder: Path, data: str, *, epochs: int, limit: int | None, **mod
                 "device": "cpu",
                 "precision": "bf16",
                 "channels_last": True,
+                "threads": 1,
                 "gradient_stats": False,
                 "save_minutes": 2,
             },
