@@ -257,7 +257,7 @@ def test_a_refusal_is_a_line(watch: Any, server: Any, status: int, text: str) ->
     one(shown)
     expect(shown.locator("#status")).to_have_text(text)
     expect(shown.locator("#status")).to_have_class("bad")
-    assert heads(shown) == (["shed"] * 3 if status == 504 else ["–"] * 3)
+    assert heads(shown) == (["too late"] * 3 if status == 504 else ["–"] * 3)
     expect(shown.locator("#label")).to_be_empty()
 
 
@@ -320,7 +320,7 @@ def test_the_strip_shows_what_the_server_counts(watch: Any, server: Any) -> None
         for key in ("answered", "refused")
     }
     assert per_second["refused"] / per_second["answered"] == pytest.approx(1 / 4, rel=0.1)
-    expect(shown.locator("#chart-load .now")).to_have_text(re.compile(r"[1-9]\d* %, .* 25 %"))
+    expect(shown.locator("#chart-load .now")).to_have_text(re.compile(r"^[1-9]\d* % \(stage 1: 25\)$"))
     assert shown.locator("#chart-depth path").last.get_attribute("d").startswith("M")
 
 
