@@ -74,16 +74,18 @@ class ScriptedServer:
     Attributes:
         models: by name.
         done: stages that are done in time.
+        skipped: stages that a stream does not show.
         reason: why the last of them is the last; empty: complete, or the deadline.
         refusal: status and line of an error instead of answers.
         token: that requests must have.
         metrics: text of ``/metrics``, or a function that makes it; None: there is no such path.
-        gate: held by a test to hold back every stage but the first.
+        gate: cleared by a test to hold back answers, and every stage of a stream but the first.
         received: requests for inference.
     """
 
     models: dict[str, Model] = field(default_factory=lambda: {"digits": Model()})
     done: int = 3
+    skipped: tuple[int, ...] = ()
     reason: str = ""
     refusal: tuple[int, str] | None = None
     token: str | None = None
@@ -117,6 +119,7 @@ class ScriptedServer:
         async def infer(request: Request) -> Response:
             model = self.models[request.path_params["name"]]
             await self._receive(request)
+            await asyncio.to_thread(self.gate.wait, PATIENCE / 1000)
             if self.refusal is not None:
                 return self._refuse()
             return JSONResponse(self._answer(model, self.done))
@@ -159,6 +162,8 @@ class ScriptedServer:
 
     async def _stream(self, model: Model) -> AsyncIterator[str]:
         for stage in range(1, self.done + 1):
+            if stage in self.skipped:
+                continue
             yield json.dumps(self._answer(model, stage)) + "\n"
             await asyncio.to_thread(self.gate.wait, PATIENCE / 1000)
         if self.done < model.stages or self.reason:  # time is up: the newest stage again
@@ -190,6 +195,7 @@ def running(app: Any) -> Iterator[str]:
     """The address of an application that uvicorn runs in a thread."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # whoever comes before the application has started waits
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -112,6 +112,18 @@ def test_a_stage_is_shown_before_the_next_is_there(watch: Any, server: Any) -> N
     expect(shown.locator("thead th .when").last).to_have_text("7.5 ms")
 
 
+def test_a_skipped_stage_does_not_show_the_former_picture(watch: Any, server: Any) -> None:
+    shown = open_page(watch, server)
+    one(shown)
+    expect(shown.locator("#status")).to_contain_text("All 3 stages")
+    server.skipped = (1,)
+    with shown.expect_response("**/infer_stream"):
+        one(shown)
+    expect(shown.locator("thead th .when").first).to_have_text("skipped")
+    expect(shown.locator("thead th .when").last).to_have_text("7.5 ms")
+    assert shown.locator("tbody tr").nth(7).locator("td").all_inner_texts() == ["", "73", "90"]
+
+
 def test_keyboard_alone_draws(watch: Any, server: Any) -> None:
     shown = open_page(watch, server)
     for _ in range(10):  # in the order of the controls
@@ -320,7 +332,9 @@ def test_the_strip_shows_what_the_server_counts(watch: Any, server: Any) -> None
         for key in ("answered", "refused")
     }
     assert per_second["refused"] / per_second["answered"] == pytest.approx(1 / 4, rel=0.1)
-    expect(shown.locator("#chart-load .now")).to_have_text(re.compile(r"^[1-9]\d* % \(stage 1: 25\)$"))
+    expect(shown.locator("#chart-load .now")).to_have_text(
+        re.compile(r"^[1-9]\d* % \(stage 1: 25\)$")
+    )
     assert shown.locator("#chart-depth path").last.get_attribute("d").startswith("M")
 
 
@@ -368,6 +382,24 @@ def test_the_load_is_bounded_and_stops(watch: Any, server: Any) -> None:
     assert sum(counts.values()) == 2000
     shown.clock.run_for(5_000)
     assert sum(received.rows for received in server.received) == sent
+
+
+def test_late_answers_are_counted_and_few_are_in_flight(watch: Any, server: Any) -> None:
+    server.gate.clear()
+    watched = watch()
+    watched.page.clock.install()
+    shown = watched.open(server.url)
+    expect(shown.locator("#facts")).to_contain_text("classes")
+    shown.get_by_role("slider").press("Home")
+    shown.locator("#send").click()
+    shown.clock.run_for(2_000)
+    expect(shown.locator("#counts")).to_contain_text("connections busy")
+    shown.wait_for_timeout(5)  # the deadline is 1 ms
+    server.gate.set()
+    shown.locator("#send").click()
+    expect(shown.locator("#result")).to_have_attribute("data-done", re.compile(r"\d+"))
+    assert int(shown.locator("#result").get_attribute("data-done")) >= 16
+    expect(shown.locator("#counts li").last).to_have_text(re.compile(r"^late (1[6-9]|[2-9]\d)"))
 
 
 @pytest.mark.parametrize("how", ["button", "hidden"])
