@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from anynest.serving.grpc import servicer
+from anynest.serving.grpc.messages import message_class
+from anynest.serving.grpc.messaging import receive, send
 from anynest.serving.grpc.server import start_grpc
 from anynest.serving.protocol.errors import ProtocolError
 from anynest.serving.service import Refused
@@ -371,3 +373,18 @@ def test_a_port_in_use(on_server: OnServer) -> None:
             await start_grpc(b.service, f"127.0.0.1:{b.port}")
 
     on_server(test)
+
+
+def test_calls_that_have_ended() -> None:
+    """Whether gRPC cancels the handler first or fails its reading and writing is chance."""
+
+    class Ended:
+        async def read(self) -> bytes:
+            raise RuntimeError("the call is over")
+
+        async def write(self, data: bytes) -> None:
+            raise RuntimeError("the call is over")
+
+    for part in (receive(Ended()), send(Ended(), message_class("ServerLiveRequest")())):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(part)

@@ -56,7 +56,8 @@ def outputs_of(result, *names):
         if array is None:
             found[name] = None
         elif array.dtype == object:
-            found[name] = [item.decode() for item in array.ravel()]
+            # the client gives texts where they came in JSON, else bytes
+            found[name] = [t.decode() if type(t) is bytes else t for t in array.ravel()]
         else:
             found[name] = {"values": array.tolist(), "dtype": str(array.dtype)}
     return found
