@@ -25,12 +25,13 @@ STEP_END, TIMER, ARRIVAL, ADMISSION, LEAVE = range(5)  # the order of events at 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request: when it arrives, how long it may take, and when its client gives up (None: no)."""
+    """A request: when it arrives, how long it may take, when its client gives up, its model."""
 
     at: float
     deadline: float
     rows: int = 1
-    leaves: float | None = None
+    leaves: float | None = None  # seconds after it arrives; None: never
+    lane: int = 0
 
 
 @dataclass(eq=False)
@@ -176,7 +177,7 @@ def simulate(
             server, outcome = thing  # type: ignore[misc]
             arrival = outcome.arrival
             due = arrival.at + cost.transit + arrival.deadline - reply
-            request = Request(due=due, rows=arrival.rows)
+            request = Request(due=due, rows=arrival.rows, lane=arrival.lane)
             outcome.accepted = server.scheduler.admit(request, now)
             if not outcome.accepted:
                 loads[server.number] -= arrival.rows

@@ -58,7 +58,7 @@ gains = st.one_of(
 
 
 @given(
-    times=step_times(),
+    models=st.lists(step_times(), min_size=1, max_size=3),
     gain=gains,
     requests=st.lists(
         st.tuples(
@@ -66,6 +66,7 @@ gains = st.one_of(
             st.floats(0.001, 0.08),  # deadline
             st.integers(1, 10),  # rows
             st.one_of(st.none(), st.floats(0, 0.05)),  # the client leaves after
+            st.integers(0, 2),  # model
         ),
         max_size=40,
     ),
@@ -76,7 +77,7 @@ gains = st.one_of(
 @settings(max_examples=300, deadline=None)
 def test_accepted_requests_are_answered_in_time(
     simulation: Any,
-    times: StepTimes,
+    models: list[StepTimes],
     gain: Gains | None,
     requests: Any,
     first: bool,
@@ -85,23 +86,33 @@ def test_accepted_requests_are_answered_in_time(
 ) -> None:
     running: dict[Any, float] = {}
 
+    def make() -> Scheduler:
+        one = Scheduler(first_stage_first=first)
+        for lane, times in enumerate(models):
+            one.add_lane(lane, times, gain)
+        return one
+
     def watch(server: Any, step: Step, now: float) -> None:
+        times = models[step.lane]  # type: ignore[call-overload]
         assert running.get(server, 0.0) <= now  # steps do not overlap
         running[server] = now + times.profiled(step.stage, step.rows)
         assert step.requests
         assert step.rows == sum(request.rows for request in step.requests) <= times.max_batch
         for request in step.requests:
+            assert request.lane == step.lane
             assert not request.gone  # nothing is computed for who has gone
             assert request.stage == step.stage - 1  # nothing twice, nothing left out
             assert now + times.profiled(step.stage, step.rows) <= request.due + 1e-12
         assert len(set(map(id, step.requests))) == len(step.requests)
 
-    arrivals = [simulation.Arrival(*request) for request in requests]
+    arrivals = [
+        simulation.Arrival(*request[:4], lane=request[4] % len(models)) for request in requests
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler_module, "OVERLOAD", overload)
         outcomes, _ = simulation.simulate(
             arrivals,
-            lambda: Scheduler(times, gain, first_stage_first=first),
+            make,
             replicas=2,
             front=front,
             reply=REPLY,
@@ -111,7 +122,7 @@ def test_accepted_requests_are_answered_in_time(
     for outcome in outcomes:
         if outcome.accepted and not outcome.left:
             assert outcome.in_time
-        if outcome.arrival.rows > times.max_batch:
+        if outcome.arrival.rows > models[outcome.arrival.lane].max_batch:
             assert not outcome.accepted
 
 
@@ -255,3 +266,168 @@ def test_step_times_interpolate_and_follow_measurements() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             StepTimes(table, batches)
+
+
+# -- several models -------------------------------------------------------------------------------
+def two_models(**options: Any) -> Scheduler:
+    one = Scheduler(**options)
+    for lane in (0, 1):
+        one.add_lane(lane, StepTimes(TIMES, BATCHES))
+    return one
+
+
+def test_models_share_the_time_and_batches_are_filled(simulation: Any) -> None:
+    """Requests of two models in turn: neither starves, and their batches are as large as alone."""
+    rate, count = 3 * FIRST, 8000
+    arrivals = [simulation.Arrival(n / rate, 0.025, lane=n % 2) for n in range(count)]
+    outcomes, _ = simulation.simulate(arrivals, two_models, reply=REPLY)
+    answered = [sum(o.in_time for o in outcomes if o.arrival.lane == lane) for lane in (0, 1)]
+    assert sum(answered) / arrivals[-1].at > 0.9 * FIRST
+    assert min(answered) > 0.45 * sum(answered)
+    assert all(outcome.in_time for outcome in outcomes if outcome.accepted)
+
+
+def test_a_flood_of_one_model_leaves_the_other_its_share(simulation: Any) -> None:
+    flood = simulation.poisson(4 * FIRST, 8000, 0.025, seed=4)
+    end = flood[-1].at
+    few = [simulation.Arrival(n * 0.01, 0.025, lane=1) for n in range(int(end / 0.01))]
+    outcomes, _ = simulation.simulate([*flood, *few], two_models, reply=REPLY)
+    assert all(outcome.in_time for outcome in outcomes if outcome.accepted)
+    mine = [outcome for outcome in outcomes if outcome.arrival.lane == 1]
+    theirs = [outcome for outcome in outcomes if outcome.arrival.lane == 0]
+    share, other = (sum(o.in_time for o in some) / len(some) for some in (mine, theirs))
+    assert share > other  # a rare request is refused no more often than one of the flood
+
+
+def test_a_batch_passes_over_other_models_unless_one_would_be_late() -> None:
+    for due, rows in ((0.008, 3), (0.0045, 2)):
+        one = two_models()
+        requests = [
+            Request(due=0.0035, lane=0),
+            Request(due=0.0035, lane=0),
+            Request(due=due, lane=1),
+            Request(due=0.02, lane=0),
+        ]
+        for request in requests:
+            assert one.admit(request, 0.0)
+        step = one.next_step(0.0)
+        assert step is not None
+        assert (step.lane, step.rows) == (0, rows)
+        one.finish(step, now=(end := one.free_at))
+        following = one.next_step(end)
+        assert following is not None
+        assert following.requests[0] is requests[2]
+
+
+def test_models_come_and_go() -> None:
+    one = two_models()
+    request = Request(due=1.0, lane=1)
+    assert one.is_empty(0)
+    assert one.admit(request, 0.0)
+    assert not one.is_empty(1)  # waiting
+    step = one.next_step(0.0)
+    assert step is not None
+    assert not one.is_empty(1)  # running
+    one.finish(step, 0.002)
+    assert not one.is_empty(1)  # answered, to be refined
+    one.drop(request)
+    assert one.is_empty(1)
+    one.remove_lane(1)
+    assert one.admit(Request(due=1.0), 0.002)
+    assert one.next_step(0.002) is not None
+
+
+# -- what a server needs beside -------------------------------------------------------------------
+def test_a_request_is_not_computed_before_its_inputs_are_there() -> None:
+    """It counts in every plan, and holds back what would make it late."""
+    one = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2))
+    late = Request(due=0.004, ready=False)
+    assert one.admit(late, 0.0)
+    assert one.next_step(0.0) is None
+    assert one.admit(other := Request(due=0.03), 0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    assert step.requests == (other,)
+    one.finish(step, 0.0014)
+    assert one.next_step(0.0014) is None  # stage 2 of the other takes 2 ms: not both by 4 ms
+    late.ready = True
+    step = one.next_step(0.0014)
+    assert step is not None
+    assert step.requests == (late,)
+
+
+def test_a_second_admission_with_the_true_rows_and_deadline() -> None:
+    one = scheduler()
+    request, other = Request(due=1.0, ready=False), Request(due=0.009)
+    assert one.admit(request, 0.0)
+    assert one.admit(other, 0.0)
+    assert one.readmit(request, rows=4, due=0.009, now=0.0)
+    assert (request.rows, request.due, one.waiting.count(request)) == (4, 0.009, 1)
+    assert not one.readmit(request, rows=8, due=0.009, now=0.0)  # the other would be late
+    assert request.gone
+    assert request not in one.waiting
+    step = one.next_step(0.0)
+    assert step is not None
+    assert step.requests == (other,)
+
+
+def test_rows_between_stages_are_bounded() -> None:
+    """The requests that would gain least end with the answer they have."""
+    one = scheduler(max_held=3)
+    requests = [Request(due=1.0, rows=1 + (n == 0)) for n in range(4)]
+    for request, weight in zip(requests, (1.0, 0.5, 3.0, 2.0), strict=True):
+        request.weight = weight
+        assert one.admit(request, 0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    one.finish(step, 0.01)
+    assert one.shed() == [requests[1], requests[0]]  # by gain per row; 5 rows, of which 3 may stay
+    assert [request.gone for request in requests] == [True, True, False, False]
+    assert one.shed() == []
+
+
+def test_an_idle_server_whose_estimates_went_up_serves_again() -> None:
+    """After a standstill of the machine it refuses; without steps, refusals correct it."""
+    one = scheduler()
+    times = one.lanes[0].times
+    for _ in range(50):
+        times.observe(1, 1, 3600.0)
+    assert times(1, 1) < 10 * TIMES[0][0]  # one measurement's weight is bounded
+    refused = 0
+    while not one.admit(Request(due=0.004), 0.0):
+        refused += 1
+    assert 0 < refused < 40
+    # a busy server does not: its next steps will tell
+    busy = scheduler()
+    assert busy.admit(Request(due=0.008), 0.0)
+    assert busy.next_step(0.0) is not None
+    busy.lanes[0].times.correction[0] = 5.0
+    assert not busy.admit(Request(due=0.004), 0.0)
+    assert busy.lanes[0].times.correction[0] == 5.0
+
+
+def test_all_requests_are_dropped_at_once() -> None:
+    one = scheduler()
+    requests = [Request(due=1.0) for _ in range(3)]
+    one.lanes[0].answered[0] = [answered := Request(due=1.0, stage=1)]
+    for request in requests:
+        assert one.admit(request, 0.0)
+    one.drop(requests[0])
+    assert one.next_step(0.0) is not None
+    assert one.admit(waiting := Request(due=1.0), 0.0)
+    found = one.clear()
+    assert set(map(id, found)) == set(map(id, [*requests[1:], waiting, answered]))
+    assert all(request.gone for request in found)
+    assert one.running is None
+    assert one.next_step(0.0) is None
+    assert one.is_empty(0)
+
+
+def test_how_long_the_queue_is() -> None:
+    one = scheduler()
+    assert one.wait(5.0) == 0
+    for _ in range(12):
+        assert one.admit(Request(due=1.0), 0.0)
+    assert one.wait(0.0) == pytest.approx(TIMES[0][3] + TIMES[0][2])  # 8 rows and 4
+    assert one.next_step(0.0) is not None
+    assert one.wait(0.001) == pytest.approx(TIMES[0][3] + TIMES[0][2] - 0.001)

@@ -340,10 +340,13 @@ class Scheduler:
         return min((batch[0].due - end for batch, end in chunks), default=math.inf)
 
     def _in_time(self, queue: Sequence[Request], start: float, full: bool = False) -> bool:
-        """Whether stage 1 of the whole queue is in time by one of the plans."""
+        """Whether stage 1 of the whole queue is in time by one of the plans.
+
+        Where batches must be ``full``, they pass over other lanes: the others would be small.
+        """
         if self._slack(queue, start, full) >= 0:
             return True
-        return len(self.lanes) > 1 and self._slack(queue, start, full, skip=False) >= 0
+        return len(self.lanes) > 1 and not full and self._slack(queue, start, skip=False) >= 0
 
     def _first_step(self, queue: Sequence[Request], now: float) -> Step | None:
         """Stage 1 for the most urgent requests of a queue that are ready, by the plan in time."""
