@@ -13,8 +13,10 @@ deadline, whatever is computed then; ``reply`` is the server's own measured lag.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -46,6 +48,7 @@ LAG_QUANTILE = 0.99
 HEARTBEAT = 0.020  # seconds between two measurements of the lag
 STOP_SECONDS = 5.0  # that the running step may take when the server stops
 LARGE = 1 << 18  # bytes of inputs that are converted in a thread
+SWITCH_INTERVAL = 0.0005  # seconds that a busy event loop may keep the compute thread waiting
 READERS = 2  # threads that decode pictures and convert large inputs
 LATE_LOAD = 0.1  # quantile of step times measured under load; what is too low corrects itself
 PRIORITY = 4  # that has the default weight
@@ -180,6 +183,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: asyncio.TimerHandle | None = None
         self._reloading = asyncio.Lock()
+        self._interval: float | None = None  # of the interpreter before ``start``
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -197,6 +201,9 @@ class Service:
             self.repository.put(model)
         self.worker.start()
         self._beat(self._loop.time())
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._interval, SWITCH_INTERVAL))
+        gc.freeze()  # full collections no longer visit what is loaded: pauses of 100 ms and more
 
     async def stop(self, drain: float | None = None) -> int:
         """Accept nothing more, answer what is accepted, and end the compute thread.
@@ -224,6 +231,10 @@ class Service:
         self._readers.shutdown(wait=False)
         for model in self.repository.loaded():
             model.close()
+        if self._interval is not None:
+            sys.setswitchinterval(self._interval)
+            self._interval = None
+            gc.unfreeze()
         return left
 
     async def reload(

@@ -43,7 +43,7 @@ class Settings:
     max_deadline: float = 60.0
     max_batch: int = 32
     max_waiting: int = 1024
-    max_held: int = 1024
+    max_held: int = 256
     max_body: int = 64 * MIB
     max_bytes_in_flight: int = 256 * MIB
     max_pixels: int = 16_000_000

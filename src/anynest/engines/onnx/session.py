@@ -26,7 +26,7 @@ from .manifest import GraphInput, Manifest, image_input
 if TYPE_CHECKING:
     from ...nets.staged import StagedModule
 
-POOLED_COUNT = 4  # free buffers kept for later evaluations, and their size in all
+POOLED_COUNT = 32  # free buffers kept for later evaluations, and their size in all
 POOLED_BYTES = 1 << 28
 CHECKED_KINDS = 64  # types and sizes of inputs whose check is remembered
 # onnxruntime looks for this key in every call, and a missing key costs it a C++ exception (28 us)
