@@ -12,7 +12,36 @@ from torch import Tensor
 
 from ...multitask import OSGD, Combination, TaskGradients, gram_matrix, register_method
 from ...multitask.combiner import OnNonfinite
-from ...multitask.methods.rules import Orthogonal, project_raw
+from ...multitask.methods.rules import Orthogonal
+
+
+def project_raw(gradients: TaskGradients, priority: Sequence[int] | None = None) -> Orthogonal:
+    r"""Line 12 of Algorithm 2 read otherwise: projections onto the original gradients.
+
+    .. math:: u_i = g_i - \sum_{j < i} \frac{\langle g_i, g_j \rangle}{\langle g_j, g_j \rangle} g_j
+
+    The algorithm overwrites g_j in line 13, so it projects onto components (``orthogonalize``).
+    If line 12 meant the gradients of line 6 instead, the common part of two earlier gradients
+    would be subtracted twice. From the third on, the components are *not* orthogonal.
+
+    Args and returns are those of ``orthogonalize``.
+
+    >>> g = [[torch.tensor([1.0, 0.0])], [torch.tensor([1.0, 1.0])], [torch.tensor([1.0, 0.0])]]
+    >>> components, L = project_raw(TaskGradients.stack(g))
+    >>> components.tensors()[2][0]  # less all of g_1 and half of g_2, where OSGD leaves [0., 0.]
+    tensor([-0.5000, -0.5000])
+    """
+    order = tuple(range(gradients.num_tasks)) if priority is None else tuple(priority)
+    gram = gradients.gram
+    squares = gram.diagonal()
+    share = torch.where(squares > 0, gram / torch.where(squares > 0, squares, 1.0), 0.0)
+    place = torch.tensor(order, device=gram.device).argsort()
+    is_before = place[None, :] < place[:, None]  # [i, j]: j precedes i
+    mixing = torch.eye(len(order), dtype=gram.dtype, device=gram.device)
+    mixing = mixing - torch.where(is_before, share, 0.0)
+    return Orthogonal(
+        gradients.mixed(mixing, gradients.reads_up_to(order)), torch.linalg.inv(mixing)
+    )
 
 
 class RawOSGD(OSGD):

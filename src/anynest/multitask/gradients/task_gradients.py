@@ -17,7 +17,7 @@ the Gram matrix and for the final sum. Either is to be had in two precisions:
 ``rules`` decides which of them a step needs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -107,20 +107,17 @@ def with_layout_of(grad: Tensor, like: Tensor) -> Tensor:
 
 def fast_dots(rows: Sequence[Tensor], metric: Diagonal | None = None) -> list[list[float]]:
     """[k, k], j <= i: dot products of float32 vectors, of each chunk in float32, then in float64."""
-    k, size = len(rows), rows[0].numel()
-    step = LONGEST_DOT // 4 if k >= MANY_ROWS else min(LONGEST_DOT, CHUNK_CPU // k)
-    chunks: Iterator[Sequence[Tensor]] = _split(rows, step)
-    if metric is not None:
-        scaled = torch.empty((k, min(size, step)))
-        chunks = (chunk.unbind() for chunk in _scaled(rows, metric, scaled))
+    k = len(rows)
     if k >= MANY_ROWS:
         gram = torch.zeros((k, k), dtype=torch.float64)
-        room = torch.empty((k, min(size, step)))
-        for parts in chunks:
-            chunk = torch.stack(list(parts), out=room[:, : len(parts[0])])
+        for _, chunk in _copies(rows, LONGEST_DOT // 4, torch.float32, metric):
             gram += chunk @ chunk.T
         found: list[list[float]] = gram.tolist()
         return found
+    step = min(LONGEST_DOT, CHUNK_CPU // k)
+    chunks: Iterator[Sequence[Tensor]] = _split(rows, step)
+    if metric is not None:
+        chunks = (chunk.unbind() for _, chunk in _copies(rows, step, torch.float32, metric))
     dots = [[0.0] * k for _ in rows]
     for parts in chunks:
         for i in range(k):
@@ -147,16 +144,23 @@ def _split(rows: Sequence[Tensor], step: int) -> Iterator[Sequence[Tensor]]:
     return zip(*(torch.split(row, step) for row in rows), strict=True)
 
 
-def _scaled(rows: Sequence[Tensor], metric: Diagonal, room: Tensor) -> Iterator[Tensor]:
-    """[k, n] in ``room``: chunks of rows times the root of D, each overwritten by the next."""
-    size, step = rows[0].numel(), room.shape[1]
-    for start in range(0, size, step or 1):
+def _copies(
+    rows: Sequence[Tensor], step: int, dtype: torch.dtype, metric: Diagonal | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """``(where, [k, n])``: chunks of rows, times the root of D; each overwritten by the next."""
+    size = rows[0].numel()
+    step = min(step, size) or 1
+    room = torch.empty((len(rows), step), dtype=dtype, device=rows[0].device)
+    for start in range(0, size, step):
         where = slice(start, min(start + step, size))
         chunk = room[:, : where.stop - start]
-        root = metric.root(where, room.dtype)
-        for out, row in zip(chunk, rows, strict=True):
-            torch.mul(row[where], root, out=out)
-        yield chunk
+        if metric is None:
+            torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in rows])
+        else:
+            root = metric.root(where, dtype)
+            for out, row in zip(chunk, rows, strict=True):
+                torch.mul(row[where], root, out=out)
+        yield where, chunk
 
 
 def _apart(views: list[Tensor], like: Sequence[Tensor | None]) -> list[Tensor]:
@@ -169,21 +173,44 @@ def _apart(views: list[Tensor], like: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
-    """Entries of a block: those of one large tensor, or of its small ones together.
+class Block:
+    """Entries that exactly ``tasks`` touch: those of one large tensor, or of small ones together.
 
-    ``rows[a]`` is the a-th task's gradient: a dense tensor, or [P] of concatenated ones.
-    ``metric`` is that of dot products, over the entries in the order of ``flat``.
+    Attributes:
+        tasks: k tasks.
+        members: the tensors' positions.
+        rows: for each task its dense gradient, or [P] of small ones that were concatenated.
+        concatenated: whether the rows are such copies.
+        metric: that of dot products, over the entries in the order of ``flat``.
+        whole_gram: [S, S] the dot products of the whole gradients, of which each rank has a piece.
+        whole_size: their number of entries.
     """
 
+    tasks: tuple[int, ...]
     members: tuple[int, ...]
     rows: list[Tensor]
     concatenated: bool
     metric: Diagonal | None = None
+    whole_gram: Tensor | None = None
+    whole_size: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows[0].dtype
 
     @property
     def size(self) -> int:
-        return self.rows[0].numel()
+        """Entries of one gradient, those on other ranks included."""
+        return self.rows[0].numel() if self.whole_size is None else self.whole_size
+
+    @cached_property
+    def may_be_fast(self) -> bool:
+        """Whether float32 dot products and sums are to be had."""
+        return self.dtype == torch.float32 and self.device.type == "cpu"
 
     def flat(self) -> list[Tensor]:
         """[P] for each row: views."""
@@ -196,114 +223,51 @@ class Segment:
         shapes = [tensor for p in self.members if (tensor := like[p]) is not None]
         return list(_unflatten(row, shapes))
 
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Tensors of one device and dtype that exactly ``tasks`` touch.
-
-    Where each rank stores a piece of every gradient, ``whole_gram`` has the dot products of the
-    whole gradients and ``whole_size`` their number of entries.
-    """
-
-    tasks: tuple[int, ...]
-    segments: tuple[Segment, ...]
-    whole_gram: Tensor | None = None
-    whole_size: int | None = None
-
-    @property
-    def members(self) -> tuple[int, ...]:
-        """Positions of the block's tensors."""
-        return tuple(p for segment in self.segments for p in segment.members)
-
-    @cached_property
-    def device(self) -> torch.device:
-        return self.segments[0].rows[0].device
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return self.segments[0].rows[0].dtype
-
-    @cached_property
-    def size(self) -> int:
-        """Entries of one gradient, those on other ranks included."""
-        stored = sum(segment.size for segment in self.segments)
-        return stored if self.whole_size is None else self.whole_size
-
-    @cached_property
-    def may_be_fast(self) -> bool:
-        """Whether float32 dot products and sums are to be had."""
-        return self.dtype == torch.float32 and self.device.type == "cpu"
-
-    def _room(self, size: int) -> Tensor:
-        """[k, n] float64 room for a chunk of gradients of ``size`` entries."""
-        k, device = len(self.tasks), self.device
-        step = min(size, CHUNK_CPU // (4 * k) if device.type == "cpu" else CHUNK_GPU)
-        return torch.empty((k, step), dtype=wide_dtype(device), device=device)
-
-    def _chunks(self, segment: Segment) -> Iterator[tuple[slice, Tensor]]:
-        """``(where, [k, n] in float64)``; each chunk is overwritten by the next."""
-        rows, size, room = segment.flat(), segment.size, self._room(segment.size)
-        step = room.shape[1]
-        for start in range(0, size, step or 1):
-            where = slice(start, min(start + step, size))
-            chunk = room[:, : where.stop - start]
-            torch._foreach_copy_(list(chunk.unbind()), [row[where] for row in rows])
-            yield where, chunk
-
-    def _chunks_of_dots(self, segment: Segment) -> Iterator[Tensor]:
-        """[k, n] chunks whose dot products are those of the segment's metric."""
-        if segment.metric is None:
-            return (chunk for _, chunk in self._chunks(segment))
-        return _scaled(segment.flat(), segment.metric, self._room(segment.size))
+    def _chunks(self, metric: Diagonal | None = None) -> Iterator[tuple[slice, Tensor]]:
+        step = CHUNK_CPU // (4 * len(self.rows)) if self.device.type == "cpu" else CHUNK_GPU
+        return _copies(self.flat(), step, wide_dtype(self.device), metric)
 
     @cached_property
     def gram(self) -> Tensor:
-        """[k, k] dot products of the stored gradients, in float64."""
+        """[k, k] dot products of the stored gradients, in float64; [S, S] of the whole ones."""
         return self.mixed_gram(None) if self.whole_gram is None else self.whole_gram
 
     def mixed_gram(self, mixing_rk: Tensor | None) -> Tensor:
         """[r, r] dot products of ``mixing @ stored``; the mixing precedes the dot products."""
-        size = len(self.tasks) if mixing_rk is None else mixing_rk.shape[0]
+        size = len(self.tasks) if mixing_rk is None else len(mixing_rk)
         gram = torch.zeros((size, size), dtype=wide_dtype(self.device), device=self.device)
-        for segment in self.segments:
-            for chunk in self._chunks_of_dots(segment):
-                mixed = chunk if mixing_rk is None else mixing_rk @ chunk
-                gram.addmm_(mixed, mixed.T)
+        for _, chunk in self._chunks(self.metric):
+            mixed = chunk if mixing_rk is None else mixing_rk @ chunk
+            gram.addmm_(mixed, mixed.T)
         return gram
 
     def combine(
-        self,
-        weights_k: Tensor | list[float],
-        like: Sequence[Tensor | None],
-        in_place: bool = False,
-    ) -> dict[int, Tensor]:
-        """``sum_a weights[a] * stored[a]`` by position, rounded to the dtype.
+        self, weights_k: Tensor | list[float], like: Sequence[Tensor | None], in_place: bool = False
+    ) -> list[Tensor]:
+        """``sum_a weights[a] * stored[a]`` of each member, rounded to the dtype.
 
         The results are no views, and each has its own memory; ``in_place``: it may be that of a
         gradient which nobody else holds. The sum is in float64 for a tensor of weights, in float32
         for a list.
         """
-        last = len(self.tasks) - 1
+        first = len(self.tasks) - 1
         if isinstance(weights_k, list):  # begin with a row that needs no multiplication
-            last = max(range(last + 1), key=lambda a: (weights_k[a] == 1.0, a))
-        found: dict[int, Tensor] = {}
-        for segment in self.segments:
-            row = segment.rows[last]
-            reuse = in_place and (segment.concatenated or owns_its_memory(row))
-            out = row if reuse else torch.empty_like(row)
-            flat = out if segment.concatenated else flattened(out)
-            if isinstance(weights_k, list):
-                fast_sum(segment.flat(), weights_k, last, flat)
-            else:
-                for where, chunk in self._chunks(segment):
-                    # a single row is multiplied, not added to zero: 1.0 * g keeps the bits of g
-                    one = len(chunk) == 1
-                    flat[where].copy_(chunk[0].mul_(weights_k[0]) if one else weights_k @ chunk)
-            parts = segment.unpack(out, like)
-            if segment.concatenated:
-                parts = _apart(parts, [like[p] for p in segment.members])
-            found.update(zip(segment.members, parts, strict=True))
-        return found
+            first = max(range(first + 1), key=lambda a: (weights_k[a] == 1.0, a))
+        row = self.rows[first]
+        out = row if in_place and self.owns(row) else torch.empty_like(row)
+        if isinstance(weights_k, list):
+            fast_sum(self.flat(), weights_k, first, flattened(out))
+        else:
+            for where, chunk in self._chunks():
+                # a single row is multiplied, not added to zero: 1.0 * g keeps the bits of g
+                one = len(chunk) == 1
+                flattened(out)[where] = chunk[0] * weights_k[0] if one else weights_k @ chunk
+        parts = self.unpack(out, like)
+        return _apart(parts, [like[p] for p in self.members]) if self.concatenated else parts
+
+    def owns(self, row: Tensor) -> bool:
+        """Whether nobody else holds a row's memory."""
+        return self.concatenated or owns_its_memory(row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,24 +316,24 @@ class TaskGradients:
                     f"every task must cover the same tensors: task 0 has {width}, task {i} has"
                     f" {len(row)}; put None where a task has no gradient"
                 )
-        groups: dict[tuple[object, ...], tuple[tuple[int, ...], list[int]]] = {}
+        groups: dict[tuple[object, ...], list[int]] = {}
+        columns: dict[int, list[Tensor]] = {}
         likes: list[Tensor | None] = [None] * width
+        touching: dict[int, tuple[int, ...]] = {}
         for p in range(width):
             tasks = tuple([i for i, row in enumerate(grads) if row[p] is not None])
-            if not tasks:
-                continue
-            first = grads[tasks[0]][p]
-            assert first is not None
-            likes[p] = first if like is None else like[p]
-            key = (tasks, first.device, first.dtype, p if tensorwise else None)
-            groups.setdefault(key, (tasks, []))[1].append(p)
-        if metric is not None and any(
-            d is None and tensor is not None for d, tensor in zip(metric, likes, strict=True)
-        ):
+            if tasks:
+                touching[p] = tasks
+                columns[p] = [grad for row in grads if (grad := row[p]) is not None]
+                first = columns[p][0]
+                likes[p] = first if like is None else like[p]
+                own = p if tensorwise or _is_large(first) else None
+                groups.setdefault((tasks, first.device, first.dtype, own), []).append(p)
+        if metric is not None and any(metric[p] is None for p in columns):
             metric = None
         blocks = tuple(
-            Block(tasks, tuple(_segments([grads[i] for i in tasks], likes, members, metric)))
-            for tasks, members in groups.values()
+            _block(touching[members[0]], members, columns, likes, metric)
+            for members in groups.values()
         )
         return cls(len(grads), blocks, tuple(likes), tuple((i,) for i in range(len(grads))))
 
@@ -395,17 +359,21 @@ class TaskGradients:
                 sizes[i] += block.size
         return tuple(sizes)
 
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether each task has one stored gradient of its own, perhaps scaled."""
-        return all(read == (i,) for i, read in enumerate(self.reads))
-
     def mixed(
         self, matrix_SS: Tensor, reads: tuple[tuple[int, ...], ...] | None = None
     ) -> "TaskGradients":
         """``matrix @ self``; ``reads`` as in the class (None: a diagonal matrix)."""
         mixing = matrix_SS if self.mixing is None else matrix_SS @ self.mixing
         return replace(self, mixing=mixing, reads=self.reads if reads is None else reads)
+
+    def reads_up_to(self, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """``reads`` of rows that each depend on their own and all earlier ones in an order."""
+        reads: list[tuple[int, ...]] = [()] * self.num_tasks
+        seen: set[int] = set()
+        for i in order:
+            seen.update(self.reads[i])
+            reads[i] = tuple(sorted(seen))
+        return tuple(reads)
 
     def in_terms_of_stored(self, weights_S: Tensor) -> Tensor:
         """[S] the v with ``v @ stored = weights @ self``."""
@@ -414,7 +382,34 @@ class TaskGradients:
     def rows_in(self, block: Block) -> tuple[int, ...]:
         """The rows that may have entries in a block."""
         touched = set(block.tasks)
-        return tuple(i for i, read in enumerate(self.reads) if touched.intersection(read))
+        return tuple([i for i, read in enumerate(self.reads) if touched.intersection(read)])
+
+    @cached_property
+    def stored_grams(self) -> list[Tensor]:
+        """[S, S] for each block: the dot products of ``stored`` over its entries, in float64."""
+        return [self._spread(block.gram, block.tasks) for block in self.blocks]
+
+    @cached_property
+    def block_grams(self) -> list[Tensor]:
+        """[S, S] for each block: the dot products over its entries, in float64."""
+        if self.mixing is None:
+            return self.stored_grams
+        if all(read == (i,) for i, read in enumerate(self.reads)):
+            scales = self.mixing.diagonal()  # no need to read the entries again
+            return [scales[:, None] * gram * scales for gram in self.stored_grams]
+        grams = [
+            self._spread(block.mixed_gram(self._mixing_for(block)), self.rows_in(block))
+            for block in self.blocks
+        ]
+        return grams if self.across is None else self.across(grams)
+
+    def _spread(self, gram: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """[S, S] a Gram matrix of some rows; 0 for the others."""
+        gram = gram.to(self.device, non_blocking=True)
+        if len(gram) == self.num_tasks:
+            return gram
+        index, whole = index_on(rows, self.device), self.new(self.num_tasks, self.num_tasks)
+        return whole.index_put_((index[:, None], index), gram)
 
     def _mixing_for(self, block: Block) -> Tensor:
         """[r, k] the part of the mixing that maps a block's stored rows to ``rows_in(block)``."""
@@ -427,7 +422,7 @@ class TaskGradients:
     @cached_property
     def gram(self) -> Tensor:
         """[S, S] dot products over common entries, in float64; must not be modified."""
-        return self._added(self.block_grams)
+        return sum(self.block_grams, start=self.new(self.num_tasks, self.num_tasks))
 
     @cached_property
     def may_be_fast(self) -> bool:
@@ -441,16 +436,12 @@ class TaskGradients:
             return None
         total = [[0.0] * self.num_tasks for _ in range(self.num_tasks)]
         for block in self.blocks:
-            parts = (
-                [fast_dots(segment.flat(), segment.metric) for segment in block.segments]
-                if block.may_be_fast
-                else [block.gram.tolist()]
-            )
-            for part in parts:
-                for a, i in enumerate(block.tasks):
-                    for b, j in enumerate(block.tasks[: a + 1]):
-                        total[i][j] += part[a][b]
-                        total[j][i] = total[i][j]
+            fast = block.may_be_fast
+            part = fast_dots(block.flat(), block.metric) if fast else block.gram.tolist()
+            for a, i in enumerate(block.tasks):
+                for b, j in enumerate(block.tasks[: a + 1]):
+                    total[i][j] += part[a][b]
+                    total[j][i] = total[i][j]
         return torch.tensor(total, dtype=torch.float64)
 
     @property
@@ -459,85 +450,74 @@ class TaskGradients:
         fast = None if "gram" in self.__dict__ else self.fast_gram
         return self.gram if fast is None else fast
 
-    def _added(self, grams: Sequence[Tensor]) -> Tensor:
-        """[S, S] the sum of the blocks' Gram matrices, each with its ``rows_in``."""
-        total = self.new(self.num_tasks, self.num_tasks)
-        for block, part in zip(self.blocks, grams, strict=True):
-            tasks, part = self.rows_in(block), part.to(total.device, non_blocking=True)
-            if len(tasks) == len(total):
-                total += part
-            elif len(tasks) == 1:
-                total[tasks[0], tasks[0]] += part[0, 0]
-            else:
-                index = index_on(tasks, total.device)
-                total.index_put_((index[:, None], index[None, :]), part, accumulate=True)
-        return total
+    def combine(
+        self,
+        weights_S: Tensor,
+        importances: Sequence[float] | None = None,
+        *,
+        in_place: bool = False,
+        fast: bool = False,
+    ) -> list[Tensor | None]:
+        """``weights @ self``, by position; see ``rules.weighted_sum`` and ``Block.combine``.
 
-    @cached_property
-    def block_grams(self) -> list[Tensor]:
-        """[r, r] for each block: the dot products of ``rows_in(block)`` over its entries."""
-        if self.mixing is None:
-            return [block.gram for block in self.blocks]
-        if self.is_diagonal:  # scaling does not need to read the entries again
-            scales = self.mixing.diagonal()
-            grams = []
-            for block in self.blocks:
-                part = scales.index_select(0, index_on(block.tasks, scales.device))
-                part = part.to(block.device, non_blocking=True)
-                grams.append(part[:, None] * block.gram * part)
-            return grams
-        mixed = [block.mixed_gram(self._mixing_for(block)) for block in self.blocks]
-        return mixed if self.across is None else self.across(mixed)
+        Args:
+            weights_S: [S], or [T, S] for each of T blocks.
+            importances: as in ``rules.weighted_sum``.
+            in_place: overwrite gradients that nobody else holds.
+            fast: compute in float32 where that is to be had.
+        """
+        stored = self.in_terms_of_stored(weights_S.to(self.device, wide_dtype(self.device)))
+        update: list[Tensor | None] = [None] * len(self.like)
+        for number, block in enumerate(self.blocks):
+            part = stored if stored.dim() == 1 else stored[number]
+            if len(block.tasks) < self.num_tasks:
+                part = part.index_select(0, index_on(block.tasks, part.device))
+            if importances is not None:
+                part = part / sum(importances[i] for i in block.tasks)
+            part = part.to(block.device, non_blocking=True)
+            chosen = part.tolist() if fast and block.may_be_fast else part
+            tensors = block.combine(chosen, self.like, in_place)
+            for p, tensor in zip(block.members, tensors, strict=True):
+                update[p] = tensor
+        return update
 
     def tensors(self) -> list[list[Tensor | None]]:
         """The gradients themselves, ``[i][p]`` as given to ``stack``; mixed ones rounded once."""
         out: list[list[Tensor | None]] = [[None] * len(self.like) for _ in range(self.num_tasks)]
         for block in self.blocks:
-            if self.mixing is not None:
-                for i, weights_k in zip(self.rows_in(block), self._mixing_for(block), strict=True):
-                    for p, tensor in block.combine(weights_k, self.like).items():
-                        out[i][p] = tensor
-                continue
-            for segment in block.segments:
-                for i, row in zip(block.tasks, segment.rows, strict=True):
-                    for p, part in zip(
-                        segment.members, segment.unpack(row, self.like), strict=True
-                    ):
-                        out[i][p] = part
+            if self.mixing is None:
+                rows = [block.unpack(row, self.like) for row in block.rows]
+            else:
+                rows = [block.combine(weights, self.like) for weights in self._mixing_for(block)]
+            for i, parts in zip(self.rows_in(block), rows, strict=True):
+                for p, part in zip(block.members, parts, strict=True):
+                    out[i][p] = part
         return out
 
 
-def _segments(
-    grads: Sequence[Grads],
-    like: Sequence[Tensor | None],
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.numel() >= (SMALL_CPU if tensor.device.type == "cpu" else SMALL_GPU)
+
+
+def _block(
+    tasks: tuple[int, ...],
     members: Sequence[int],
+    columns: Mapping[int, list[Tensor]],
+    like: Sequence[Tensor | None],
     metric: Metric | None,
-) -> Iterator[Segment]:
-    """A segment for each large tensor, and one for all small ones together."""
-
-    def column(p: int) -> list[Tensor]:
-        return [grad for row in grads if (grad := row[p]) is not None]
-
-    first = column(members[0])[0]
-    limit = SMALL_CPU if first.device.type == "cpu" else SMALL_GPU
-    small: list[int] = []
-    for p in members:
-        tensor = like[p]
-        assert tensor is not None
-        if tensor.numel() < limit:
-            small.append(p)
-        else:
-            # detached, so that a view of memory of its own is no view any more
-            rows = [with_layout_of(g, tensor).detach() for g in column(p)]
-            yield Segment((p,), rows, False, _metric_like(metric, p, tensor))
-    if small:
-        flat = _flatten([grad for row in grads for p in small if (grad := row[p]) is not None])
-        found = [d.map(torch.flatten) for p in small if metric and (d := metric[p]) is not None]
-        together = joined(found) if found else None
-        yield Segment(tuple(small), list(flat.view(len(grads), -1).unbind()), True, together)
-
-
-def _metric_like(metric: Metric | None, p: int, like: Tensor) -> Diagonal | None:
-    """Tensor p's metric in the order of ``flattened`` gradients."""
-    diagonal = None if metric is None else metric[p]
-    return diagonal and diagonal.map(lambda tensor: flattened(with_layout_of(tensor, like)))
+) -> Block:
+    """One large tensor where it is, or small ones concatenated."""
+    p = members[0]
+    tensor = like[p]
+    assert tensor is not None
+    diagonals = [] if metric is None else [d for p in members if (d := metric[p]) is not None]
+    if _is_large(columns[p][0]):
+        # detached, so that a view of memory of its own is no view any more
+        rows = [with_layout_of(grad, tensor).detach() for grad in columns[p]]
+        root = diagonals and diagonals[0].map(lambda t: flattened(with_layout_of(t, tensor)))
+        return Block(tasks, (p,), rows, False, root or None)
+    by_task = zip(*[columns[p] for p in members], strict=True)
+    flat = _flatten([grad for row in by_task for grad in row])
+    rows = list(flat.view(len(tasks), -1).unbind())
+    together = joined([d.map(torch.flatten) for d in diagonals]) if diagonals else None
+    return Block(tasks, tuple(members), rows, True, together)

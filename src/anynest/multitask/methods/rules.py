@@ -57,9 +57,7 @@ def rounding_noise(gradients: TaskGradients) -> Tensor:
     noise = gradients.new(gradients.num_tasks)
     floor = ROUNDING_FLOOR * torch.finfo(noise.dtype).eps
     for block, gram in zip(gradients.blocks, gradients.block_grams, strict=True):
-        eps = max(torch.finfo(block.dtype).eps, floor)
-        index = index_on(gradients.rows_in(block), noise.device)
-        noise.index_add_(0, index, gram.diagonal().to(noise.device) * eps**2)
+        noise += gram.diagonal() * max(torch.finfo(block.dtype).eps, floor) ** 2
     return noise
 
 
@@ -115,7 +113,7 @@ def orthogonalize(gradients: TaskGradients, priority: Sequence[int] | None = Non
     def in_order(matrix: Tensor, index: Tensor) -> Tensor:
         return matrix if natural else matrix.index_select(0, index).index_select(1, index)
 
-    reads = _reads(gradients, order)
+    reads = gradients.reads_up_to(order)
     lower = None
     if gradients.across is None:  # on ranks, different last bits could lead to different decisions
         eps = max((torch.finfo(block.dtype).eps for block in gradients.blocks), default=0.0)
@@ -140,34 +138,6 @@ def orthogonalize(gradients: TaskGradients, priority: Sequence[int] | None = Non
     dropped = (rest <= noise) & (squares > 0)
     inverse = torch.where(dropped[:, None], torch.zeros_like(inverse), inverse)
     return Orthogonal(gradients.mixed(in_order(inverse, back), reads), in_order(coefficients, back))
-
-
-def project_raw(gradients: TaskGradients, priority: Sequence[int] | None = None) -> Orthogonal:
-    r"""Line 12 of Algorithm 2 read otherwise: projections onto the original gradients.
-
-    .. math:: u_i = g_i - \sum_{j < i} \frac{\langle g_i, g_j \rangle}{\langle g_j, g_j \rangle} g_j
-
-    The algorithm overwrites g_j in line 13, so it projects onto components (``orthogonalize``).
-    If line 12 meant the gradients of line 6 instead, the common part of two earlier gradients
-    would be subtracted twice. From the third on, the components are *not* orthogonal.
-
-    Args, returns and errors are those of ``orthogonalize``.
-
-    >>> g = [[torch.tensor([1.0, 0.0])], [torch.tensor([1.0, 1.0])], [torch.tensor([1.0, 0.0])]]
-    >>> components, L = project_raw(TaskGradients.stack(g))
-    >>> components.tensors()[2][0]  # less all of g_1 and half of g_2, where OSGD leaves [0., 0.]
-    tensor([-0.5000, -0.5000])
-    """
-    check_priority(priority, gradients.num_tasks)
-    order = tuple(range(gradients.num_tasks)) if priority is None else tuple(priority)
-    gram = gradients.gram
-    squares = gram.diagonal()
-    share = torch.where(squares > 0, gram / torch.where(squares > 0, squares, 1.0), 0.0)
-    place = index_on(tuple(sorted(range(len(order)), key=order.__getitem__)), gram.device)
-    is_before = place[None, :] < place[:, None]  # [i, j]: j precedes i
-    mixing = torch.eye(len(order), dtype=gram.dtype, device=gram.device)
-    mixing = mixing - torch.where(is_before, share, 0.0)
-    return Orthogonal(gradients.mixed(mixing, _reads(gradients, order)), torch.linalg.inv(mixing))
 
 
 def _at_once(gram_SS: Tensor, eps: float, least: float) -> Tensor | None:
@@ -216,32 +186,6 @@ def _well_conditioned(rest_S: Tensor, squares_S: Tensor, least: float = WELL_CON
     return bool((rest_S >= (squares_S * least).clamp(min=SMALLEST_SQUARE)).all())
 
 
-def _reads(gradients: TaskGradients, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The stored gradients that each component depends on: its own and all earlier ones."""
-    reads: list[tuple[int, ...]] = [()] * gradients.num_tasks
-    seen: set[int] = set()
-    for i in order:
-        seen.update(gradients.reads[i])
-        reads[i] = tuple(sorted(seen))
-    return tuple(reads)
-
-
-def _block_weights(
-    gradients: TaskGradients, weights_S: Tensor, importances: Sequence[float] | None
-) -> list[Tensor]:
-    """[k] for each block: the weights of its stored gradients, averaged over participants."""
-    stored = gradients.in_terms_of_stored(weights_S.to(gradients.device, gradients.new(0).dtype))
-    out = []
-    for number, block in enumerate(gradients.blocks):
-        part = stored if stored.dim() == 1 else stored[number]
-        if len(block.tasks) < gradients.num_tasks:
-            part = part.index_select(0, index_on(block.tasks, stored.device))
-        if importances is not None:
-            part = part / sum(importances[i] for i in block.tasks)
-        out.append(part.to(block.device, non_blocking=True))
-    return out
-
-
 def weighted_sum(
     gradients: TaskGradients, weights_S: Tensor, importances: Sequence[float] | None = None
 ) -> list[Tensor | None]:
@@ -257,7 +201,7 @@ def weighted_sum(
     >>> weighted_sum(g, torch.tensor([1.0, 2.0]), importances=[1.0, 1.0])
     [tensor([1.5000, 1.5000]), tensor([2.])]
     """
-    return _summed(gradients, _block_weights(gradients, weights_S, importances))
+    return gradients.combine(weights_S, importances)
 
 
 def consume(
@@ -271,27 +215,12 @@ def consume(
     """
     if importances is not None:
         weights_S = weights_S * sum(importances)
-    parts = _block_weights(gradients, weights_S, importances)
-    if weights_S.dim() > 1 or not gradients.may_be_fast:
-        return _summed(gradients, parts, in_place=True)
-    gram = gradients.known_gram
-    terms = weights_S.abs() @ gram.diagonal().sqrt()
-    fast = _well_conditioned(weights_S @ gram @ weights_S, terms**2, WELL_CONDITIONED_FAST)
-    chosen = [
-        part.tolist() if fast and block.may_be_fast else part
-        for block, part in zip(gradients.blocks, parts, strict=True)
-    ]
-    return _summed(gradients, chosen, in_place=True)
-
-
-def _summed(
-    gradients: TaskGradients, weights: Sequence[Tensor | list[float]], in_place: bool = False
-) -> list[Tensor | None]:
-    update: list[Tensor | None] = [None] * len(gradients.like)
-    for block, part in zip(gradients.blocks, weights, strict=True):
-        for p, tensor in block.combine(part, gradients.like, in_place).items():
-            update[p] = tensor
-    return update
+    fast = False
+    if weights_S.dim() == 1 and gradients.may_be_fast:
+        gram = gradients.known_gram
+        terms = weights_S.abs() @ gram.diagonal().sqrt()
+        fast = _well_conditioned(weights_S @ gram @ weights_S, terms**2, WELL_CONDITIONED_FAST)
+    return gradients.combine(weights_S, importances, in_place=True, fast=fast)
 
 
 def update_norm(
@@ -299,8 +228,10 @@ def update_norm(
 ) -> Tensor:
     """The norm of ``weighted_sum`` with the same arguments, from dot products alone."""
     total = gradients.new()
-    for block, part in zip(
-        gradients.blocks, _block_weights(gradients, weights_S, importances), strict=True
-    ):
-        total += (part @ block.gram @ part).to(total.device)
+    weights_S = gradients.in_terms_of_stored(weights_S.to(total.device, total.dtype))
+    for block, gram in zip(gradients.blocks, gradients.stored_grams, strict=True):
+        square = weights_S @ gram @ weights_S
+        if importances is not None:
+            square = square / sum(importances[i] for i in block.tasks) ** 2
+        total += square
     return total.clamp(min=0).sqrt()
