@@ -33,6 +33,7 @@ import torch
 import uvicorn
 
 from anynest import create_model
+from anynest.serving.connections import limited
 from anynest.serving.http.app import create_app
 from anynest.serving.repository import Repository
 from anynest.serving.service import Service
@@ -95,6 +96,8 @@ class Case:
         tail: bytes after the JSON.
         header: the rest of the JSON.
         sound: whether it must succeed: 200, or a refusal for want of time or room.
+        framed: whether it is HTTP, so that the server knows where it ends; else the connection is
+            closed, and the response may be lost.
     """
 
     method: str = "POST"
@@ -105,6 +108,7 @@ class Case:
     header: dict[str, Any] = field(default_factory=dict)
     rows: int = 1
     sound: bool = True
+    framed: bool = True
     vanish: bool = False
     binary: bool = True
     body: bytes | None = None  # instead of the one made of the above
@@ -323,7 +327,9 @@ def outputs_are_odd(case: Case, draw: Draw) -> None:
 
 @mutation
 def header_is_odd(case: Case, draw: Draw) -> None:
-    case.headers[str(draw.choice(ODD_HEADERS))] = odd_text(draw)
+    name = str(draw.choice(ODD_HEADERS))
+    case.headers[name] = odd_text(draw)
+    case.framed &= name not in ("content-length", "transfer-encoding")
 
 
 @mutation
@@ -334,6 +340,7 @@ def path_is_odd(case: Case, draw: Draw) -> None:
 @mutation
 def method_is_odd(case: Case, draw: Draw) -> None:
     case.method = str(draw.choice(METHODS))
+    case.framed &= case.method != "FOO"
     if draw.random() < 0.5:
         path_is_odd(case, draw)
 
@@ -380,6 +387,7 @@ def streamed(case: Case, draw: Draw) -> None:
     case.headers["accept"] = str(draw.choice(STREAM_TYPES))
     case.header.get("parameters", {}).pop("binary_data_output", None)
     case.streamed = True
+    case.sound &= case.body is None  # else the body is made, and may ask for binary outputs
 
 
 @mutation
@@ -400,7 +408,7 @@ def make_case(seed: int, number: int) -> tuple[Case, list[bytes], Draw]:
         case.told.append(name)
         with suppress(LookupError, TypeError, AttributeError):  # of what another one has removed
             MUTATIONS[name](case, draw)
-        case.sound &= name in HARMLESS
+        case.sound &= name in HARMLESS and name not in case.told[:-1]
     body = case.encode()
     cuts = sorted(int(draw.integers(len(body) + 1)) for _ in range(int(draw.choice([0, 0, 1, 3]))))
     places = [0, *cuts, len(body)]
@@ -477,7 +485,7 @@ def fault(case: Case, reply: Reply | None) -> str | None:
     if case.vanish:
         return None
     if reply is None:
-        return "no response"
+        return "no response" if case.framed else None
     if reply.status not in STATUSES:
         return f"status {reply.status}"
     if case.sound and reply.status not in (200, 503, 504):
@@ -513,10 +521,12 @@ def inference_fault(case: Case, reply: Reply) -> str | None:
         events = reply.headers["content-type"].startswith("text/event-stream")
         lines = body.split(b"\n\n" if events else b"\n")[:-1]
         found = [json.loads(line.removeprefix(b"data: ")) for line in lines]
-        stages = [one["parameters"]["stage"] for one in found]
+        headers = [one for one in found if one["outputs"]]  # the last may have parameters alone
+        stages = [one["parameters"]["stage"] for one in headers]
         if not stages or stages != sorted(set(stages)):
             return f"a stream of the stages {stages}"
-        headers = found
+        if any(one["parameters"]["stop_reason"] for one in found[:-1]):
+            return "a stream that goes on after its end"
     else:
         length = int(reply.headers.get(HEADER_LENGTH, len(body)))
         headers = [json.loads(body[:length])]
@@ -578,11 +588,13 @@ async def serving() -> AsyncIterator[Target]:
     )
     repository = Repository()
     repository.add(model, "tiny", info=info)
-    settings = Settings(max_batch=4, max_body=1 << 20, receive_seconds=0.5, default_deadline=0.2)
+    settings = Settings(max_batch=4, max_body=1 << 20, receive_seconds=3.0, default_deadline=0.2)
     service = Service(repository, settings)
     await service.start()
     config = uvicorn.Config(
-        create_app(service), port=0, log_level="critical", lifespan="off", ws="none"
+        create_app(service),
+        **{"port": 0, "log_level": "critical", "lifespan": "off", "ws": "none"},
+        http=limited(header_seconds=settings.receive_seconds, max_connections=100),
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())

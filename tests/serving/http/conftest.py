@@ -16,7 +16,7 @@ import uvicorn
 from torch import Tensor
 
 from anynest.serving.estimates import StepTimes
-from anynest.serving.http import bodies
+from anynest.serving.http import unread
 from anynest.serving.http.app import create_app
 from anynest.serving.models import ServedModel
 from anynest.serving.repository import Repository
@@ -161,7 +161,7 @@ Scenario = Callable[[Served], Coroutine[Any, Any, None]]
 
 @pytest.fixture(autouse=True)
 def _no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "LINGER", 0.01)
+    monkeypatch.setattr(unread, "LINGER", 0.01)
 
 
 @pytest.fixture

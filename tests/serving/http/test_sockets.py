@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anynest.serving.http import bodies
+from anynest.serving.http import unread
 
 from .asgi import INFER, encode
 from .conftest import TIME, Served, listening
@@ -97,18 +97,24 @@ def test_a_connection_goes_on(play: Play) -> None:
     play(scenario)
 
 
-def test_a_long_refused_body(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "headers", "wanted"),
+    [(INFER, {}, 413), ("/none", {}, 404), ("/v2", {}, 405), (INFER, {"origin": "null"}, 403)],
+)
+def test_a_long_refused_body(
+    play: Play, path: str, headers: Any, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client reads the error though it sends first; then the connection ends."""
-    monkeypatch.setattr(bodies, "LINGER", 30.0)
-    body = bytes(8 << 20)
+    monkeypatch.setattr(unread, "LINGER", 30.0)
+    sent = message(path, bytes(8 << 20), **headers)
 
     async def scenario(served: Served) -> None:
         async with listening(served) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(message(body=body))
+            writer.write(sent)
             await writer.drain()
             status, headers, line = await response(reader)
-            assert (status, headers["connection"]) == (413, "close")
+            assert (status, headers["connection"]) == (wanted, "close")
             assert "error" in json.loads(line)
             assert await reader.read() == b""
             writer.close()

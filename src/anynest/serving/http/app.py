@@ -20,6 +20,7 @@ from .guard import Guard
 from .inference import InferenceEndpoint
 from .metadata import STEMS, metadata_routes
 from .responses import on_error
+from .unread import UnreadBodies
 
 
 def create_app(
@@ -77,7 +78,7 @@ def create_app(
             *metadata_routes(service),
             *extra_routes,
         ],
-        middleware=[Middleware(Guard, settings=service.settings)],
+        middleware=[Middleware(UnreadBodies), Middleware(Guard, settings=service.settings)],
         exception_handlers=dict.fromkeys((HTTPException, ProtocolError, Exception), on_error),
         lifespan=lifespan,
     )

@@ -10,7 +10,6 @@ import asyncio
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -22,8 +21,6 @@ WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 PIECE = 1 << 18  # bytes decompressed at once: about a millisecond
 COMPRESS_FROM = 1024  # bytes; what fits in a packet is sent as it is
 THREAD_FROM = 1 << 18  # bytes; longer bodies are compressed in a thread
-LINGER = 2.0  # seconds for the rest of a refused request's body
-KEEP_ALIVE = 1 << 18  # bytes; the connection ends after a longer body that was not read
 MAX_DIGITS = 18
 
 
@@ -37,17 +34,13 @@ class Body:
 
     Attributes:
         length: ``Content-Length``; None for a body in chunks, and before ``check``.
-        complete: whether all of it was received.
     """
 
     def __init__(self, receive: Receive, headers: Headers, max_bytes: int) -> None:
         self._receive, self._max_bytes = receive, max_bytes
         self._encoding = headers.get("content-encoding", "identity").strip().lower()
-        self._on_request = "expect" in headers  # the client sends it when we begin to read
-        self._chunked = "transfer-encoding" in headers
         self._headers = headers
         self.length: int | None = None
-        self.complete = False
 
     def check(self) -> None:
         """Check what is known before it is read.
@@ -102,31 +95,14 @@ class Body:
             inflater.close()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    @property
-    def ends_connection(self) -> bool:
-        """Whether what was not received is too long for the connection to go on after it."""
-        length = self._headers.get("content-length", "0")
-        short = len(length) <= MAX_DIGITS and length.isdecimal() and int(length) <= KEEP_ALIVE
-        return not self.complete and (self._chunked or self._on_request or not short)
-
-    async def discard(self) -> None:
-        """Receive what is left, so that a client that still sends gets to read the response.
-
-        A connection that is closed while data arrive is reset, and the response may be lost.
-        """
-        if self._on_request:
-            return
-        with suppress(ProtocolError, TimeoutError):
-            async for _ in self._messages(time.monotonic() + LINGER):
-                pass
-
     async def _messages(self, until: float) -> AsyncIterator[bytes]:
-        while not self.complete:
+        more = True
+        while more:
             async with asyncio.timeout(until - time.monotonic()):
                 message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            self.complete = not message.get("more_body", False)
+            more = message.get("more_body", False)
             yield message.get("body", b"")
 
 

@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..authorization import check_token
 from ..protocol.errors import ProtocolError
 from ..settings import Settings
-from .bodies import Body
-from .responses import SECURITY, refuse
+from .responses import SECURITY, error_response
 
 ARRIVED = "anynest.arrived"  # key of the scope: when the headers were parsed, on time.monotonic
 PROBES = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -33,7 +32,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in settings.hosts)
-        self._token, self._max_body = settings.token, settings.max_body
+        self._token = settings.token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,11 +48,10 @@ class Guard:
                 message = {**message, "headers": [*own, *more]}
             await send(message)
 
-        headers = Headers(scope=scope)
         try:
-            self.check(headers, scope["path"])
+            self.check(Headers(scope=scope), scope["path"])
         except ProtocolError as error:
-            await refuse(error, Body(receive, headers, self._max_body), send_guarded)
+            await error_response(error)(scope, receive, send_guarded)
         else:
             await self._app(scope, receive, send_guarded)
 

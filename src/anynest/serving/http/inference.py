@@ -19,7 +19,7 @@ from ..service import Answer, Service, Ticket
 from .bodies import Body, read_length, slow_body
 from .guard import ARRIVED
 from .raw import read_raw
-from .responses import bytes_response, refuse, send_part, send_start
+from .responses import bytes_response, send_part, send_start
 from .streams import stream_format
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -75,13 +75,10 @@ class InferenceEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         body = Body(receive, request.headers, self._service.settings.max_body)
-        try:
-            if self._stream:
-                await self._send_stages(request, body, send)
-            else:
-                await self._send_answer(request, body, send)
-        except ProtocolError as error:
-            await refuse(error, body, send)
+        if self._stream:
+            await self._send_stages(request, body, send)
+        else:
+            await self._send_answer(request, body, send)
 
     async def _send_answer(self, request: Request, body: Body, send: Send) -> None:
         async with self._accepted(request, body) as accepted:

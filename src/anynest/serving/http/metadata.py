@@ -50,13 +50,19 @@ def _statistics(service: Service, path: dict[str, str]) -> Any:
     return describe_statistics(service, path.get("model"), path.get("version"))
 
 
+def _description(service: Service) -> Any:
+    names = service.repository.names()
+    versions = {version for name in names for version in service.repository.versions(name)}
+    return describe(names, sorted(versions, key=int))
+
+
 # path -> what it answers
 INQUIRIES: dict[str, Inquiry] = {
     "/v2": lambda service, path: describe_server(),
     "/v2/health/live": lambda service, path: {"live": True},
     "/v2/health/ready": _ready,
     "/v2/models/stats": _statistics,
-    "/openapi.json": lambda service, path: describe(service.repository.names()),
+    "/openapi.json": lambda service, path: _description(service),
 }
 OF_MODELS: dict[str, Inquiry] = {
     "": lambda service, path: describe_model(service, _model(service, path)),

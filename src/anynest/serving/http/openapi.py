@@ -143,12 +143,12 @@ HEADERS = [
 ]
 
 
-def describe(models: Sequence[str] = (), example: Any = None) -> dict[str, Any]:
+def describe(models: Sequence[str], versions: Sequence[str]) -> dict[str, Any]:
     """The description as JSON values.
 
     Args:
         models: names of the models that are served.
-        example: a request that the first of them takes.
+        versions: of any of them.
     """
     paths: dict[str, Any] = {
         "/v2": {"get": _operation("Server metadata", _object("name", "version", "extensions"))},
@@ -162,9 +162,7 @@ def describe(models: Sequence[str] = (), example: Any = None) -> dict[str, Any]:
         "/v2/models/stats": {"get": _operation("Statistics of all models", _object("model_stats"))},
         "/openapi.json": {"get": _operation("This description", _object("openapi", "paths"))},
     }
-    name = {"type": "string", **({"enum": list(models)} if models else {})}
-    model = {"name": "model", "in": "path", "required": True, "schema": name}
-    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    model, version = _in_path("model", models), _in_path("version", versions)
     paths["/v2/repository/models/{model}/load"] = {
         "parameters": [model],
         "post": _operation("Load again from its files", _object(), (404, 500, 503)),
@@ -173,7 +171,7 @@ def describe(models: Sequence[str] = (), example: Any = None) -> dict[str, Any]:
         ("/v2/models/{model}", [model]),
         ("/v2/models/{model}/versions/{version}", [model, version]),
     ):
-        for path, operation in _model_operations(example).items():
+        for path, operation in _model_operations().items():
             paths[stem + path] = {"parameters": parameters, **operation}
     return {
         "openapi": "3.1.0",
@@ -190,21 +188,18 @@ def describe(models: Sequence[str] = (), example: Any = None) -> dict[str, Any]:
     }
 
 
-def _model_operations(example: Any) -> dict[str, Any]:
+def _model_operations() -> dict[str, Any]:
     unknown = (404, 503)
     response = {"$ref": "#/components/schemas/InferResponse"}
     binary = {"application/octet-stream": {"schema": BYTES}}
     infer = _operation("The newest stage by the deadline", response, INFER)
     infer["responses"]["200"]["content"].update(binary)
-    stream = _operation("Each stage as it comes", response, INFER)
+    stream = _operation("Each stage as it comes: an InferResponse each", response, INFER)
     stream["responses"]["200"]["content"] = {
-        media: {"schema": {"type": "string"}}
-        for media in ("text/event-stream", "application/x-ndjson")
+        media: {} for media in ("text/event-stream", "application/x-ndjson")
     }
     for operation in (infer, stream):
-        content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
-        if example is not None:
-            content["example"] = example
+        content = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
         operation["parameters"] = HEADERS
         operation["requestBody"] = {
             "required": True,
@@ -229,6 +224,12 @@ def _operation(summary: str, schema: Any, errors: Iterable[int] = ()) -> dict[st
     for status in sorted({*ALWAYS, *errors}):
         responses[str(status)] = {"description": ERRORS[status], "content": error}
     return {"summary": summary, "responses": responses, "security": [{}, {"token": []}]}
+
+
+def _in_path(name: str, values: Sequence[str]) -> dict[str, Any]:
+    """A parameter that is a part of the path."""
+    known = {"enum": list(values)} if values else {}
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", **known}}
 
 
 def _object(*required: str) -> dict[str, Any]:

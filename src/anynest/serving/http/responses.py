@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from ..protocol.errors import ProtocolError
-from .bodies import Body, compress
+from .bodies import compress
 
 # of every response; a route that says otherwise is left as it is
 SECURITY = {
@@ -75,17 +75,6 @@ async def on_error(request: Request, error: Exception) -> Response:
     response = error_response(ProtocolError(500, "the server failed; its log says why"))
     response.raw_headers.extend(SECURITY.items())  # from outside of the guard
     return response
-
-
-async def refuse(error: ProtocolError, body: Body, send: Send) -> None:
-    """Send an error, and receive the rest of the body so that the client gets to read it."""
-    response = error_response(error)
-    if body.ends_connection or error.status == 408:
-        response.headers["connection"] = "close"
-    await send_start(send, response.status_code, response.raw_headers)
-    await send_part(send, bytes(response.body))
-    await body.discard()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def send_start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
