@@ -386,6 +386,23 @@ def test_rows_between_stages_are_bounded() -> None:
     assert one.shed() == []
 
 
+def test_requests_that_cannot_be_refined_in_time_end() -> None:
+    one = scheduler()
+    tight, wide, deep = Request(due=0.003), Request(due=1.0), Request(due=0.0065)
+    for request in (tight, wide, deep):
+        assert one.admit(request, 0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    assert step.rows == 2  # of the tight one and the next
+    one.finish(step, one.free_at)
+    assert one.expire(0.0023) == [tight]  # stage 2 takes 2 ms
+    assert one.expire(0.0023) == []
+    one.lanes[0].answered[1] = [deep]  # stage 3 takes 5 ms
+    assert one.expire(0.0014) == []
+    assert one.expire(0.0016) == [deep]
+    assert not wide.gone
+
+
 def test_an_idle_server_whose_estimates_went_up_serves_again() -> None:
     """After a standstill of the machine it refuses; without steps, refusals correct it."""
     one = scheduler()

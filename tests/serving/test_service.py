@@ -149,6 +149,24 @@ def test_the_timer_answers_while_a_step_runs(stage: int) -> None:
     run(main)
 
 
+def test_an_answer_that_cannot_be_refined_in_time_is_sent_at_once() -> None:
+    """Nobody waits for a deadline until which nothing more is computed."""
+    session = FakeSession()
+
+    async def main() -> None:
+        async with serving(lambda: fake_model(session)) as service:
+            times = service.model("fake").times
+            assert times is not None
+            times.correction[1] = 100 * PATIENCE / 1e-6  # of stage 2
+            answer = await ask(service, 1.0, seconds=PATIENCE - 1)
+            assert (answer.stage, answer.stop_reason) == (1, "deadline")
+            assert answer.elapsed < PATIENCE / 2
+            assert answer.deadline_met
+
+    run(main)
+    assert session.served(1.0) == [1]
+
+
 def test_the_answer_comes_before_the_deadline_not_after_it() -> None:
     """``reply`` is subtracted: with a lag of 20 ms the answer leaves so much earlier."""
     gate = Gate(2)

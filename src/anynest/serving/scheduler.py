@@ -198,6 +198,19 @@ class Scheduler:
         """Compute nothing more for a request: it is answered, or its client has gone."""
         request.gone = True
 
+    def expire(self, now: float) -> list[Request]:
+        """Drop the requests whose next stage cannot be in time: their newest answer is their last."""
+        late = [
+            request
+            for lane in self.lanes.values()
+            for stage, pool in enumerate(lane.answered[:-1], 2)
+            for request in pool
+            if not request.gone and now + lane.times(stage, request.rows) > request.due
+        ]
+        for request in late:
+            self.drop(request)
+        return late
+
     def shed(self) -> list[Request]:
         """Drop the requests of least gain beyond ``max_held``: their newest answer is their last."""
         self._forget_gone()

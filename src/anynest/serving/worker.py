@@ -247,14 +247,16 @@ class Worker:
                 [None if c is None else c[0] for c in confidences],
                 timing.seconds if failure is None else None,
             )
-            shed: list[Job] = self._scheduler.shed()  # type: ignore[assignment]
-            self._gone.extend(ended)
-            self._gone.extend(shed)
-        for job in shed:
+            late, excess = self._scheduler.expire(time.monotonic()), self._scheduler.shed()
+            others: dict[Job, str] = dict.fromkeys(late, "deadline")  # type: ignore[arg-type]
+            others |= dict.fromkeys(excess, "load")  # type: ignore[arg-type]
+            self._gone.extend([*ended, *others])
+        for job, reason in others.items():
             assert job.newest is not None
-            job.newest = replace(job.newest, stop_reason="load")
-        others = [job for job in shed if job not in jobs]
-        self._publish(Report(model, step.stage, step.rows, timing.seconds, (*jobs, *others)))
+            job.newest = replace(job.newest, stop_reason=reason)
+        told = tuple(dict.fromkeys([*jobs, *others]))
+        report = Report(model, step.stage, step.rows, timing.seconds, told)
+        self._publish(report)
         if failure is not None:
             raise failure
 
