@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a network",
     "evaluate": "the error of every stage on a split",
     "predict": "classes of pictures, as good as a deadline allows",
+    "serve": "answer requests over HTTP and gRPC, each by its deadline",
     "profile": "parameters, multiply-adds and latency of each stage",
     "export": "ONNX files of a trained network, one per stage",
     "push": "share a trained network on the Hugging Face Hub",

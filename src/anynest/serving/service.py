@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -156,6 +157,7 @@ class Service:
         draining: whether no request is accepted any more.
         in_flight: accepted requests that are not released.
         bytes_in_flight: of their bodies.
+        observers: told of requests and steps; more may be appended before the start.
     """
 
     def __init__(
@@ -167,9 +169,9 @@ class Service:
     ) -> None:
         self.repository, self.settings = repository, settings or Settings()
         self.statistics = Statistics()
-        self._observers: list[Observer] = [self.statistics]
+        self.observers: list[Observer] = [self.statistics]
         if observer is not None:
-            self._observers.append(observer)
+            self.observers.append(observer)
         self.draining = False
         self.bytes_in_flight = 0
         self.lag = RunningQuantile(LAG_QUANTILE, LEAST_REPLY, MOST_REPLY)
@@ -380,7 +382,7 @@ class Service:
         return Refused(message, **options)
 
     def _tell(self, event: str, *arguments: Any) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             getattr(observer, event)(*arguments)
 
     async def _in_reader(self, function: Any, *arguments: Any) -> Any:
@@ -449,6 +451,7 @@ class Ticket:
         self._error: ProtocolError | None = None
         self._over = False  # the timer has fired
         self._changed = asyncio.Event()
+        self._receiving: asyncio.Timeout | None = None
         self._told = False
 
     @property
@@ -483,11 +486,25 @@ class Ticket:
         most = service.settings.max_bytes_in_flight
         if service.bytes_in_flight - self._nbytes + nbytes > most:
             self.release()
+            self._told = True
             raise service._refuse(
                 self.model, "full", f"the requests in flight may have {most} bytes; try again"
             )
         service.bytes_in_flight += nbytes - self._nbytes
         self._nbytes = nbytes
+
+    @asynccontextmanager
+    async def receiving(self) -> AsyncIterator[None]:
+        """Receive the body; should the request be ended meanwhile, stop with that error."""
+        try:
+            async with asyncio.timeout(None) as self._receiving:
+                yield
+        except TimeoutError:
+            if self._error is None:
+                raise
+            raise self._error from None
+        finally:
+            self._receiving = None
 
     async def begin(self, request: InferRequest) -> None:
         """Admit a request again, now that it is read, and let it be computed.
@@ -528,9 +545,13 @@ class Ticket:
         self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
         due = self.due - service.lag.value
         self.start_timer()
-        service._require_time(self, due)
-        if not service.worker.readmit(self.job, rows, due, time.monotonic()):
-            raise service._late(self.job)
+        try:
+            service._require_time(self, due)
+            if not service.worker.readmit(self.job, rows, due, time.monotonic()):
+                raise service._late(self.job)
+        except ProtocolError:
+            self._told = True  # as refused
+            raise
 
     async def read(self, inputs: Mapping[str, Array]) -> dict[str, Tensor]:
         """The session's inputs; pictures are decoded, and large inputs converted, in a thread.
@@ -601,6 +622,8 @@ class Ticket:
         """End the request with an error."""
         self._error = self._error or error
         self._changed.set()
+        if self._receiving is not None:
+            self._receiving.reschedule(0.0)
 
     def release(self) -> None:
         """Forget the request; a second call has no effect."""

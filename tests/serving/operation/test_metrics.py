@@ -74,6 +74,7 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     metrics = Metrics()
     load = SimpleNamespace(waiting_rows=3, held_rows=5, mandatory=0.25)
     service: Any = SimpleNamespace(
+        observers=[],
         ready=True,
         draining=False,
         in_flight=9,
@@ -82,6 +83,7 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
         load=lambda: load,
     )
     metrics.watch(service)
+    assert service.observers == [metrics]
     expected = {
         "ready": 1,
         "draining": 0,

@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("starlette")
 grpc = pytest.importorskip("grpc")
 from anynest.serving.telemetry.records import (  # noqa: E402
-    Observers,
     Record,
     RecordedApp,
     RecordedCalls,
@@ -183,24 +182,3 @@ def test_grpc() -> None:
     assert [one.found["outcome"] for one in own] == ["answered", "timed_out"]
     assert own[0].seconds == ANSWER.elapsed
     assert (stream.status, stream.found, stream.streams) == ("OK", {}, True)
-
-
-def test_several_observers_hear_the_same() -> None:
-    heard: list[tuple[str, int]] = []
-
-    class Listener:
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: heard.append((name, self.number))
-
-    both = Observers([Listener(1), Listener(2)])
-    both.received(MODEL)
-    both.refused(MODEL, "late")
-    both.answered(MODEL, ANSWER, 1)
-    both.failed(MODEL, 504)
-    both.left(MODEL)
-    both.step(MODEL, 1, 1, 0.1)
-    names = ["received", "refused", "answered", "failed", "left", "step"]
-    assert heard == [(name, number) for name in names for number in (1, 2)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from grpc import aio
 
 from ..service import Service
@@ -10,7 +12,9 @@ from .servicer import Servicer
 STREAMS = 1024  # calls of one connection at once
 
 
-async def start_grpc(service: Service, address: str) -> tuple[aio.Server, int]:
+async def start_grpc(
+    service: Service, address: str, *, interceptors: Sequence[aio.ServerInterceptor] = ()
+) -> tuple[aio.Server, int]:
     """Start to answer gRPC calls.
 
     When the server stops, ``await service.stop(...)`` answers what was accepted; then
@@ -19,6 +23,7 @@ async def start_grpc(service: Service, address: str) -> tuple[aio.Server, int]:
     Args:
         service: that computes; its settings bound the messages.
         address: host and port, such as ``127.0.0.1:8001``; port 0 picks a free one.
+        interceptors: of every call.
 
     Returns:
         the server and its port.
@@ -27,12 +32,13 @@ async def start_grpc(service: Service, address: str) -> tuple[aio.Server, int]:
         OSError: the address is in use, or none of this machine.
     """
     server = aio.server(
+        interceptors=interceptors,
         options=[
             ("grpc.max_receive_message_length", service.settings.max_body),
             ("grpc.max_concurrent_streams", STREAMS),
             ("grpc.per_message_decompression", 0),  # see messaging.py
             ("grpc.so_reuseport", 0),  # a port in use is an error
-        ]
+        ],
     )
     server.add_generic_rpc_handlers((Servicer(service),))
     try:

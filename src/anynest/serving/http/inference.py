@@ -129,7 +129,8 @@ class InferenceEndpoint:
         ) as ticket:
             late = arrived + settings.receive_seconds
             try:
-                data = await body.read(min(late, ticket.due), ticket.hold)
+                async with ticket.receiving():
+                    data = await body.read(min(late, ticket.due), ticket.hold)
             except TimeoutError:
                 if ticket.due < late:
                     raise ProtocolError(504, "the deadline came before the body's end") from None

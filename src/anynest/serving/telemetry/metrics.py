@@ -78,7 +78,8 @@ class Metrics:
         )
 
     def watch(self, service: Service) -> None:
-        """Read a service's state whenever the metrics are read."""
+        """Count a service's requests, and read its state whenever the metrics are read."""
+        service.observers.append(self)
         self.registry.register(_State(service))
 
     def text(self) -> bytes:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..batches import Timing
 from ..models import ServedModel
-from ..service import Answer, Observer
+from ..service import Answer
 
 STREAM = "/ModelStreamInfer"  # the method whose calls carry many requests
 
@@ -195,43 +195,6 @@ class RecordingObserver:
         own.at, own.seconds, own.steps, own.found = own.at - seconds, seconds, steps, told
         for sink in self._sinks:
             sink(own)
-
-
-class Observers:
-    """Several observers of a service, as one."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-
-    def received(self, model: ServedModel) -> None:
-        """A request was accepted."""
-        for observer in self._observers:
-            observer.received(model)
-
-    def refused(self, model: ServedModel, reason: str) -> None:
-        """A request was not accepted."""
-        for observer in self._observers:
-            observer.refused(model, reason)
-
-    def answered(self, model: ServedModel, answer: Answer, rows: int) -> None:
-        """A request got its last answer."""
-        for observer in self._observers:
-            observer.answered(model, answer, rows)
-
-    def failed(self, model: ServedModel, status: int) -> None:
-        """An accepted request got no answer."""
-        for observer in self._observers:
-            observer.failed(model, status)
-
-    def left(self, model: ServedModel) -> None:
-        """The client of an accepted request has gone."""
-        for observer in self._observers:
-            observer.left(model)
-
-    def step(self, model: ServedModel, stage: int, rows: int, seconds: float) -> None:
-        """A step was computed."""
-        for observer in self._observers:
-            observer.step(model, stage, rows, seconds)
 
 
 def outcome_of(status: int) -> str:
