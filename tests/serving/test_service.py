@@ -200,15 +200,30 @@ def test_streams_give_each_stage_once_and_end_with_a_reason() -> None:
                     found.append((answer.stage, answer.stop_reason))
                     if answer.stage == 2:
                         gate.opened.set()
-            assert found[-1] == (3, "complete")
-            # a reader that is slower than the steps may miss one, but never sees one twice
-            assert found[:-1] in ([(1, ""), (2, "")], [(2, "")])
+            assert found == [(1, ""), (2, ""), (3, "complete")]
             gate.opened.clear()
             with admit(service, SOON) as ticket:
                 await ticket.begin(request(1.0))
                 found = [(one.stage, one.stop_reason) async for one in ticket.answers()]
-            assert found[-1] == (2, "deadline")
+            assert found == [(1, ""), (2, ""), (2, "deadline")]
             gate.opened.set()
+
+    run(main)
+
+
+def test_a_stream_has_every_stage_also_for_a_late_reader() -> None:
+    gate = Gate(3)
+
+    async def main() -> None:
+        async with serving(lambda: fake_model(FakeSession(on_step=gate))) as service:
+            with admit(service) as ticket:
+                await ticket.begin(request(1.0))
+                assert gate.reached.wait(PATIENCE)  # the event loop sleeps through two stages
+                answers = ticket.answers()
+                found = [(await anext(answers)).stage for _ in range(2)]
+                gate.opened.set()
+                found += [one.stage async for one in answers]
+        assert found == [1, 2, 3]
 
     run(main)
 
@@ -662,7 +677,7 @@ def test_memory_is_flat_over_thousands_of_requests() -> None:
                 assert all(not pool for lane in scheduler.lanes.values() for pool in lane.answered)
                 gc.collect()
                 counts.append(len(gc.get_objects()))
-            assert max(counts[2:]) - min(counts[2:]) < 200  # 500 requests lie between two
+            assert max(counts[2:]) - min(counts[2:]) < 500  # 500 requests lie between two
 
     run(main)
 

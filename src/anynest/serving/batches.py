@@ -45,6 +45,7 @@ class Job(Request):
         target: confidence that every row must reach to be done before the last stage.
         batch: where its rows are; None before stage 1.
         newest: its newest result.
+        results: of each stage so far.
         timings: of the steps so far, by ``time.monotonic``.
     """
 
@@ -53,6 +54,7 @@ class Job(Request):
     target: float | None = None
     batch: Batch | None = None
     newest: Result | None = None
+    results: list[Result] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
 
 

@@ -600,13 +600,14 @@ class Ticket:
         Raises:
             ProtocolError: none in time (504), or the model failed (500).
         """
-        stage = 0
-        while not self._ended:
-            newest = self.job.newest
-            if newest is not None and newest.stage > stage and newest.output is not None:
-                stage = newest.stage
-                yield self._answer(newest, "")
-            else:
+        results, sent, ended = self.job.results, 0, False
+        while not ended:
+            ended = self._ended
+            count = len(results) - ended  # at the end, the newest is sent with its reason
+            for result in results[sent:count]:
+                yield self._answer(result, "")
+            sent = max(sent, count)
+            if not ended and sent == len(results):
                 await self._changed.wait()
                 self._changed.clear()
         yield self._conclude()

@@ -237,6 +237,8 @@ class Worker:
             job.inputs = None
             job.timings.append(timing)
             job.newest = _result(job, step.stage, output, confidence, now)
+            if job.newest.stage == step.stage:
+                job.results.append(job.newest)
         ended = [job for job in jobs if job.newest is not None and job.newest.stop_reason]
         with self._changed:
             for job in ended:
