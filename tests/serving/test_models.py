@@ -126,6 +126,18 @@ def test_pixels_are_bounded_before_decoding(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.value.status == 413
 
 
+def test_pictures_for_nobody_are_not_decoded() -> None:
+    asked: list[int] = []
+
+    def is_over() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 2
+
+    with pytest.raises(ProtocolError, match="over before picture 2 was decoded") as found:
+        model().read({"x": encoded(*[picture(8, 8)] * 3, b"not reached")}, MANY, is_over)
+    assert found.value.status == 504
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no input": ({}, "inputs must be x, found"),
     "another name": ({"y": np.zeros((1, 3, 8, 8), np.float32)}, "inputs must be x, found y"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from anynest.serving.models import ServedModel
 from anynest.serving.protocol.errors import ProtocolError
 from anynest.serving.service import Answer, Refused, Service, Ticket
 
@@ -402,6 +404,42 @@ def test_a_late_body_blocks_nothing_and_ends_at_its_deadline() -> None:
             assert session.served(2.0) == []
 
     run(main)
+
+
+def test_time_that_is_over_while_inputs_are_read_ends_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop does not wait for a decoder, and a decoder not for the next picture."""
+    session, going, read = FakeSession(), threading.Event(), ServedModel.read
+    over: list[bool] = []
+
+    def slow(model: Any, inputs: Any, most: int, is_over: Any = None) -> Any:
+        if is_over is not None:
+            assert going.wait(PATIENCE)
+            over.append(is_over())
+        return read(model, inputs, most)
+
+    monkeypatch.setattr(ServedModel, "read", slow)
+    monkeypatch.setattr(ServedModel, "is_encoded", lambda model, inputs: inputs["x"][0, 0] == 7)
+
+    async def main() -> None:
+        async with serving(lambda: fake_model(session)) as service:
+            with pytest.raises(ProtocolError, match="no stage was finished within 150 ms") as found:
+                await ask(service, 7.0, seconds=SOON)
+            assert found.value.status == 504
+            assert service.in_flight == 0
+            leaving = asyncio.create_task(ask(service, 7.0))
+            await until(lambda: service.in_flight == 1)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            assert (await ask(service, 1.0)).stage == 3
+            going.set()
+            assert (await ask(service, 7.0)).stage == 3
+            assert False in over
+
+    run(main)
+    assert over[0] is True
+    assert session.served(7.0) == [1, 2, 3]  # once
 
 
 # -- failures -------------------------------------------------------------------------------------

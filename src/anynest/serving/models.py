@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,12 @@ class ServedModel:
             array.dtype == object for array in inputs.values()
         )
 
-    def read(self, inputs: Mapping[str, Array], max_pixels: int) -> dict[str, Tensor]:
+    def read(
+        self,
+        inputs: Mapping[str, Array],
+        max_pixels: int,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Tensor]:
         """The tensors that the session takes.
 
         Images are FP32, normalised ``[B, C, H, W]``; UINT8, raw ``[B, C, H, W]`` or
@@ -212,9 +217,10 @@ class ServedModel:
         Args:
             inputs: by name.
             max_pixels: bound on an encoded picture, checked before it is decoded.
+            is_over: whether nobody waits any more; asked before each picture is decoded.
 
         Raises:
-            ProtocolError: what does not fit.
+            ProtocolError: what does not fit (400, 413), or nobody waits (504).
         """
         self.rows(inputs)
         if self.session.in_channels is None:
@@ -224,7 +230,7 @@ class ServedModel:
         ((name, array),) = inputs.items()
         value = self.example[name]
         if array.dtype == object:
-            return {name: self._decode(name, array, max_pixels)}
+            return {name: self._decode(name, array, max_pixels, is_over)}
         if array.dtype == np.uint8:
             return {name: self._raw(name, array)}
         images = _fitting(name, array, value, hint=f": {name} may be {', '.join(self.datatypes)}")
@@ -252,7 +258,9 @@ class ServedModel:
             )
         return self._normalize(pixels.contiguous())
 
-    def _decode(self, name: str, array: Array, max_pixels: int) -> Tensor:
+    def _decode(
+        self, name: str, array: Array, max_pixels: int, is_over: Callable[[], bool]
+    ) -> Tensor:
         """Encoded pictures, prepared."""
         if self._pictures is None or self._normalize is None:
             raise ProtocolError(
@@ -267,6 +275,8 @@ class ServedModel:
         parts = []
         for number, data in enumerate(array.flat):
             where = f"picture {number}"
+            if is_over():
+                raise ProtocolError(504, f"the time was over before {where} was decoded")
             try:
                 with open_image(bytes(data), where) as image:
                     if image.width * image.height > max_pixels:

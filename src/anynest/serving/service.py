@@ -23,12 +23,13 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from ..predict.thread_scheduling import schedule_thread
 from .batches import Job, Result, Timing
 from .deadlines import bounded, duration
 from .estimates import RunningQuantile
@@ -261,7 +262,13 @@ class Service:
             return [await self._replace(entry) for entry in entries]
 
     async def _replace(self, entry: Entry) -> ServedModel:
-        model = await asyncio.to_thread(load, entry, self.settings, quantile=LATE_LOAD)
+        loading = partial(load, entry, self.settings, quantile=LATE_LOAD)
+        # a thread that the others need not wait for; its nice value stays as it is made
+        loader = ThreadPoolExecutor(1, "anynest-loader", schedule_thread, ("nice",))
+        try:
+            model = await asyncio.get_running_loop().run_in_executor(loader, loading)
+        finally:
+            loader.shutdown(wait=False)
         self.worker.add(model)
         before = self.repository.put(model)
         if before is not None:
@@ -557,14 +564,20 @@ class Ticket:
         """The session's inputs; pictures are decoded, and large inputs converted, in a thread.
 
         Raises:
-            ProtocolError: inputs that do not fit.
+            ProtocolError: inputs that do not fit, or the time is over before they are read (504).
         """
         model, most = self.model, self.service.settings.max_pixels
         large = sum(array.nbytes for array in inputs.values()) > LARGE
-        if large or model.is_encoded(inputs):
-            found: dict[str, Tensor] = await self.service._in_reader(model.read, inputs, most)
-            return found
-        return model.read(inputs, most)
+        if not large and not model.is_encoded(inputs):
+            return model.read(inputs, most)
+        reading = self.service._in_reader(model.read, inputs, most, lambda: self._over)
+        try:
+            async with asyncio.timeout_at(self.due - self.service.lag.value):
+                found: dict[str, Tensor] = await reading
+        except TimeoutError:
+            self._over = True
+            raise self._too_late() from None
+        return found
 
     def submit(
         self,
@@ -628,6 +641,7 @@ class Ticket:
 
     def release(self) -> None:
         """Forget the request; a second call has no effect."""
+        self._over = True
         self.let_go()
         if self._timer is not None:
             self._timer.cancel()
@@ -670,12 +684,7 @@ class Ticket:
         if newest is None or newest.output is None:
             if error is None and newest is not None:
                 error = ProtocolError(500, f"the model failed: {newest.error}")
-            if error is None:
-                seconds = self.due - self.arrived
-                error = ProtocolError(
-                    504, f"no stage was finished within {1000 * seconds:g} ms of the request"
-                )
-            raise error
+            raise error or self._too_late()
         answer = self._answer(newest, newest.stop_reason or "deadline")
         self._told = True
         self._tell("answered", self.model, answer, self.job.rows)
@@ -697,6 +706,12 @@ class Ticket:
                 for timing in list(self.job.timings)
                 if timing.stage <= result.stage
             ),
+        )
+
+    def _too_late(self) -> ProtocolError:
+        milliseconds = 1000 * (self.due - self.arrived)
+        return ProtocolError(
+            504, f"no stage was finished within {milliseconds:g} ms of the request"
         )
 
     def _tell(self, event: str, *arguments: Any) -> None:
