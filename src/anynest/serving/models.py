@@ -29,7 +29,6 @@ from .protocol.errors import ProtocolError
 from .protocol.tensors import Array, datatype_of
 
 SUMMARY = "summary.json"  # of a run folder
-JSON_BYTES = 20  # of a number's text, roughly
 ANY = -1  # a size that may vary, in metadata
 
 
@@ -163,16 +162,15 @@ class ServedModel:
         raw = ("UINT8",) if self._normalize is not None else ()
         return ("FP32", *raw, *(("BYTES",) if self._pictures is not None else ()))
 
-    def estimate_rows(self, nbytes: int, header_length: int | None = None) -> int:
-        """The likely rows of a body, before it is read: those of FP32 or of the network's types.
+    def least_rows(self, nbytes: int, header_length: int | None = None) -> int:
+        """The rows that a body has at least, before it is read. A picture may have any size.
 
         Args:
             nbytes: of the body.
-            header_length: of its JSON, where tensors follow; None: all is JSON.
+            header_length: of its JSON, where binary tensors follow; None: all is JSON.
         """
-        numbers = sum(value.numel() for value in self.example.values())
-        if header_length is None:
-            return max(1, nbytes // (JSON_BYTES * numbers))
+        if header_length is None or self._pictures is not None:
+            return 1
         row = sum(value.numel() * value.element_size() for value in self.example.values())
         return max(1, (nbytes - header_length) // row)
 

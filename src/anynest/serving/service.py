@@ -319,7 +319,7 @@ class Service:
             model: of ``model``.
             nbytes: of the body.
             arrived: when the headers were parsed.
-            rows: an estimate, not above the truth (``ServedModel.estimate_rows``).
+            rows: as many as it has at least (``ServedModel.least_rows``).
             seconds: until the deadline, as far as the headers tell; None: they do not.
             priority: 1 is the highest, 0 the default, as ``PRIORITY``.
             client: its address, for ``client_limit``.

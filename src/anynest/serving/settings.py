@@ -23,6 +23,8 @@ class Settings:
         max_held: rows with an answer whose activations are kept for later stages. Beyond it the
             rows that would gain least are answered as they are.
         max_body: of a request, after decompression.
+        max_json: of its JSON, which is read in one go while other requests wait (about 30 ms for
+            each MiB of numbers).
         max_bytes_in_flight: of the bodies of all accepted requests.
         max_pixels: of an encoded picture, checked before it is decoded.
         receive_seconds: for receiving a request's headers and body.
@@ -45,6 +47,7 @@ class Settings:
     max_waiting: int = 1024
     max_held: int = 256
     max_body: int = 64 * MIB
+    max_json: int = 4 * MIB
     max_bytes_in_flight: int = 256 * MIB
     max_pixels: int = 16_000_000
     receive_seconds: float = 10.0

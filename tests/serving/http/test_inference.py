@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from anynest.serving.http import bodies
+from anynest.serving.models import ServedModel
+from anynest.store import WeightsInfo
 
 from .asgi import HEADER_LENGTH, INFER, Reply, call, decode, encode
-from .conftest import LABELS, MEAN, STAGES, STD, TIME, Served, images, logits
+from .conftest import LABELS, MEAN, STAGES, STD, TIME, HeldSession, Served, images, logits
 
 Play = Any
 
@@ -238,6 +241,18 @@ async def stalled(served: Served, body: bytes, headers: dict[str, str]) -> Reply
     return await call(served.app, INFER, pieces, headers, last=asyncio.Event())
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_the_first_admission_asks_for_no_more_than_there_is(pictures: bool) -> None:
+    """By the length alone: a long body may be one picture, a tensor has rows of known size."""
+    x = torch.zeros(1, 3, 8, 8)
+    info = WeightsInfo("tiny", {}, LABELS, MEAN, STD, 8, "none", "0", "whole")
+    model = ServedModel("tiny", "1", HeldSession(), {"x": x}, info if pictures else None)
+    rows = 5
+    assert model.least_rows(100 + rows * x.nbytes, 100) == (1 if pictures else rows)
+    assert model.least_rows(100 + rows * x.nbytes - 1, 100) == (1 if pictures else rows - 1)
+    assert model.least_rows(10, 100) == model.least_rows(10**6) == 1
+
+
 # -- refusals --------------------------------------------------------------------------------------
 def test_a_full_queue_refuses_before_the_body(play: Play) -> None:
     """One request runs, one waits; a third is refused though its body never comes."""
@@ -293,6 +308,21 @@ def test_bodies_are_bounded(play: Play) -> None:
         assert (unknown.status, "'br'" in unknown.error) == (415, True)
 
     play(scenario, max_body=len(body) - 1)
+
+
+def test_json_is_bounded_on_its_own(play: Play) -> None:
+    """It is read in one go, while everybody waits; tensors in binary may be longer."""
+    x = images(4)
+
+    async def scenario(served: Served) -> None:
+        assert (await infer(served, x)).status == 200
+        for reply in (
+            await infer(served, x, json_data=True),
+            await infer(served, x, id="x" * 1000),
+        ):
+            assert (reply.status, "at most 800 bytes" in reply.error) == (413, True)
+
+    play(scenario, max_json=800)
 
 
 def test_one_clients_limit(play: Play) -> None:

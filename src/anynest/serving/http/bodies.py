@@ -51,7 +51,7 @@ class Body:
         """
         self.length = read_length(self._headers, "content-length")
         if self.length is not None and self.length > self._max_bytes:
-            raise _too_large(self._max_bytes, str(self.length))
+            raise too_large("this body", self._max_bytes, str(self.length))
         if self._encoding not in ("identity", *WINDOW_BITS):
             raise ProtocolError(
                 415, f"Content-Encoding must be gzip or deflate, found {self._encoding[:40]!r}"
@@ -61,7 +61,7 @@ class Body:
         """The rows that a body of this length has at least; 1 where it tells nothing."""
         if self.length is None or self._encoding in WINDOW_BITS:
             return 1
-        return model.estimate_rows(self.length, header_length)
+        return model.least_rows(self.length, header_length)
 
     async def read(self, until: float, count: Callable[[int], None] = lambda held: None) -> bytes:
         """All of it, after decompression.
@@ -81,11 +81,11 @@ class Body:
         async for data in self._messages(until):
             received += len(data)
             if received > self._max_bytes:
-                raise _too_large(self._max_bytes, "more")
+                raise too_large("this body", self._max_bytes, "more")
             for piece in (data,) if inflater is None else inflater(data):
                 held += len(piece)
                 if held > self._max_bytes:
-                    raise _too_large(self._max_bytes, "more")
+                    raise too_large("this body", self._max_bytes, "more")
                 if piece:
                     count(held)
                     chunks.append(piece)
@@ -153,9 +153,12 @@ def slow_body(seconds: float) -> ProtocolError:
     return ProtocolError(408, f"a body must be received within {seconds:g} s of its headers")
 
 
-def _too_large(max_bytes: int, found: str) -> ProtocolError:
+def too_large(what: str, max_bytes: int, found: str) -> ProtocolError:
+    """Something of more bytes than the server takes."""
     return ProtocolError(
-        413, f"a body must have at most {max_bytes} bytes, found {found}; send fewer rows"
+        413,
+        f"{what} must have at most {max_bytes} bytes, found {found}; send fewer rows, or tensors in "
+        "binary",
     )
 
 

@@ -16,7 +16,7 @@ from ..models import ServedModel
 from ..protocol.errors import ProtocolError
 from ..protocol.inference import InferRequest, read_request, write_response
 from ..service import Answer, Service, Ticket
-from .bodies import Body, read_length, slow_body
+from .bodies import Body, read_length, slow_body, too_large
 from .guard import ARRIVED
 from .raw import read_raw
 from .responses import bytes_response, send_part, send_start
@@ -74,14 +74,13 @@ class InferenceEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        body = Body(receive, request.headers, self._service.settings.max_body)
         if self._stream:
-            await self._send_stages(request, body, send)
+            await self._send_stages(request, send)
         else:
-            await self._send_answer(request, body, send)
+            await self._send_answer(request, send)
 
-    async def _send_answer(self, request: Request, body: Body, send: Send) -> None:
-        async with self._accepted(request, body) as accepted:
+    async def _send_answer(self, request: Request, send: Send) -> None:
+        async with self._accepted(request) as accepted:
             answer = await accepted.ticket.answer()
             data, header_length = accepted.response(answer)
         media_type, headers = "application/json", {}
@@ -90,10 +89,10 @@ class InferenceEndpoint:
         response = await bytes_response(request, data, media_type, headers)
         await response(request.scope, request.receive, send)
 
-    async def _send_stages(self, request: Request, body: Body, send: Send) -> None:
+    async def _send_stages(self, request: Request, send: Send) -> None:
         frames = stream_format(request.headers.get("accept", ""))
         headers = {"content-type": frames.media_type, "x-accel-buffering": "no"}  # of nginx
-        async with self._accepted(request, body) as accepted:
+        async with self._accepted(request) as accepted:
             stage = 0
             try:
                 async for answer in accepted.ticket.answers():
@@ -109,12 +108,19 @@ class InferenceEndpoint:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @asynccontextmanager
-    async def _accepted(self, request: Request, body: Body) -> AsyncIterator[Accepted]:
+    async def _accepted(self, request: Request) -> AsyncIterator[Accepted]:
         """Admit a request by its headers, receive it, and have it computed until the block ends."""
         service, headers, path = self._service, request.headers, request.path_params
         settings, arrived = service.settings, request.scope[ARRIVED]
-        body.check()
         header_length = read_length(headers, HEADER_LENGTH)
+        content_type = headers.get("content-type", "")
+        raw = header_length == 0 or content_type.lower().startswith("image/")
+        if header_length is not None and header_length > settings.max_json:
+            raise too_large("the JSON of a request", settings.max_json, str(header_length))
+        only_json = header_length is None and not raw
+        limit = min(settings.max_body, settings.max_json) if only_json else settings.max_body
+        body = Body(request.receive, headers, limit)
+        body.check()
         model = service.model(path["model"], path.get("version"))
         with service.admit(
             model,
@@ -135,8 +141,7 @@ class InferenceEndpoint:
                 if ticket.due < late:
                     raise ProtocolError(504, "the deadline came before the body's end") from None
                 raise slow_body(settings.receive_seconds) from None
-            content_type = headers.get("content-type", "")
-            if header_length == 0 or content_type.lower().startswith("image/"):
+            if raw:
                 found = read_raw(model, data, content_type)
             else:
                 found = read_request(data, header_length, max_elements=settings.max_body)

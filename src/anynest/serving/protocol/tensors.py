@@ -34,6 +34,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 MAX_DIMENSIONS = 8
 LENGTH = struct.Struct("<I")
 
@@ -47,10 +48,10 @@ def datatype_of(array: Array) -> str:
     Raises:
         ValueError: the protocol has no such type.
     """
-    for name, dtype in DATATYPES.items():
-        if dtype == array.dtype.newbyteorder("<"):
-            return name
-    raise ValueError(f"the protocol has no type for {array.dtype}")
+    name = _NAMES.get(array.dtype.newbyteorder("<"))
+    if name is None:
+        raise ValueError(f"the protocol has no type for {array.dtype}")
+    return name
 
 
 def check_shape(shape: Any, what: str, max_elements: int) -> tuple[int, ...]:
