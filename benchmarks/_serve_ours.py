@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PATIENCE = 5.0
+NAME = "network"
+PATIENCE = 5.0  # seconds
 
 
 def command(source: Path, port: int, probe: Path, *, first_stage_first: bool = False) -> list[str]:
     """The command line of a server of one model."""
     policy = ["--first-stage-first"] if first_stage_first else []
-    given = ["serve", f"network={source}", "--port", str(port), "--no-grpc", "--no-access-log"]
+    given = ["serve", str(source), "--name", NAME, "--port", str(port), "--grpc-port", "none"]
     return [sys.executable, str(HERE / "_serve_ours.py"), str(probe), *policy, *given]
 
 

@@ -20,7 +20,7 @@ from anynest.store import read_info
 
 PACKAGES = {
     "starlette": None,
-    "litserve": ("litserve==0.2.17", "onnxruntime", "numpy"),
+    "litserve": ("litserve==0.2.19", "onnxruntime", "numpy"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime", "numpy"),
     "ray": ("ray[serve]==2.51.1", "onnxruntime", "numpy"),
 }

@@ -2,7 +2,8 @@
 
 The scheduler is the server's own; its estimates are the 95th percentiles of the measured step
 times, the steps take the medians, and the event loop's work per request is what the calibration of
-``serve.py`` measured. The arrivals are those of the measurement.
+``serve.py`` measured. The arrivals are those of the measurement, as is the lag by which the server
+answers before deadlines.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ REPLICAS = (1, 3, 10, 30, 100, 300, 1000)
 FRONTS = ("round-robin", "least-loaded")
 PLANNED = (0.6, 1.5)  # C of each replica
 REQUESTS = 60_000  # of each plan, or as many as 50 of each replica are
-DEADLINE = 0.025
+DEADLINE, REPLY = 0.025, 0.001
 COMPARED = ("in_time", "mean_stage", "refused", "accuracy")
 
 
@@ -43,7 +44,6 @@ class Predictor:
     def __init__(self, records: Sequence[Record]) -> None:
         self.facts = of_kind(records, "facts")[-1]
         found = of_kind(records, "overheads")[-1]
-        self.reply: float = found["reply"]
         self.overheads = Overheads(found["transit"], found["receive"], found["answer"])
 
     def predict(
@@ -52,6 +52,7 @@ class Predictor:
         *,
         first: bool = False,
         depth: int | None = None,
+        reply: float = REPLY,
         **more: Any,
     ) -> dict[str, float]:
         """Of this server; of *first stage first*, or of the static network of a stage."""
@@ -67,7 +68,7 @@ class Predictor:
         outcomes, _ = simulate(
             arrivals,
             scheduler,
-            reply=self.reply,
+            reply=reply,
             adapt=True,
             real=StepTimes(median, batches),
             overheads=self.overheads,
@@ -95,7 +96,9 @@ def predictions(records: Sequence[Record], seed: int) -> list[Record]:
         arrivals = [Arrival(at, record["deadline"]) for at in times]
         depth = int(server.split()[-1]) if server.startswith("static") else None
         assert server in (OURS, FIRST) or depth is not None
-        predicted = predictor.predict(arrivals, first=server == FIRST, depth=depth)
+        predicted = predictor.predict(
+            arrivals, first=server == FIRST, depth=depth, reply=record.get("reply") or REPLY
+        )
         measured = {key: record[key] for key in COMPARED}
         found.append(
             {

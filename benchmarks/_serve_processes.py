@@ -89,6 +89,14 @@ class Server:
                     seconds += int((task / "schedstat").read_text().split()[0]) / 1e9
         return {"memory": memory, "files": files, "threads": threads, "cpu": seconds}
 
+    def metric(self, name: str) -> float | None:
+        """One of its Prometheus metrics; None where it has none."""
+        status, body = self.get("/metrics")
+        for line in body.decode().splitlines() if status == 200 else ():
+            if line.split(" ")[0] == name:
+                return float(line.split(" ")[1])
+        return None
+
     def stop(self, kind: int = signal.SIGTERM, patience: float = 20.0) -> int:
         """Ask it to end, or end it; the exit status."""
         pids = self.processes()

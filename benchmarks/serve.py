@@ -57,7 +57,7 @@ from _serve_report import FIRST, OURS, Record
 
 PARTS = ("ours", "policies", "peers", "soak", "faults")
 DEADLINE = 0.025
-REPLY = 0.001  # seconds before the deadline at which the server answers
+QUICK_RATE = 100.0  # stands for C, so that a small network on a busy machine can do it
 SEED = 1
 
 
@@ -134,7 +134,13 @@ class Bench:
         return Traffic(f"/v2/models/{name}/infer", "v2", tensor)
 
     def rate(self, point: Point) -> float:
-        return point.load * (self.facts.first if point.beyond else self.facts.capacity)
+        """Requests per second."""
+        return self.rate_of(point.load, self.facts.first if point.beyond else None)
+
+    def rate_of(self, load: float, capacity: float | None = None) -> float:
+        """The same of a multiple of a capacity, by default C."""
+        capacity = capacity or self.facts.capacity
+        return load * (min(capacity, QUICK_RATE) if self.options.quick else capacity)
 
     def measure(
         self,
@@ -158,6 +164,7 @@ class Bench:
             found = summarise(load.outcome(), self.labels, point.deadline, depth)
             if probed:
                 found["probe"] = read_probe(server.process.pid, probe)
+                found["reply"] = server.metric("anynest_wakeup_lag_seconds")
             after = server.usage()
             yield self.record(
                 "load",
@@ -176,7 +183,7 @@ class Bench:
 
     def warm(self, server: Server, traffic: Traffic) -> None:
         """A second of moderate load that is not counted."""
-        times = arrival_times("poisson", 0.7 * self.facts.capacity, 1.0)
+        times = arrival_times("poisson", self.rate_of(0.7), 1.0)
         start_load(
             self.folder, server.port, times, self.images, traffic, 1.0, timer=False
         ).outcome()
@@ -267,7 +274,7 @@ def calibrate(bench: Bench, server: Server, traffic: Traffic) -> None:
     receive = found["refused"]
     answer = max(0.0, found["answered"] - steps - receive)
     transit = max(0.0, latency - steps - receive - answer) / 2
-    bench.record("overheads", receive=receive, answer=answer, transit=transit, reply=REPLY, **found)
+    bench.record("overheads", receive=receive, answer=answer, transit=transit, **found)
     print(
         f"the server's own work: {1e6 * receive:.0f} us a request and {1e6 * answer:.0f} us an "
         f"answer; {1e6 * transit:.0f} us on the way",
@@ -314,7 +321,8 @@ def measure_peer(
     for tuning in _serve_peers.TUNINGS:
         with opened(tuning) as server:
             bench.warm(server, traffic)
-            times = arrival_times("poisson", 1.5 * bench.facts.capacity, bench.options.seconds / 3)
+            rate = bench.rate_of(1.5)
+            times = arrival_times("poisson", rate, bench.options.seconds / 3)
             load = start_load(
                 bench.folder, server.port, times, bench.images, traffic, DEADLINE, timer=False
             )
@@ -371,7 +379,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="digits", help="of `anynest train`")
     parser.add_argument("--run", type=Path, help="a finished run's folder, or one to train into")
     parser.add_argument("--epochs", type=int, help="of that training (default: 3)")
-    parser.add_argument("--limit", type=int, help="training images (default: 20000)")
+    parser.add_argument("--limit", type=int, help="training images (default: 10000)")
     parser.add_argument("--seconds", type=float, help="of each load (default: 6)")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")
     parser.add_argument(
@@ -396,7 +404,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--names must be of {','.join(_serve_peers.PACKAGES)}, found {wrong.pop()}")
     options.part = options.part or ["ours", "policies"]
     options.epochs = options.epochs or (1 if options.quick else 3)
-    options.limit = options.limit or (None if options.data == "digits" else 20_000)
+    options.limit = options.limit or (None if options.data == "digits" else 10_000)
     options.seconds = options.seconds or (1.0 if options.quick else 6.0)
     options.profile_seconds = 1.0 if options.quick else 8.0
     return options
