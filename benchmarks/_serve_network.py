@@ -41,6 +41,8 @@ class Facts:
         model: the network's name and its data.
         images: how many the accuracies are measured on.
         accuracy: of each stage.
+        right: ``[S]`` a text of ``1`` and ``0`` for each image.
+        confidence: ``[S][images]`` the largest probability.
         batches: sizes.
         seconds: ``[S][k]`` median seconds of each stage at each batch size.
         high: ``[S][k]`` their 95th percentiles.
@@ -49,6 +51,8 @@ class Facts:
     model: str
     images: int
     accuracy: list[float]
+    right: list[str]
+    confidence: list[list[float]]
     batches: list[int]
     seconds: list[list[float]]
     high: list[list[float]]
@@ -122,16 +126,21 @@ def prepare(images: np.ndarray, info: WeightsInfo) -> torch.Tensor:
     return (torch.from_numpy(images).float() / 255 - mean) / std
 
 
-def measure_accuracy(session: Session, x: torch.Tensor, labels: np.ndarray) -> list[float]:
-    """Of each stage."""
-    right = np.zeros(session.num_stages)
+def measure_answers(
+    session: Session, x: torch.Tensor, labels: np.ndarray
+) -> tuple[list[str], list[list[float]]]:
+    """Of each stage and image: whether it is right, and the confidence."""
+    right = [""] * session.num_stages
+    confidence: list[list[float]] = [[] for _ in right]
     for start in range(0, len(x), 32):
+        truth = labels[start : start + 32]
         evaluation = session.begin(x[start : start + 32])
         for stage, logits in stages(evaluation):
-            found = logits.argmax(1).numpy()
-            right[stage - 1] += (found == labels[start : start + 32]).sum()
+            highest, found = logits.softmax(1).max(1)
+            right[stage - 1] += "".join(str(int(one)) for one in found.numpy() == truth)
+            confidence[stage - 1] += [round(value, 3) for value in highest.tolist()]
         evaluation.close()
-    return (right / len(x)).tolist()
+    return right, confidence
 
 
 def measure_times(
@@ -164,13 +173,14 @@ def facts(run: Path, data: str, core: int | None, *, count: int, seconds: float)
     with on_core(core):
         session = open_session(run, threads=1)
         try:
-            accuracy = measure_accuracy(session, x, labels)
+            right, confidence = measure_answers(session, x, labels)
             median, high = measure_times(session, x, BATCHES, seconds)
         finally:
             session.close()
     summary = json.loads((run / "summary.json").read_text())
     name = f"{read_info(run).model}, {summary['data']}"
-    return Facts(name, len(x), accuracy, list(BATCHES), median, high)
+    accuracy = [bits.count("1") / len(x) for bits in right]
+    return Facts(name, len(x), accuracy, right, confidence, list(BATCHES), median, high)
 
 
 def write_static(run: Path, folder: Path) -> list[Path]:

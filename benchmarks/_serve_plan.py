@@ -15,7 +15,7 @@ from _serve_arrivals import arrival_times
 from _serve_report import FIRST, OURS, Record, of_kind
 from _simulation import Arrival, Outcome, Overheads, simulate
 
-from anynest.serving.estimates import StepTimes
+from anynest.serving.estimates import Gains, StepTimes
 from anynest.serving.scheduler import Scheduler
 
 REPLICAS = (1, 3, 10, 30, 100, 300, 1000)
@@ -26,15 +26,16 @@ DEADLINE, REPLY = 0.025, 0.001
 COMPARED = ("in_time", "mean_stage", "refused", "accuracy")
 
 
-def result(outcomes: Sequence[Outcome], accuracy: Sequence[float]) -> dict[str, float]:
+def result(outcomes: Sequence[Outcome], right: Sequence[str]) -> dict[str, float]:
     """The numbers of the measured table; a late answer is wrong."""
     count = len(outcomes)
-    stages = [outcome.stage for outcome in outcomes if outcome.in_time]
+    in_time = [outcome for outcome in outcomes if outcome.in_time]
+    correct = sum(right[one.stage - 1][one.number % len(right[0])] == "1" for one in in_time)
     return {
-        "in_time": len(stages) / count,
-        "mean_stage": sum(stages) / max(1, len(stages)),
+        "in_time": len(in_time) / count,
+        "mean_stage": sum(one.stage for one in in_time) / max(1, len(in_time)),
         "refused": sum(not outcome.accepted for outcome in outcomes) / count,
-        "accuracy": sum(accuracy[stage - 1] for stage in stages) / count,
+        "accuracy": correct / count,
     }
 
 
@@ -56,14 +57,17 @@ class Predictor:
         **more: Any,
     ) -> dict[str, float]:
         """Of this server; of *first stage first*, or of the static network of a stage."""
-        median, high, accuracy = (self.facts[key] for key in ("seconds", "high", "accuracy"))
+        facts = self.facts
+        median, high, batches = facts["seconds"], facts["high"], facts["batches"]
+        right, confidence = facts["right"], facts["confidence"]
+        gains = Gains.of_errors([1 - accuracy for accuracy in facts["accuracy"]])
         if depth is not None:
             median, high = ([_sum(table[:depth])] for table in (median, high))
-            accuracy = [accuracy[depth - 1]]
-        batches = self.facts["batches"]
+            right, confidence = right[depth - 1 : depth], confidence[depth - 1 : depth]
+            gains = Gains.uniform(1)
 
         def scheduler() -> Scheduler:
-            return Scheduler(StepTimes(high, batches), first_stage_first=first)
+            return Scheduler(StepTimes(high, batches), gains, first_stage_first=first)
 
         outcomes, _ = simulate(
             arrivals,
@@ -72,9 +76,10 @@ class Predictor:
             adapt=True,
             real=StepTimes(median, batches),
             overheads=self.overheads,
+            confidences=confidence,
             **more,
         )
-        found = result(outcomes, accuracy)
+        found = result(outcomes, right)
         if depth is not None:
             found["mean_stage"] = float(depth) if found["in_time"] else 0.0
         return found

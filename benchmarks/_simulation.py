@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,7 @@ class Outcome:
 
     Attributes:
         arrival: the request.
+        number: of the request, from 0.
         accepted: whether it was admitted.
         stage: of its answer; 0 for none.
         answered: when the answer was sent.
@@ -47,6 +48,7 @@ class Outcome:
     """
 
     arrival: Arrival
+    number: int = 0
     accepted: bool = False
     stage: int = 0
     answered: float = float("nan")
@@ -112,6 +114,7 @@ def simulate(
     adapt: bool = False,
     real: StepTimes | None = None,
     overheads: Overheads | None = None,
+    confidences: Sequence[Sequence[float]] | None = None,
     seed: int = 0,
     watch: Callable[[Replica, Step, float], None] | None = None,
 ) -> tuple[list[Outcome], list[Replica]]:
@@ -127,6 +130,8 @@ def simulate(
         adapt: whether the schedulers correct their estimates by the real times.
         real: the steps' times; None: the schedulers' estimates.
         overheads: what requests cost beside the steps; None: nothing.
+        confidences: ``[S][N]`` of each stage's answers to N inputs, which the requests have in turn;
+            None: unknown.
         seed: of the noise.
         watch: called with each step that starts.
     """
@@ -136,7 +141,7 @@ def simulate(
     loads = np.zeros(replicas, np.int64)  # rows in the care of each
     turns = itertools.cycle(range(replicas))
     number = itertools.count()
-    outcomes = [Outcome(one) for one in arrivals]
+    outcomes = [Outcome(one, index) for index, one in enumerate(arrivals)]
     events: list[tuple[float, int, int, object]] = [
         (outcome.arrival.at + cost.transit, ARRIVAL, next(number), outcome) for outcome in outcomes
     ]
@@ -194,10 +199,16 @@ def simulate(
             if server.step_end > now:  # the event loop has delayed it
                 heapq.heappush(events, (server.step_end, STEP_END, next(number), thing))
                 continue
-            server.scheduler.finish(step, now, seconds=now - began if adapt else None)
-            for request in step.requests:
-                if request.stage == server.scheduler.lanes[step.lane].times.num_stages:
-                    end(server, request, now)
+            scheduler, told = server.scheduler, None
+            if confidences is not None:
+                column = confidences[step.stage - 1]
+                cared = [server.care.get(request) for request in step.requests]
+                told = [one and column[one.number % len(column)] for one in cared]
+            scheduler.finish(step, now, told, seconds=now - began if adapt else None)
+            last = scheduler.lanes[step.lane].times.num_stages
+            ended = [request for request in step.requests if request.stage == last]
+            for request in [*ended, *scheduler.expire(now)]:
+                end(server, request, now)
             start(server, now)
         else:
             server, request = thing  # type: ignore[misc]

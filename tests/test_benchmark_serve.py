@@ -288,7 +288,7 @@ def test_late_and_refused_answers_are_wrong(bench: Any) -> None:
 
 def test_capacity_is_that_of_the_best_batch(bench: Any) -> None:
     seconds = [[0.001, 0.0018, 0.004], [0.003, 0.0042, 0.012]]
-    facts = bench.network.Facts("m", 1, [0.5, 0.6], [1, 2, 4], seconds, seconds)
+    facts = bench.network.Facts("m", 1, [0.5, 0.6], [], [], [1, 2, 4], seconds, seconds)
     assert facts.capacity == pytest.approx(2 / 0.006)
     assert facts.first == pytest.approx(2 / 0.0018)
 
@@ -321,9 +321,28 @@ def test_overheads_delay_steps_and_answers(bench: Any) -> None:
     assert late.answered == pytest.approx(0.010)
 
 
+def test_confidences_decide_who_is_refined(bench: Any) -> None:
+    from anynest.serving.estimates import Gains, StepTimes
+    from anynest.serving.scheduler import Scheduler
+
+    gains = Gains.of_errors([0.5, 0.1])
+    arrivals = [bench.simulation.Arrival(0.0, 0.009) for _ in range(2)]
+    for confidences, stages in (((0.9, 0.1), [1, 2]), ((0.1, 0.9), [2, 1])):
+        times = StepTimes([[0.002, 0.002], [0.004, 0.008]], [1, 2])
+        outcomes, _ = bench.simulation.simulate(
+            arrivals, lambda t=times: Scheduler(t, gains), confidences=[confidences, confidences]
+        )
+        assert [outcome.stage for outcome in outcomes] == stages
+    assert bench.plan.result(outcomes, ["11", "01"]) == {
+        **{"in_time": 1.0, "mean_stage": 1.5, "refused": 0.0, "accuracy": 0.5}
+    }
+
+
 def records(bench: Any) -> list[dict[str, Any]]:
     seconds = [[0.001, 0.006], [0.002, 0.012]]
-    facts = bench.network.Facts("net", 100, [0.5, 0.7], [1, 8], seconds, seconds)
+    right = ["10" * 50, "1011101101" * 10]
+    confidence = [[0.5] * 100, [0.7] * 100]
+    facts = bench.network.Facts("net", 100, [0.5, 0.7], right, confidence, [1, 8], seconds, seconds)
     environment = {"processor": "p", "cores": 2, "python": "3"}
     found = [
         {"kind": "facts", **facts.to_json(), "environment": environment, "versions": {"x": "1"}},
@@ -355,7 +374,7 @@ def test_predictions_stand_beside_what_was_measured(bench: Any) -> None:
     assert ours["measured"]["accuracy"] == 0.69
     by_server = {r["server"]: r["predicted"]["accuracy"] for r in found if r["load"] == 0.6}
     assert by_server["static 1"] == pytest.approx(0.5, abs=0.02)
-    assert by_server["static 1"] < by_server["static 2"] <= 0.7
+    assert by_server["static 2"] == pytest.approx(0.7, abs=0.02)
     same = dict.fromkeys(bench.plan.COMPARED, 0.5)
     assert bench.plan.error(same, same) == 0
     assert bench.plan.error(same | {"accuracy": 0.55}, same) == pytest.approx(0.1)
