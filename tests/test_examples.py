@@ -244,3 +244,88 @@ def test_transformers_trainer(tmp_path: Path) -> None:
     both = log[-1]["train/loss/token"] + log[-1]["train/loss/count"]
     assert log[-1]["loss"] == pytest.approx(both, rel=0.5)
     assert all(entry["grad_norm"] > 0 for entry in log)
+
+
+# Ray Serve with two replicas, of which one is killed while two clients send requests.
+REPLICAS = """
+import http.client, json, os, psutil, ray, runpy, signal, socket, sys, tempfile, threading, time
+from ray import serve
+
+example = runpy.run_path(sys.argv[1], run_name="example")
+body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+
+def replicas():
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ServeReplica" in " ".join(process.cmdline()):
+                found.add(process.pid)
+        except psutil.Error:
+            pass
+    return found
+
+def ask():
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"anynest-timeout-ms": "30000"}
+    try:
+        connection.request("POST", "/v2/models/run/infer", json.dumps(body), headers)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+statuses = []
+with tempfile.TemporaryDirectory(prefix="ray") as folder:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(example["Anynest"].bind(sys.argv[2]))
+    before = replicas()
+    clients = [
+        threading.Thread(target=lambda: statuses.extend(ask() for _ in range(50)), daemon=True)
+        for _ in range(2)
+    ]
+    assert ask() == 200
+    for client in clients:
+        client.start()
+    os.kill(min(before), signal.SIGKILL)
+    for client in clients:
+        client.join()
+    end = time.monotonic() + 120
+    while len(replicas() - {min(before)}) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    after = replicas()
+    last = [ask() for _ in range(10)]
+    print("RESULT", json.dumps([len(before), len(after), len(after - before), statuses, last]))
+    serve.shutdown()
+    ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ray_serve"])
+def test_ray_serve(name: str, tmp_path: Path) -> None:
+    """What a killed replica was answering is lost, and nothing else."""
+    for module in ("ray", "fastapi", "psutil", "uvicorn", "prometheus_client"):
+        if not find_spec(module):
+            pytest.skip("needs ray[serve] and anynest[serve]")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    tiny = "--base-width 2 --growth 1x1,2x1 --data digits --batch-size 256 --epochs 1 --device cpu"
+    train = [sys.executable, "-m", "anynest", "train", *tiny.split(), "--out", tmp_path / "run"]
+    subprocess.run(train, env=environment, check=True, capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICAS, FOLDER / f"{name}.py", tmp_path / "run"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    before, after, new, statuses, last = json.loads(line[7:])
+    assert (before, after, new) == (2, 2, 1)
+    assert len(statuses) == 100
+    assert statuses.count(200) > 80
+    assert last == [200] * 10
