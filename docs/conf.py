@@ -36,6 +36,7 @@ autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes in one list
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape"]
 python_use_unqualified_type_names = True

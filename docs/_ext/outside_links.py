@@ -2,6 +2,7 @@
 
 A link to a file outside ``docs/`` of which the site has a page leads to the page; MyST offers any
 other file as a download. A link whose text is a file's name gets the title of the page as its text.
+In a docstring, ``docs/predict.md`` becomes a link to the page.
 """
 
 import re
@@ -35,6 +36,13 @@ def on_source_read(app: Sphinx, name: str, content: list[str]) -> None:
     content[0] = rewrite(content[0], name.count("/"))
 
 
+def on_docstring(
+    app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]
+) -> None:
+    lines[:] = [re.sub(r"(?<![/`])docs/([a-z_]+)\.md", r":doc:`/\1`", line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", on_source_read)
+    app.connect("autodoc-process-docstring", on_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

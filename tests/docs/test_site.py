@@ -145,6 +145,13 @@ def test_links_out_of_docs_lead_to_pages(extension: ModuleType) -> None:
     assert extension.rewrite("[data.md](data.py)") == "[data.md](data.py)"
 
 
+@pytest.mark.parametrize("extension", ["outside_links"], indirect=True)
+def test_docstrings_link_to_pages(extension: ModuleType) -> None:
+    lines = ["(docs/predict.md has them)", "src/docs/a.md"]
+    extension.on_docstring(None, "class", "C", None, None, lines)
+    assert lines == ["(:doc:`/predict` has them)", "src/docs/a.md"]
+
+
 @pytest.mark.parametrize("extension", ["public_names"], indirect=True)
 def test_a_name_may_be_documented_under_another(extension: ModuleType) -> None:
     public = {"os.path.join": os.path.join, "a.b": object()}

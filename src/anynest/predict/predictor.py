@@ -63,13 +63,13 @@ class AnytimePredictor:
         threads: within one kernel; None leaves it to the backend.
         device: of torch: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
         scheduling: how Linux schedules the computing thread, so that callers wake on time:
-            ``"slice"``, ``"nice"``, ``"auto"`` or ``"none"`` (predict/thread_scheduling.py).
+            ``"slice"``, ``"nice"``, ``"auto"`` or ``"none"`` (docs/thread_scheduling.md).
         monotone: ``"product"``, ``"support"`` or ``"caching"``: confidence grows from stage to
-            stage (predict/monotonicity.py); None uses each stage's softmax.
+            stage (docs/early_stopping.md); None uses each stage's softmax.
         info: classes and preprocessing, where the source does not have them.
         warm_up: run the network when it is opened, because first runs are slow: on a blank image
-            of the size in ``info`` or ``profile``; other networks on ``add_exits``' example or
-            inputs of the profile's sizes.
+            of the size in ``info`` or ``profile``; other networks on the example of
+            ``add_exits`` or inputs of the profile's sizes.
         seed: of random guesses.
 
     Raises:
@@ -161,11 +161,11 @@ class AnytimePredictor:
         stage, or when the policy stops.
 
         Args:
-            x: an image or a batch, raw or normalised (predict/inputs.py lists the forms); for
+            x: an image or a batch, raw or normalised (docs/predict.md lists the forms); for
                 networks without ``in_channels`` a batch: a tensor, or a dict of named tensors.
             deadline: seconds; None runs to the last stage. 0 or less has passed already. A
                 ``Deadline`` in the policy holds too.
-            policy: early stopping (predict/policies.py); for logits ``[B, K]``.
+            policy: early stopping (docs/early_stopping.md); for logits ``[B, K]``.
             on_timeout: where no stage meets the deadline: ``"raise"``, ``"wait"`` for stage 1, or
                 ``"guess"`` at random.
             min_completion_probability: a stage after the first that, by the profile, finishes in
