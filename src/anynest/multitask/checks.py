@@ -234,8 +234,8 @@ def _flattened(given: list[Any]) -> list[Any]:
 def loss_values(losses: Sequence[Tensor]) -> Tensor:
     """[S] the losses' values on the first one's device."""
     device = losses[0].device
-    dtype = wide_dtype(device)
-    return torch.stack([loss.detach().reshape(()).to(device, dtype) for loss in losses])
+    values = torch.stack([loss.detach().reshape(()).to(device) for loss in losses])
+    return values.to(wide_dtype(device))
 
 
 def finite_losses(values_S: Tensor, on_nonfinite: str, names: Names = None) -> list[int]:

@@ -322,8 +322,9 @@ def _walk(root: Any, wanted: set[int], executed: dict[Any, bool]) -> LossGraph:
                     "activation checkpointing must not be reentrant, found a reentrant one, whose"
                     " parameters a pass for each loss would miss: pass use_reentrant=False to it"
                 )
-            found[node] = id(getattr(node, "variable", None)) in wanted  # where .grad accumulates
             successors = [child for child, _ in node.next_functions if child is not None]
+            # a leaf's node is where its .grad accumulates
+            found[node] = not successors and id(getattr(node, "variable", None)) in wanted
             if successors:
                 stack.append((node, successors))
                 stack.extend((child, []) for child in successors)

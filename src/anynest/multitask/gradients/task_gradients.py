@@ -32,9 +32,8 @@ Grads = Sequence[Tensor | None]
 # of them), of each row on a GPU, where few kernel launches matter more.
 CHUNK_CPU = 1 << 18
 CHUNK_GPU = 1 << 22
-LONGEST_DOT = 1 << 15  # the most float32 products of one float32 sum; of a matrix product a quarter
+LONGEST_DOT = 1 << 15  # the most float32 products of one float32 sum
 LEAST_FAST = 1 << 14  # entries of a gradient from which float32 saves a noticeable time
-MANY_ROWS = 6  # from here on a matrix product is faster than a dot product for each pair
 # Tensors with fewer entries are concatenated: a copy then costs less than operations of their own.
 SMALL_CPU = 1 << 14
 SMALL_GPU = 1 << 20
@@ -108,12 +107,6 @@ def with_layout_of(grad: Tensor, like: Tensor) -> Tensor:
 def fast_dots(rows: Sequence[Tensor], metric: Diagonal | None = None) -> list[list[float]]:
     """[k, k], j <= i: dot products of float32 vectors, of each chunk in float32, then in float64."""
     k = len(rows)
-    if k >= MANY_ROWS:
-        gram = torch.zeros((k, k), dtype=torch.float64)
-        for _, chunk in _copies(rows, LONGEST_DOT // 4, torch.float32, metric):
-            gram += chunk @ chunk.T
-        found: list[list[float]] = gram.tolist()
-        return found
     step = min(LONGEST_DOT, CHUNK_CPU // k)
     chunks: Iterator[Sequence[Tensor]] = _split(rows, step)
     if metric is not None:
