@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import exp
 
-ADAPTATION = 0.1  # weight of a new measurement in the moving average of a correction
+ADAPTATION = 0.1  # weight of a new measurement in the moving average of a correction ...
+RELAXATION = 0.025  # ... that is below it: so the average lies above the mean where times vary
 BOUND = 8.0  # of a single measurement's ratio to the profile, and its inverse
 LEAST_GAIN = 0.001  # of a stage, so that idle time is still used for it
 CONFIDENCE_BINS = (0.2, 0.4, 0.6, 0.8)  # boundaries of the bins of a gain table
@@ -61,7 +62,8 @@ class StepTimes:
         """Include a measured step in the stage's correction."""
         ratio = seconds / self._profiled[stage - 1][rows - 1]
         ratio = min(max(ratio, 1 / BOUND), BOUND)  # the machine may have stood still
-        self.correction[stage - 1] += ADAPTATION * (ratio - self.correction[stage - 1])
+        above = ratio - self.correction[stage - 1]
+        self.correction[stage - 1] += (ADAPTATION if above > 0 else RELAXATION) * above
 
     def relax(self, stage: int) -> None:
         """Move the stage's correction towards the profile, if it is above."""
