@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 from anynest.cli import main
 
@@ -407,3 +408,28 @@ def test_a_port_in_use_is_one_line(runs: list[Path], capsys: pytest.CaptureFixtu
     ]
     assert http.startswith(f"anynest: HTTP cannot listen at 127.0.0.1:{port}: ")
     assert grpc.startswith(f"anynest: gRPC cannot listen at 127.0.0.1:{port}")
+
+
+def test_the_walk_through_of_the_docs(runs: list[Path], tmp_path: Path) -> None:
+    """The requests of docs/serve.md, as a shell sends them."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    Image.new("L", (30, 20), 128).save(tmp_path / "seven.png")
+    text = (Path(__file__).parents[3] / "docs/serve.md").read_text()
+    (block,) = (block for block in text.split("```") if "curl --json" in block)
+    commands = [line for line in block.splitlines() if not line.startswith(("anynest", "kill"))]
+    with serving(runs[0]) as server:
+        script = "\n".join(commands).replace("models/digits", "models/m")
+        script = script.replace("localhost:8000", urlsplit(server.ready["http"]).netloc)
+        script = script.replace("20000}", "60000000}").replace("ms: 20'", "ms: 60000'")
+        script = script.replace("curl -N", "curl -N -H 'anynest-timeout-ms: 60000'")
+        done = subprocess.run(
+            ["bash", "-c", script.replace("curl ", "curl -sS --fail-with-body -w '\\n' ")],
+            cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    metadata, by_json, by_picture, *stages = map(json.loads, filter(None, done.stdout.splitlines()))
+    assert metadata["name"] == "m"
+    assert by_json["parameters"]["stop_reason"] == "complete"
+    assert by_picture["parameters"]["stage"] == 3
+    assert [stage["parameters"]["stage"] for stage in stages] == [1, 2, 3]
