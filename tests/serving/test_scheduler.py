@@ -419,10 +419,9 @@ def test_an_idle_server_whose_estimates_went_up_serves_again() -> None:
     for _ in range(50):
         times.observe(1, 1, 3600.0)
     assert times(1, 1) < 10 * TIMES[0][0]  # one measurement's weight is bounded
-    refused = 0
-    while not one.admit(Request(due=0.004), 0.0):
-        refused += 1
-    assert 0 < refused < 40
+    admitted = [one.admit(Request(due=0.004), 0.0) for _ in range(40)]
+    assert not admitted[0]
+    assert any(admitted)
     # a busy server does not: its next steps will tell
     busy = scheduler()
     assert busy.admit(Request(due=0.008), 0.0)

@@ -16,7 +16,7 @@ from .models import ServedModel
 
 _log = logging.getLogger(__name__)
 
-RUNS = 9  # at least, of each batch size
+RUNS = 5  # at least, of each batch size, after one that is not counted
 SECONDS = 0.3  # of each batch size, for more runs than these
 MAX_RUNS = 40
 QUANTILE = 0.95
