@@ -183,4 +183,4 @@ def _gather(session: Session, jobs: list[Job]) -> Batch:
 
 def _indices(rows: Iterable[slice]) -> Tensor:
     """The numbers of all rows, int64."""
-    return torch.cat([torch.arange(part.start, part.stop) for part in rows])
+    return torch.tensor([row for part in rows for row in range(part.start, part.stop)])

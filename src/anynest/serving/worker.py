@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..predict.thread_scheduling import schedule_thread
@@ -229,10 +230,7 @@ class Worker:
             outputs = self._compute_alone(step.stage, jobs, error)
         now = time.monotonic()
         timing = Timing(step.stage, step.rows, now - began, now)
-        confidences = [
-            None if isinstance(output, Exception) else _confidence(model, output)
-            for output in outputs
-        ]
+        confidences = _confidences(model, outputs)
         for job, output, confidence in zip(jobs, outputs, confidences, strict=True):
             job.inputs = None
             job.timings.append(timing)
@@ -333,12 +331,22 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _confidence(model: ServedModel, output: Tensor) -> tuple[float, float] | None:
-    """The mean and the least confidence of an output's rows; None if it is not class logits."""
-    if model.num_classes is None or output.dim() != 2:
-        return None
-    highest = output.softmax(dim=1).amax(dim=1)
-    return float(highest.mean()), float(highest.min())
+def _confidences(
+    model: ServedModel, outputs: Sequence[Tensor | Exception]
+) -> list[tuple[float, float] | None]:
+    """The mean and the least confidence of each output's rows; None if it is not class logits."""
+    logits = [one for one in outputs if isinstance(one, Tensor)]
+    if not logits or model.num_classes is None or logits[0].dim() != 2:
+        return [None] * len(outputs)
+    rows = iter(torch.cat(logits).softmax(dim=1).amax(dim=1).tolist())  # of all at once
+    found: list[tuple[float, float] | None] = []
+    for output in outputs:
+        if isinstance(output, Exception):
+            found.append(None)
+        else:
+            own = [next(rows) for _ in range(len(output))]
+            found.append((sum(own) / len(own), min(own)))
+    return found
 
 
 def _failed(job: Job, error: BaseException, now: float) -> Result:
