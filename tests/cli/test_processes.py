@@ -1,6 +1,8 @@
 """Commands as real processes: signals, closed streams, files of the current folder."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from anynest.cli import main
+from anynest.cli.commands.demo.command import next_commands
 from anynest.experiments.sweep.local_launcher import LocalLauncher
 
 ANYNEST = [sys.executable, "-m", "anynest"]
@@ -75,6 +78,7 @@ class Interrupt:
 
 sys.meta_path.insert(0, Interrupt())
 from anynest.cli import main
+from anynest.cli.commands.demo.command import next_commands
 sys.exit(main(["evaluate", "no_such_run"]))
 """
 
@@ -129,8 +133,38 @@ def test_workers_of_a_sweep_ignore_the_current_folder(hostile: Path) -> None:
 
 @pytest.mark.slow
 def test_demo(hostile: Path, capsys: Out) -> None:
+    before = os.environ.get("PYTHONSAFEPATH")
+    assert main(["demo", "--epochs", "1", "--out", "demo", "--json"]) == 0
+    assert os.environ.get("PYTHONSAFEPATH") == before
+    report = json.loads(capsys.readouterr().out)
+    networks = report["networks"]
+    assert list(networks) == ["nested", "plain-1", "plain-2", "plain-3"]
+    deadlines = [result["deadline"] for result in networks["nested"]]
+    assert deadlines == sorted(deadlines)
+    for results in networks.values():
+        assert [result["deadline"] for result in results] == deadlines
+        for result in results:
+            answers = result["guessed"] + sum(result["stages"])
+            assert answers == result["images"] == report["images"] == 360
+    assert [len(result["stages"]) for result in networks["plain-3"]] == [1] * len(deadlines)
+    shown = report["example"]
+    assert [round(sum(stage["probabilities"]), 3) for stage in shown["stages"]] == [1, 1, 1]
+    assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert not hostile.exists()
+    text = "\n".join(line for line, _ in next_commands(Path("demo/nested"), report))
+    predict, profile = text.splitlines()[:2]
+    command, _, deadline = predict.rpartition(" ")
+    assert deadline.endswith("ms")
+    assert main([*shlex.split(command)[1:], "60s", "--json"]) == 0
+    assert "label" in capsys.readouterr().out
+    assert main([*shlex.split(profile)[1:], "--rounds", "1"]) == 0
+
+
+@pytest.mark.slow
+def test_demo_compares_methods(hostile: Path, capsys: Out) -> None:
     before = dict(os.environ)
-    assert main(["demo", "--epochs", "1", "--seeds", "1", "--out", "demo"]) == 0
+    line = "demo --compare --epochs 1 --seeds 1 --out demo"
+    assert main(line.split()) == 0
     assert dict(os.environ) == before  # later child processes find the modules beside a script
     shown = capsys.readouterr().out
     assert "OSGD" in shown

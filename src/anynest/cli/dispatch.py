@@ -30,7 +30,7 @@ COMMANDS = {
     "report": "results as one HTML page and a Markdown file",
     "models": "the networks and the cost of each stage",
     "doctor": "versions, devices and a self-check",
-    "demo": "SGD against OSGD on the digits, in a minute or two",
+    "demo": "a nested network answers by deadlines, in a minute",
 }
 # torch raises RuntimeError: words of its message -> what they mean
 TORCH_ERRORS = {

@@ -1,24 +1,16 @@
-"""``anynest demo``: SGD against OSGD on the digits, in a minute or two on two cores."""
+"""``anynest demo --compare``: SGD against OSGD on the digits, on one nested network."""
 
-import argparse
-import multiprocessing
-import os
-import signal
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ...store.hardware import usable_cores
-from ...training import Interrupted, TrainConfig, train
-from ...training.output.reporting import clock, counted
-from ...training.output.run_folder import RunFolder
-from ..console import Console, make_table, print_json
-from .demo_picture import draw
+from ....training import TrainConfig, train
+from ....training.output.reporting import clock, counted
+from ...console import Console, make_table
+from ...worker_processes import processes
+from .compare_picture import draw
 
 MODEL = "simultaneous_nested_sparse_resnet26"
 METHODS = {
@@ -29,12 +21,26 @@ METHODS = {
 Job = tuple[str, int, int, Path]  # method, seed, epochs, the demo's folder
 
 
-def demo_config(method: str, seed: int, epochs: int) -> TrainConfig:
-    """One run of the demo."""
+def demo_config(
+    method: str,
+    seed: int,
+    epochs: int,
+    independent: int | None = None,
+    image_size: int | None = None,
+) -> TrainConfig:
+    """One run.
+
+    Args:
+        method: how the losses are combined.
+        seed: of weights and batches.
+        epochs: of training.
+        independent: s: the plain network of stage s's size; None: the nested one.
+        image_size: pixels per side; None: the data's.
+    """
     return TrainConfig.from_json(
         {
-            "model": {"name": MODEL},
-            "data": {"source": "digits", "batch_size": 64},
+            "model": {"name": MODEL, "independent": independent},
+            "data": {"source": "digits", "batch_size": 64, "image_size": image_size},
             "method": {"name": method},
             "schedule": {"epochs": epochs, "shape": "cosine"},
             "optimizer": {"lr": 0.1},
@@ -43,29 +49,15 @@ def demo_config(method: str, seed: int, epochs: int) -> TrainConfig:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Train every method with every seed, then print and draw."""
-    console = Console(stderr=arguments.json)
-    folder = Path(arguments.out or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")
-    RunFolder(folder).require_unused()
-    epochs, seeds = arguments.epochs, arguments.seeds
+def run(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str, Any]:
+    """Train every method with every seed, draw, print; returns the report."""
     console.print(
         f"{MODEL} on scikit-learn's digits: {len(METHODS)} methods, {counted(seeds, 'seed')}, "
         f"{counted(epochs, 'epoch')} each, into {folder}"
     )
-    try:
-        report = compare(console, folder, epochs, seeds)
-    except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(
-            f"stopped; finished runs remain in {folder}, but a demo does not resume: the next one "
-            "needs another folder",
-            signal.SIGINT,
-        ) from error
-    if arguments.json:
-        print_json(report)
-    else:
-        show(console, report)
-    return 0
+    report = compare(console, folder, epochs, seeds)
+    show(console, report)
+    return report
 
 
 def compare(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str, Any]:
@@ -99,28 +91,8 @@ def compare(console: Console, folder: Path, epochs: int, seeds: int) -> dict[str
 def train_all(jobs: list[Job]) -> Iterator[dict[str, Any]]:
     """Yield every run's summary, in order. Runs are processes of one thread each: on such a small
     network a second thread gains little."""
-    processes = min(len(jobs), usable_cores())
-    context = multiprocessing.get_context("spawn")
-    with safe_path(), ProcessPoolExecutor(processes, mp_context=context) as pool:
-        try:
-            yield from pool.map(train_one, jobs)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def safe_path() -> Iterator[None]:
-    """Interpreters started within import no modules of the current folder, such as a json.py."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+    with processes(len(jobs)) as pool:
+        yield from pool.map(train_one, jobs)
 
 
 def train_one(job: Job) -> dict[str, Any]:

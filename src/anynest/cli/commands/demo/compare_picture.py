@@ -4,11 +4,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ...nets import create_model
-from ...store.figures import new_figure, plain_log_ticks, save_figure
-from ...training.output.curves import integer_epochs
-from ...training.output.reporting import counted
-from ...training.output.run_folder import RunFolder
+from ....nets import create_model
+from ....store.figures import new_figure, plain_log_ticks, save_figure
+from ....training.output.curves import integer_epochs
+from ....training.output.reporting import counted
+from ....training.output.run_folder import RunFolder
 
 COLORS = {"sgd-mean": "#888888", "sgd-sum": "#3b75af", "osgd": "#c8500f"}
 

@@ -1,0 +1,5 @@
+"""``anynest demo``."""
+
+from .command import run
+
+__all__ = ["run"]
