@@ -476,6 +476,7 @@ CONTRASTS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", LOOKS)
 def test_every_look_is_readable(watch: Any, server: Any, tmp_path: Path, look: str) -> None:
     """Set ANYNEST_SCREENSHOTS to a folder to keep the pictures."""
