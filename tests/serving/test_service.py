@@ -180,8 +180,10 @@ def test_the_answer_comes_before_the_deadline_not_after_it() -> None:
             with admit(service, 0.3) as ticket:
                 await ticket.begin(request(1.0))
                 await reached(gate)
+                timer = ticket._timer
+                assert timer is not None
+                assert timer.when() == pytest.approx(ticket.due - 0.1)
                 answer = await ticket.answer()
-            # on a busy machine later than 0.2 s, but the timer was set to it
             assert answer.elapsed >= 0.19
             assert ticket.job.due == pytest.approx(ticket.due - 0.1)
             gate.opened.set()
@@ -242,7 +244,7 @@ def test_stages_and_confidence_end_a_request_early() -> None:
             # the softmax of (9, 0, 0, 0) is sure, of (0.5, 0, 0, 0) not: the least row decides
             answer = await ask(service, 9.0, 9.5, confidence=0.9)
             assert (answer.stage, answer.stop_reason) == (1, "confident")
-            answer = await ask(service, 9.0, 0.5, confidence=0.9)
+            answer = await ask(service, 9.0, 0.5, confidence=0.6)
             assert (answer.stage, answer.stop_reason) == (3, "complete")
             for given, message in (
                 ({"stages": 0}, "stages must be an integer from 1 to 3, found 0"),
