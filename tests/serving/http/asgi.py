@@ -77,7 +77,7 @@ async def call(
         given.insert(0, HOST)
     if isinstance(body, bytes) and not any(name == "content-length" for name, _ in given):
         given.append(("content-length", str(len(body))))
-    elif not isinstance(body, bytes):
+    elif not any(name == "content-length" for name, _ in given):
         given.append(("transfer-encoding", "chunked"))
     path, _, query = path.partition("?")
     scope = {

@@ -122,8 +122,9 @@ def test_a_long_refused_body(
     play(scenario, max_body=1 << 20)
 
 
-def test_a_body_that_waits_for_permission(play: Play) -> None:
+def test_a_body_that_waits_for_permission(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """``Expect: 100-continue``: asked for after the admission, never after a refusal."""
+    monkeypatch.setattr(unread, "LINGER", 1e6)
 
     async def scenario(served: Served) -> None:
         async with listening(served) as port:
@@ -138,6 +139,7 @@ def test_a_body_that_waits_for_permission(play: Play) -> None:
             writer.write(refused.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
             status, headers, _ = await response(reader)
             assert (status, headers["connection"]) == (504, "close")
+            assert await reader.read() == b""
             writer.close()
 
     play(scenario)

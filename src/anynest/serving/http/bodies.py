@@ -134,7 +134,7 @@ class Inflater:
                 raise self._damaged(str(error)) from None
             data = self._stream.unconsumed_tail
             yield piece
-            if not data and len(piece) < PIECE and not self._stream.eof:
+            if not data and not self._stream.eof:
                 return
         if data or self._stream.unused_data:
             raise self._damaged("data follow its end")
