@@ -102,29 +102,11 @@ def starlette(options: dict[str, Any]) -> None:
 # -- LitServe ----------------------------------------------------------------------------------------
 def litserve(options: dict[str, Any]) -> None:
     import litserve as ls
-    from fastapi import Request
+    from _serve_litserve import API
 
-    class API(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.network = Network(options)
-
-        async def decode_request(self, request: Request) -> Any:
-            return await request.body()
-
-        def batch(self, inputs: list[Any]) -> list[Any]:
-            return inputs
-
-        def predict(self, x: Any) -> Any:
-            labels = self.network.labels(x if isinstance(x, list) else [x])
-            return labels if isinstance(x, list) else labels[0]
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: Any) -> Any:
-            return {"label": output}
-
-    api = API(max_batch_size=options["batch"], batch_timeout=options["wait"], api_path="/infer")
+    api = API(
+        options, max_batch_size=options["batch"], batch_timeout=options["wait"], api_path="/infer"
+    )
     server = ls.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1)
     server.run(
         host="127.0.0.1",

@@ -22,7 +22,7 @@ PACKAGES = {
     "starlette": None,
     "litserve": ("litserve==0.2.19", "onnxruntime", "numpy"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime", "numpy"),
-    "ray": ("ray[serve]==2.51.1", "onnxruntime", "numpy"),
+    "ray": ("ray[serve]==2.60.0", "onnxruntime", "numpy"),
 }
 READY = {"starlette": "/ready", "litserve": "/health", "mlserver": "/v2/health/ready", "ray": "/"}
 # (largest batch, seconds that a batch waits); what each is tried with
