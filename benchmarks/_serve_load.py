@@ -11,12 +11,14 @@ Some requests are *malformed*; the right answer to them is an error of the clien
     python _serve_load.py PLAN.json        # reads plan and images, writes the outcomes beside them
 
 The plan's ``dialect`` says how a request is written: ``v2``, the Open Inference Protocol with binary
-UINT8 pixels, or ``raw``, the pixels alone. Answers are ``{"outputs": [{"data": [label]}]}`` or
+UINT8 pixels; ``base64``, the same in JSON alone, with the pixels as one text of base64; or ``raw``,
+the pixels alone. Answers are ``{"outputs": [{"data": [label]}]}`` or
 ``{"label": label}``.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import gc
 import heapq
@@ -52,7 +54,7 @@ class Plan:
         deadline: seconds.
         patience: seconds that a client waits.
         path: of the URL.
-        dialect: "v2" or "raw".
+        dialect: "v2", "base64" or "raw".
         tensor: the input's description, without its binary size ("v2").
         stages: the parameter ``stages`` of each request ("v2"); 0 for none.
         vanish: share of clients that vanish.
@@ -86,14 +88,18 @@ class Writer:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.v2 = plan, plan.dialect == "v2"
         self.head = b""
-        size = len(plan.bodies[0])
+        self.bodies = plan.bodies
+        if plan.dialect == "base64":
+            self.bodies = [self._base64(body) for body in plan.bodies]
+        size = len(self.bodies[0])
         lines = [f"POST {plan.path} HTTP/1.1", "Host: localhost"]
         if self.v2:
             self.before, self.after = self._json(plan.tensor, size)
             length = len(self.before) + self.DIGITS + len(self.after)
             lines += [f"Inference-Header-Content-Length: {length}"]
             size += length
-        lines += ["Content-Type: application/octet-stream", f"Content-Length: {size}"]
+        media = "json" if plan.dialect == "base64" else "octet-stream"
+        lines += [f"Content-Type: application/{media}", f"Content-Length: {size}"]
         self.head = ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def _json(self, tensor: dict[str, Any], size: int) -> tuple[bytes, bytes]:
@@ -109,8 +115,12 @@ class Writer:
         before, _, after = json.dumps(header).partition('"TIMEOUT"')
         return before.encode(), after.encode()
 
+    def _base64(self, body: bytes) -> bytes:
+        tensor = self.plan.tensor | {"data": [base64.b64encode(body).decode()]}
+        return json.dumps({"inputs": [tensor]}).encode()
+
     def request(self, number: int, left: float) -> bytes:
-        pixels = self.plan.bodies[number % len(self.plan.bodies)]
+        pixels = self.bodies[number % len(self.bodies)]
         if not self.v2:
             return self.head + pixels
         microseconds = b"%*d" % (self.DIGITS, max(1, int(1e6 * left)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import base64
+
 from _serve_peer import Network
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
@@ -16,9 +17,7 @@ class Model(MLModel):  # type: ignore[misc]
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         (given,) = payload.inputs
         data = given.data.root if hasattr(given.data, "root") else given.data
-        pixels = data if isinstance(data, bytes) else np.asarray(data, np.uint8).tobytes()
-        size = int(np.prod(self.network.shape))
-        bodies = [pixels[at : at + size] for at in range(0, len(pixels), size)]
-        labels = self.network.labels(bodies)
+        texts = data if isinstance(data, list) else [data]
+        labels = self.network.labels([base64.b64decode(text) for text in texts])
         output = ResponseOutput(name="label", shape=[len(labels)], datatype="INT64", data=labels)
         return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])

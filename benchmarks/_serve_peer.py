@@ -4,8 +4,8 @@
 
 Runs in the peer's own environment: it needs numpy, onnxruntime and the peer, not this package.
 Requests are ``POST`` with the raw UINT8 pixels of one image; answers are ``{"label": 3}``. MLServer
-speaks the Open Inference Protocol. ``--batch`` is the most requests computed together, ``--wait``
-how long a batch waits for more, in seconds.
+speaks the Open Inference Protocol, with the pixels as base64. ``--batch`` is the most requests
+computed together, ``--wait`` how long a batch waits for more, in seconds.
 """
 
 from __future__ import annotations

@@ -65,12 +65,12 @@ def version_of(peer: str, python: str) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def traffic_of(peer: str, shape: tuple[int, ...]) -> Traffic:
+def traffic_of(peer: str) -> Traffic:
     """How a peer wants its requests."""
     if peer != "mlserver":
         return Traffic("/" if peer == "ray" else "/infer")
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *shape]}
-    return Traffic("/v2/models/network/infer", "v2", tensor)
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}  # it takes no binary tensors
+    return Traffic("/v2/models/network/infer", "base64", tensor)
 
 
 @contextmanager

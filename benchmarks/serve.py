@@ -309,7 +309,7 @@ def measure_peer(
     points: Sequence[Point],
 ) -> None:
     """Try each batching at 1.5 C for a third of a run, then measure the best."""
-    traffic = _serve_peers.traffic_of(peer, bench.images.shape[1:])
+    traffic = _serve_peers.traffic_of(peer)
     shared = (graph, bench.run)
 
     def opened(tuning: tuple[int, float]) -> AbstractContextManager[Server]:

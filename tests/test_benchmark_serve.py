@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import socketserver
@@ -189,6 +190,18 @@ def test_v2_requests_state_what_is_left_of_the_deadline(bench: Any) -> None:
         assert header["parameters"]["stages"] == 2
         assert 0 < header["parameters"]["timeout"] <= 30_000_000
         assert type(header["parameters"]["timeout"]) is int
+
+
+def test_base64_requests_are_json_alone(bench: Any) -> None:
+    def handler(number: int, head: bytes, body: bytes) -> bytes:
+        (given,) = json.loads(body)["inputs"]
+        pixels = base64.b64decode(given["data"][0])
+        assert b"inference-header" not in head.lower()
+        return response(b'{"outputs": [{"data": [%d]}], "parameters": {}}' % pixels[-1])
+
+    with stub(handler) as port:
+        outcome = generate(bench, port, dialect="base64", tensor={"name": "image"})
+    assert outcome["label"].tolist() == [n % 5 for n in range(10)]
 
 
 def test_statuses_closed_connections_and_chunks(bench: Any) -> None:
