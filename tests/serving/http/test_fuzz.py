@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from anynest.serving.http import unread
+
 from .conftest import Served, listening
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
@@ -22,6 +24,7 @@ FOLDER = Path(__file__).parents[3] / "benchmarks"
 @pytest.fixture
 def fuzzer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(unread, "LINGER", 30.0)  # clients read the errors, however slow they are
     yield importlib.import_module("fuzz_serving")
     sys.modules.pop("fuzz_serving")
 
