@@ -56,6 +56,7 @@ class Plan:
         path: of the URL.
         dialect: "v2", "base64" or "raw".
         tensor: the input's description, without its binary size ("v2").
+        classes: names that stand for the labels 0, 1, ... in answers.
         stages: the parameter ``stages`` of each request ("v2"); 0 for none.
         vanish: share of clients that vanish.
         malformed: share of malformed requests.
@@ -72,6 +73,7 @@ class Plan:
     path: str = "/"
     dialect: str = "raw"
     tensor: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
     stages: int = 0
     vanish: float = 0.0
     malformed: float = 0.0
@@ -186,6 +188,7 @@ class Generator:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.writer = plan, Writer(plan)
+        self.labels: dict[Any, int] = {name: number for number, name in enumerate(plan.classes)}
         count = len(plan.times)
         self.sent = np.full(count, np.nan)
         self.done = np.full(count, np.nan)
@@ -219,18 +222,16 @@ class Generator:
         before = time.process_time()
         while self.answered < count:
             began = now = clock()
-            worked = False
-            while position < count and self.due[position] <= now:
-                self.send(position)
-                position, worked = position + 1, True
-                now = clock()
+            if position < count and self.due[position] <= now:
+                while position < count and self.due[position] <= now:
+                    self.send(position)
+                    position, now = position + 1, clock()
+                self.busy += now - began
             events = self.epoll.poll(self.wait(now, position))
-            if events:
-                began = began if worked else clock()
-                for descriptor, _ in events:
-                    self.readable(self.open.get(descriptor))
-            worked = self.expire(clock()) or bool(events) or worked
-            if worked:
+            began = clock()
+            for descriptor, _ in events:
+                self.readable(self.open.get(descriptor))
+            if self.expire(clock()) or events:
                 self.busy += clock() - began
         gc.enable()
         for connection in list(self.open.values()):
@@ -339,7 +340,8 @@ class Generator:
             return
         answer = json.loads(body)
         if "outputs" in answer:
-            self.label[number] = answer["outputs"][0]["data"][0]
+            label = answer["outputs"][0]["data"][0]
+            self.label[number] = self.labels.get(label, label)
             parameters = answer.get("parameters") or {}
             self.stage[number] = parameters.get("stage", 0)
             self.elapsed[number] = 1e-6 * parameters.get("elapsed_us", np.nan)

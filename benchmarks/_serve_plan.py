@@ -8,6 +8,7 @@ answers before deadlines.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ class Predictor:
     def __init__(self, records: Sequence[Record]) -> None:
         self.facts = of_kind(records, "facts")[-1]
         found = of_kind(records, "overheads")[-1]
-        self.overheads = Overheads(found["transit"], found["receive"], found["answer"])
+        self.overheads = Overheads(
+            *(found[key] for key in ("transit", "receive", "answer", "step"))
+        )
 
     def predict(
         self,
@@ -132,6 +135,8 @@ def plans(
 ) -> None:
     """In time, depth and refusals of 1 to 1,000 replicas behind each front, per load of a replica."""
     predictor = Predictor(records)
+    lags = [r["reply"] for r in of_kind(records, "load") if r["server"] == OURS and r.get("reply")]
+    reply = statistics.median(lags) if lags else REPLY
     for load in PLANNED:
         for count in replicas:
             rate = load * predictor.facts["capacity"] * count
@@ -139,5 +144,5 @@ def plans(
             times = arrival_times("poisson", rate, requests / rate)
             arrivals = [Arrival(at, DEADLINE) for at in times]
             for front in FRONTS:
-                found = predictor.predict(arrivals, replicas=count, front=front)
+                found = predictor.predict(arrivals, reply=reply, replicas=count, front=front)
                 report({"kind": "plan", "replicas": count, "front": front, "load": load, **found})

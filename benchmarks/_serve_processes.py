@@ -150,7 +150,7 @@ class Traffic:
     path: str = "/infer"
     dialect: str = "raw"
     tensor: dict[str, Any] = field(default_factory=dict)
-    stages: int = 0
+    classes: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -258,6 +258,7 @@ def simulation_lines(records: list[Record]) -> list[str]:
     if predicted:
         rows = [
             [
+                r["server"],
                 SHOWN[r["arrivals"]],
                 f"{r['load']:.3g} C",
                 f"{1e3 * r['deadline']:.0f}",
@@ -269,7 +270,7 @@ def simulation_lines(records: list[Record]) -> list[str]:
             ]
             for r in predicted
         ]
-        heads = ["arrivals", "load", "deadline, ms", "in time", "mean stage", "refused"]
+        heads = ["server", "arrivals", "load", "deadline, ms", "in time", "mean stage", "refused"]
         lines += ["Simulated / measured:", ""]
         lines += table([*heads, "accuracy", "largest error, %"], rows)
     plans = of_kind(records, "plan")
@@ -360,7 +361,7 @@ def draw(records: list[Record], path: Path) -> None:
             continue
         style: dict[str, Any] = {"color": "#999999", "lw": 1.2, "ls": ":", "marker": "."}
         if server == OURS:
-            style = {"color": "#c8500f", "lw": 2.6, "marker": "o", "zorder": 5}
+            style = {"color": "#1f8a4c", "lw": 2.6, "marker": "o", "zorder": 5}
         elif server == FIRST:
             style = {"color": "black", "lw": 1.2, "ls": "--", "marker": "."}
         elif server.startswith("static"):

@@ -67,11 +67,13 @@ class Overheads:
         transit: between client and server, one way.
         receive: of the server's core for each request, until it is admitted or refused.
         answer: of the server's core for each answer.
+        step: likewise for each step, before its results are there.
     """
 
     transit: float = 0.0
     receive: float = 0.0
     answer: float = 0.0
+    step: float = 0.0
 
 
 @dataclass(eq=False)
@@ -159,7 +161,7 @@ def simulate(
             seconds *= noisy.lognormvariate(0.0, noise)
         server.steps.append((now, step, seconds))
         server.busy += seconds
-        server.step_end = max(now, server.loop_free) + seconds
+        server.step_end = max(now, server.loop_free) + seconds + cost.step
         heapq.heappush(events, (server.step_end, STEP_END, next(number), (server, step, now)))
 
     def end(server: Replica, request: Request, now: float) -> None:

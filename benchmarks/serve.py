@@ -55,8 +55,13 @@ from _serve_processes import (
 )
 from _serve_report import FIRST, OURS, Record
 
+from anynest.serving.estimates import StepTimes
+from anynest.store import read_info
+
 PARTS = ("ours", "policies", "peers", "soak", "faults")
 DEADLINE = 0.025
+CALIBRATION_RATE = 400.0  # requests per second, all refused
+CALIBRATION_LOADS = (0.6, 3.0)  # many steps a request, and few
 QUICK_RATE = 100.0  # stands for C, so that a small network on a busy machine can do it
 SEED = 1
 
@@ -79,8 +84,8 @@ BURSTY = [Point(kind, load, length=1.5) for kind in BURSTS for load in (1.0, 1.5
 TIGHT = [
     Point("poisson", load, deadline) for deadline in (0.010, 0.050) for load in (0.6, 1.5, 3.0)
 ]
-OWN = [GOAL, *STEADY, OVER, *BURSTY, *TIGHT]
-COMPARED = [*(Point("poisson", load) for load in (0.6, 1.5, 3.0)), OVER, *BURSTY]
+OWN = [GOAL, *STEADY, *BURSTY, *TIGHT, OVER]  # the last one's lag stays for seconds
+COMPARED = [*(Point("poisson", load) for load in (0.6, 1.5, 3.0)), *BURSTY, OVER]
 RIVALS = [*(Point("poisson", load) for load in (0.6, 1.0, 1.5, 3.0)), Point("gamma", 1.5)]
 QUICK = [Point("poisson", 0.6), Point("gamma", 1.5)]
 
@@ -101,6 +106,7 @@ class Bench:
         )
         count = 200 if options.quick else _serve_network.IMAGES
         self.images, self.labels = _serve_network.test_images(options.data, count)
+        self.classes = list(read_info(self.run).classes)
         self.facts: Facts = _serve_network.facts(
             self.run, options.data, self.server_core, count=count, seconds=options.profile_seconds
         )
@@ -131,7 +137,7 @@ class Bench:
         (given,) = json.loads(server.get(f"/v2/models/{name}")[1])["inputs"]
         shape = [1, *self.images.shape[1:]]
         tensor = {"name": given["name"], "datatype": "UINT8", "shape": shape}
-        return Traffic(f"/v2/models/{name}/infer", "v2", tensor)
+        return Traffic(f"/v2/models/{name}/infer", "v2", tensor, self.classes)
 
     def rate(self, point: Point) -> float:
         """Requests per second."""
@@ -254,32 +260,50 @@ def idle(bench: Bench, server: Server, traffic: Traffic) -> None:
 
 
 def calibrate(bench: Bench, server: Server, traffic: Traffic) -> None:
-    """The server's work for a request beside its steps, in seconds of its core: for the simulation.
+    """The server's work beside its steps' own time, in seconds of its core: for the simulation.
 
-    Requests of so short a deadline that all are refused cost ``receive``; answered ones, one after
-    the other, ``receive + answer`` and their steps.
+    Requests of so short a deadline that all are refused cost ``receive`` each. Those of two loads
+    cost ``answer`` more, and ``step`` for each step: two equations.
     """
-    count = 50 if bench.options.quick else 400
-    found = {}
-    for name, deadline, rate in (("refused", 0.001, 400.0), ("answered", 1.0, 50.0)):
-        before = server.usage()["cpu"]
-        times = [n / rate for n in range(count)]
-        load = start_load(
-            bench.folder, server.port, times, bench.images, traffic, deadline, timer=False
+    seconds = 0.5 if bench.options.quick else 2.0
+    times = [n / CALIBRATION_RATE for n in range(round(CALIBRATION_RATE * seconds))]
+    refused, receive = work_of(bench, server, traffic, times, 0.001)
+    step_times = StepTimes(bench.facts.seconds, bench.facts.batches)
+    probe = probe_file(bench.folder, server.port)
+    steps, works = [], []
+    for load in CALIBRATION_LOADS:
+        times = arrival_times("poisson", bench.rate_of(load), seconds)
+        read_probe(server.process.pid, probe)
+        _, work = work_of(bench, server, traffic, times, DEADLINE)
+        ran = read_probe(server.process.pid, probe)["steps"]
+        computed = sum(
+            count * step_times.profiled(int(stage), max(1, round(rows / count)))
+            for stage, (count, rows, _) in ran.items()
         )
-        outcome = load.outcome()
-        found[name] = (server.usage()["cpu"] - before) / count
-    steps = sum(row[0] for row in bench.facts.seconds)
-    latency = float(np.median(outcome["done"] - outcome["sent"]))
-    receive = found["refused"]
-    answer = max(0.0, found["answered"] - steps - receive)
-    transit = max(0.0, latency - steps - receive - answer) / 2
-    bench.record("overheads", receive=receive, answer=answer, transit=transit, **found)
+        steps.append(sum(count for count, _, _ in ran.values()) / len(times))
+        works.append(work - receive - computed / len(times))
+    more = steps[0] - steps[1]
+    step = max(0.0, (works[0] - works[1]) / more) if more else 0.0
+    answer = max(0.0, works[1] - step * steps[1])
+    transit = max(0.0, float(np.median(refused["done"] - refused["sent"])) - receive) / 2
+    bench.record("overheads", receive=receive, answer=answer, step=step, transit=transit)
     print(
-        f"the server's own work: {1e6 * receive:.0f} us a request and {1e6 * answer:.0f} us an "
-        f"answer; {1e6 * transit:.0f} us on the way",
+        f"the server's own work: {1e6 * receive:.0f} us a request, {1e6 * answer:.0f} us an answer, "
+        f"{1e6 * step:.0f} us a step; {1e6 * transit:.0f} us on the way",
         flush=True,
     )
+
+
+def work_of(
+    bench: Bench, server: Server, traffic: Traffic, times: Sequence[float], deadline: float
+) -> tuple[dict[str, Any], float]:
+    """The outcome of requests, and the server's CPU seconds for each."""
+    before = server.usage()["cpu"]
+    load = start_load(
+        bench.folder, server.port, times, bench.images, traffic, deadline, timer=False
+    )
+    outcome = load.outcome()
+    return outcome, (server.usage()["cpu"] - before) / len(times)
 
 
 def measure_peers(bench: Bench) -> None:

@@ -174,13 +174,14 @@ def test_v2_requests_state_what_is_left_of_the_deadline(bench: Any) -> None:
         header = json.loads(body[:length])
         seen.append((header, body[length:]))
         parameters = {"stage": 2, "elapsed_us": 1500}
-        answer = {"outputs": [{"name": "label", "data": [7]}], "parameters": parameters}
+        answer = {"outputs": [{"name": "label", "data": ["dog"]}], "parameters": parameters}
         return response(json.dumps(answer).encode())
 
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 2, 2]}
     with stub(handler) as port:
-        outcome = generate(bench, port, dialect="v2", tensor=tensor, stages=2)
-    assert outcome["label"].tolist() == [7] * 10
+        classes = ["cat", "dog"]
+        outcome = generate(bench, port, dialect="v2", tensor=tensor, stages=2, classes=classes)
+    assert outcome["label"].tolist() == [1] * 10
     assert outcome["stage"].tolist() == [2] * 10
     assert np.allclose(outcome["elapsed"], 0.0015)
     assert sorted(pixels for _, pixels in seen) == sorted(bytes([n % 5]) * 12 for n in range(10))
@@ -311,7 +312,7 @@ def test_overheads_delay_steps_and_answers(bench: Any) -> None:
     from anynest.serving.estimates import StepTimes
     from anynest.serving.scheduler import Scheduler
 
-    cost = bench.simulation.Overheads(transit=0.001, receive=0.0003, answer=0.0002)
+    cost = bench.simulation.Overheads(transit=0.001, receive=0.0003, answer=0.0002, step=1e-5)
 
     def run(arrivals: list[Any], **more: Any) -> Any:
         times = StepTimes([[0.002], [0.003]], [1])
@@ -321,12 +322,12 @@ def test_overheads_delay_steps_and_answers(bench: Any) -> None:
     (plain,) = run(arrivals)
     assert plain.answered == pytest.approx(0.005)
     (one,) = run(arrivals, overheads=cost)
-    assert one.answered == pytest.approx(0.001 + 0.0003 + 0.005 + 0.0002 + 0.001)
+    assert one.answered == pytest.approx(0.001 + 0.0003 + 0.00502 + 0.0002 + 0.001)
     # a second arrival in the first step makes that step longer
     arrivals.append(bench.simulation.Arrival(0.001, 0.1))
     first, second = run(arrivals, overheads=cost)
     assert second.answered > first.answered
-    total = 2 * (0.005 + 0.0003 + 0.0002) + 0.002
+    total = 2 * (0.00502 + 0.0003 + 0.0002) + 0.002
     assert max(first.answered, second.answered) == pytest.approx(total)
     # steps that really take twice as long
     slow = StepTimes([[0.004], [0.006]], [1])
@@ -359,7 +360,7 @@ def records(bench: Any) -> list[dict[str, Any]]:
     environment = {"processor": "p", "cores": 2, "python": "3"}
     found = [
         {"kind": "facts", **facts.to_json(), "environment": environment, "versions": {"x": "1"}},
-        {"kind": "overheads", "transit": 1e-4, "receive": 1e-4, "answer": 1e-4},
+        {"kind": "overheads", "transit": 1e-4, "receive": 1e-4, "answer": 1e-4, "step": 1e-4},
     ]
     quantiles = {"p50": 0.0, "p90": 0.0, "p99": 0.001, "p99.9": 0.002}
     for server, accuracy in (("anynest", 0.69), ("static 1", 0.5), ("static 2", 0.66)):
