@@ -97,9 +97,7 @@ class Bench:
         self.options, self.folder = options, folder
         self.server_core, _ = cores()
         self.run: Path = options.run or folder / "run"
-        self.command = shlex.join(["python", *sys.argv])
-        if options.data != Path(options.data).name:  # not where it lies on this machine
-            self.command = self.command.replace(options.data, Path(options.data).name)
+        self.command = command_line()
         quick = {"base_width": 4} if options.quick else {}
         _serve_network.train_once(
             self.run, options.data, epochs=options.epochs, limit=options.limit, **quick
@@ -193,6 +191,12 @@ class Bench:
         start_load(
             self.folder, server.port, times, self.images, traffic, 1.0, timer=False
         ).outcome()
+
+
+def command_line() -> str:
+    """The command, without the folders that things lie in on this machine."""
+    words = [word if not word.startswith("/") else Path(word).name for word in sys.argv]
+    return shlex.join(["python", *words])
 
 
 def probe_file(folder: Path, port: int) -> Path:
@@ -364,7 +368,7 @@ def measure_peer(
 def simulate(options: argparse.Namespace) -> None:
     """Predict the records of --out, and plan."""
     records = _serve_report.read_records(options.out)
-    command = shlex.join(["python", *sys.argv])
+    command = command_line()
 
     def keep(record: Record) -> None:
         with options.out.open("a") as out:
