@@ -78,7 +78,6 @@ class Interrupt:
 
 sys.meta_path.insert(0, Interrupt())
 from anynest.cli import main
-from anynest.cli.commands.demo.command import next_commands
 sys.exit(main(["evaluate", "no_such_run"]))
 """
 

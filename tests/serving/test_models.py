@@ -259,15 +259,15 @@ def test_descriptions() -> None:
     json.dumps([metadata, config], allow_nan=False)
 
 
-def test_rows_are_never_estimated_above_those_of_a_compact_body() -> None:
-    served = model()
-    row = 3 * 8 * 8
+def test_the_least_rows_of_a_body() -> None:
+    plain = model(channels=2)  # not the channels of a picture
+    row = 2 * 8 * 8 * 4
     for rows in (1, 4, 9):
-        assert served.estimate_rows(100 + rows * row * 4, 100) == rows  # FP32
-        assert served.estimate_rows(100 + rows * row, 100) <= max(1, rows)  # UINT8
-        text = json.dumps(np.random.default_rng(0).normal(size=rows * row).tolist())
-        assert 1 <= served.estimate_rows(len(text)) <= rows
-    assert served.estimate_rows(0) == served.estimate_rows(5, 5) == 1
+        assert plain.least_rows(100 + rows * row, 100) == rows
+        assert plain.least_rows(100 + rows * row + row - 1, 100) == rows
+        assert plain.least_rows(100 + rows * row) == 1  # JSON: a number has any length
+        assert model().least_rows(100 + rows * row, 100) == 1  # a picture has any size
+    assert plain.least_rows(0) == plain.least_rows(5, 5) == 1
 
 
 # -- sources --------------------------------------------------------------------------------------
