@@ -22,7 +22,7 @@ from anynest.engines.open import open_session
 from anynest.engines.segment_engine import SegmentSession
 from anynest.predict import Confidence, Deadline, HeldOut, MultiplyAdds, NetworkError, calibrate
 from anynest.predict.deadline_evaluation import measure_deadlines
-from anynest.predict.policies import Policy, PolicyInput
+from anynest.predict.early_stopping.policies import Policy, PolicyInput
 from anynest.profiling.profiler import profile_network
 
 from ..engines.backbones import Tagger

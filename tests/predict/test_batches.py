@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anynest import create_model
-from anynest.predict.policies import Confidence, MultiplyAdds
+from anynest.predict.early_stopping.policies import Confidence, MultiplyAdds
 from anynest.predict.predictor import AnytimePredictor
 
 from .conftest import FakeSession, picture

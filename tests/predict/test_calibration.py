@@ -16,10 +16,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anynest import create_model
-from anynest.predict.calibration import HeldOut, calibrate, simulate
-from anynest.predict.policies import Confidence, Deadline, MultiplyAdds
+from anynest.predict.early_stopping.calibration import HeldOut, calibrate, simulate
+from anynest.predict.early_stopping.policies import Confidence, Deadline, MultiplyAdds
+from anynest.predict.early_stopping.thresholds import (
+    ALWAYS,
+    NEVER,
+    Exits,
+    Thresholds,
+    _between,
+    search,
+)
 from anynest.predict.predictor import AnytimePredictor
-from anynest.predict.thresholds import ALWAYS, NEVER, Exits, Thresholds, _between, search
 
 
 def held_out(seed: int, stages: int = 3, images: int = 200, classes: int = 5) -> HeldOut:

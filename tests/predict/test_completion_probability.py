@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anynest.nets import StageCost
-from anynest.predict.policies import MultiplyAdds
+from anynest.predict.early_stopping.policies import MultiplyAdds
 from anynest.predict.predictor import AnytimePredictor
 from anynest.profiling import Profile, ProfileError, StageLatency
 

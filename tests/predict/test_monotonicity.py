@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from anynest.predict.early_stopping.policies import Confidence
 from anynest.predict.monotonicity import RULES, find_rule
-from anynest.predict.policies import Confidence
 from anynest.predict.predictor import AnytimePredictor
 
 EPS = 1e-6

@@ -13,7 +13,7 @@ import anynest
 from anynest import AnytimeNetwork, create_model
 from anynest.engines.onnx.session import OnnxSession
 from anynest.engines.open import open_session
-from anynest.predict.policies import MultiplyAdds
+from anynest.predict.early_stopping.policies import MultiplyAdds
 from anynest.predict.predictor import AnytimePredictor
 from anynest.store import WeightsInfo, save_weights
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from anynest.predict.policies import (
+from anynest.predict.early_stopping.policies import (
     AllOf,
     AnyOf,
     Confidence,

@@ -22,10 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from anynest.predict.early_stopping.policies import Confidence, Deadline, MultiplyAdds
 from anynest.predict.in_flight import InFlight
 from anynest.predict.monotonicity import softmax
 from anynest.predict.options import PredictOptions
-from anynest.predict.policies import Confidence, Deadline, MultiplyAdds
 from anynest.predict.prediction import DeadlineError, NetworkError, Prediction
 from anynest.predict.predictor import AnytimePredictor
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anynest.predict.policies import Confidence, Deadline
+from anynest.predict.early_stopping.policies import Confidence, Deadline
 from anynest.predict.prediction import DeadlineError, NetworkError
 from anynest.predict.predictor import AnytimePredictor
 

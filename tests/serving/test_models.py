@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from anynest.data.augment import Normalize
 from anynest.data.readers.image_reader import ImageFileReader
 from anynest.nets import create_model
+from anynest.predict import Confidence, SavedPolicy
+from anynest.predict.early_stopping.saved_policy import revision_of
 from anynest.serving.models import ServedModel, _errors
 from anynest.serving.protocol.errors import ProtocolError
 from anynest.store import WeightsInfo, save_weights
@@ -291,6 +294,29 @@ def test_a_run_folder_brings_its_classes_and_its_gains(tmp_path: Path) -> None:
         assert served.example["x"].shape == (1, 3, 8, 8)
     finally:
         served.close()
+
+
+def test_a_saved_policy_is_read_on_request_alone(tmp_path: Path) -> None:
+    folder = saved(tmp_path, [0.4, 0.2, 0.1])
+    with pytest.raises(ValueError, match="`anynest calibrate` writes one"):
+        ServedModel.open("net", "1", folder, saved_policy=True)
+    policy = SavedPolicy((0.9, 0.8), "goal", revision_of(folder), "net", "test", "validation")
+    policy.save(folder / "policy.json")
+    served = ServedModel.open("net", "1", folder)
+    assert served.policy is None
+    assert "policy" not in served.config()["parameters"]
+    served.close()
+    served = ServedModel.open("net", "1", folder, saved_policy=True)
+    assert served.policy == Confidence((0.9, 0.8))
+    shown = served.config()["parameters"]["policy"]["string_value"]
+    assert json.loads(shown) == {"confidence": [0.9, 0.8]}
+    served.close()
+    replace(policy, thresholds=(0.9,)).save(folder / "policy.json")
+    with pytest.raises(ValueError, match="one for each of the stages 1 to 2, found 1"):
+        ServedModel.open("net", "1", folder, saved_policy=True)
+    replace(policy, revision="0").save(folder / "policy.json")
+    with pytest.raises(ValueError, match="must be calibrated for these weights"):
+        ServedModel.open("net", "1", folder, saved_policy=True)
 
 
 @pytest.mark.parametrize("errors", [None, [0.4, 0.2], [0.4, "x", 0.1], [0.1, 0.2, 7], "abc"])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from anynest.predict import Confidence
 from anynest.serving.models import ServedModel
 from anynest.serving.protocol.errors import ProtocolError
 from anynest.serving.service import Answer, Refused, Service, Ticket
@@ -228,6 +229,31 @@ def test_a_stream_has_every_stage_also_for_a_late_reader() -> None:
                 gate.opened.set()
                 found += [one.stage async for one in answers]
         assert found == [1, 2, 3]
+
+    run(main)
+
+
+def test_a_policy_stops_requests_that_give_no_confidence() -> None:
+    """Of the softmax of (v s, 0, 0, 0) at stage s; each stage has a threshold of its own."""
+
+    def stopping() -> ServedModel:
+        model = fake_model(FakeSession())
+        model.policy = Confidence((0.99, 0.5))
+        return model
+
+    async def main() -> None:
+        async with serving(stopping) as service:
+            for values, given, stage, reason in (
+                ((1.0,), {}, 2, "confident"),  # 0.48, then 0.71
+                ((9.0,), {}, 1, "confident"),
+                ((9.0, 1.0), {}, 2, "confident"),  # the least row decides
+                ((0.1,), {}, 3, "complete"),
+                ((1.0,), {"confidence": 0.4}, 1, "confident"),  # takes the policy's place
+                ((1.0,), {"confidence": 0.9999}, 3, "complete"),
+                ((0.1,), {"stages": 2}, 2, "requested"),
+            ):
+                answer = await ask(service, *values, **given)
+                assert (answer.stage, answer.stop_reason) == (stage, reason), (values, given)
 
     run(main)
 

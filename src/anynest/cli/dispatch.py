@@ -21,6 +21,7 @@ from .parser import Parser, did_you_mean
 COMMANDS = {
     "train": "train a network",
     "evaluate": "the error of every stage on a split",
+    "calibrate": "when to stop early, chosen on held-out images",
     "predict": "classes of pictures, as good as a deadline allows",
     "serve": "answer requests over HTTP and gRPC, each by its deadline",
     "profile": "parameters, multiply-adds and latency of each stage",

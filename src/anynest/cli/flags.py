@@ -60,6 +60,11 @@ def add_workers_flag(parser: Any, default: int | None = 0) -> None:
     )
 
 
+def add_policy_flag(parser: Any, text: str, default: str | None = "none") -> None:
+    """``--policy``, of commands that stop early."""
+    parser.add_argument("--policy", default=default, metavar="FILE", help=text)
+
+
 def add_json_flag(parser: Parser, text: str = "print JSON") -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help=text)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from .calibration import CalibrationReport, HeldOut, calibrate, simulate
-    from .policies import Confidence, Deadline, MultiplyAdds, Policy
+    from .early_stopping.calibration import CalibrationReport, HeldOut, calibrate, simulate
+    from .early_stopping.policies import Confidence, Deadline, MultiplyAdds, Policy
+    from .early_stopping.saved_policy import SavedPolicy
     from .prediction import DeadlineError, NetworkError, Prediction
     from .predictor import AnytimePredictor
 
@@ -24,6 +25,7 @@ __all__ = [
     "NetworkError",
     "Policy",
     "Prediction",
+    "SavedPolicy",
     "calibrate",
     "simulate",
 ]
@@ -31,8 +33,9 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
-        ".calibration": ("CalibrationReport", "HeldOut", "calibrate", "simulate"),
-        ".policies": ("Confidence", "Deadline", "MultiplyAdds", "Policy"),
+        ".early_stopping.calibration": ("CalibrationReport", "HeldOut", "calibrate", "simulate"),
+        ".early_stopping.policies": ("Confidence", "Deadline", "MultiplyAdds", "Policy"),
+        ".early_stopping.saved_policy": ("SavedPolicy",),
         ".prediction": ("DeadlineError", "NetworkError", "Prediction"),
         ".predictor": ("AnytimePredictor",),
     },

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .policies import Policy, as_policy, to_float
+from .early_stopping.policies import Policy, as_policy, to_float
 
 ON_TIMEOUT = ("raise", "wait", "guess")
 

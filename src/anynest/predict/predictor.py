@@ -30,12 +30,12 @@ from ..engines.session import Session
 from ..profiling import Profile
 from ..profiling.input_size import IMAGES, as_named
 from ..store import WeightsInfo
+from .early_stopping.policies import check_fit, reads_costs
 from .in_flight import CLOSED, InFlight, OnResult, batch_size
 from .inputs import ImageReader, needs_decoding
 from .monotonicity import find_rule
 from .opening import Opened, open_source
 from .options import Policies, PredictOptions
-from .policies import check_fit, reads_costs
 from .prediction import DeadlineError, NetworkError, Prediction, random_guess
 from .scheduler import Scheduler
 from .stage_results import StageResult, StageResults

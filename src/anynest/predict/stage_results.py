@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..profiling import StageLatency
+from .early_stopping.policies import PolicyInput
 from .monotonicity import Rule, softmax
 from .options import PredictOptions
-from .policies import PolicyInput
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..engines.session import Evaluation, Session
+from ..predict.early_stopping.policies import Confidence
 from .models import ServedModel
 from .scheduler import Request
 
@@ -42,7 +43,7 @@ class Job(Request):
     Attributes:
         model: that it asks for.
         inputs: by name; None before they are there and after stage 1 has begun.
-        target: confidence that every row must reach to be done before the last stage.
+        policy: the job is done before the last stage where every row reaches its threshold.
         batch: where its rows are; None before stage 1.
         newest: its newest result.
         results: of each stage so far.
@@ -51,7 +52,7 @@ class Job(Request):
 
     model: ServedModel
     inputs: dict[str, Tensor] | None = None
-    target: float | None = None
+    policy: Confidence | None = None
     batch: Batch | None = None
     newest: Result | None = None
     results: list[Result] = field(default_factory=list)

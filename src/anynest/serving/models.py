@@ -5,7 +5,6 @@ Legend: B batch, C channels, H height, W width, K classes, S stages.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,9 @@ from ..engines.model_source import Source, resolve
 from ..engines.onnx.manifest import read_manifest
 from ..engines.open import open_session
 from ..engines.session import Session
-from ..store import WeightsInfo, weights_file
+from ..predict.early_stopping.policies import Confidence
+from ..predict.early_stopping.saved_policy import SavedPolicy, policy_file, revision_of
+from ..store import WeightsInfo
 from .estimates import Gains, StepTimes
 from .protocol.errors import ProtocolError
 from .protocol.tensors import Array, datatype_of
@@ -48,6 +49,7 @@ class ServedModel:
         labels: names of the classes; None where unknown.
         times: estimated seconds of each step; None before the warm-up.
         gains: expected gain of each step.
+        policy: stops requests that give no confidence of their own; None: only the deadline does.
     """
 
     platform = "anynest"
@@ -67,6 +69,7 @@ class ServedModel:
         self.example = {key: value[:1].detach().clone() for key, value in example.items()}
         self.times: StepTimes | None = None
         self.gains = Gains.uniform(session.num_stages)
+        self.policy: Confidence | None = None
         self.output_shape: tuple[int, ...] = ()  # without the batch; set by the warm-up
         self._normalize: Normalize | None = None
         self._pictures: ImageFileReader | None = None
@@ -86,11 +89,23 @@ class ServedModel:
         backend: str | None = None,
         device: str = "cpu",
         info: WeightsInfo | None = None,
+        saved_policy: bool = False,
     ) -> ServedModel:
         """Load a model; see ``open_session`` for its source and errors.
 
+        Args:
+            name: of the model.
+            version: of the model.
+            source: what ``open_session`` takes.
+            threads: within one kernel.
+            backend: of the session.
+            device: of the session.
+            info: classes and preprocessing, where the source does not have them.
+            saved_policy: stop early by the policy that is saved beside the weights.
+
         Raises:
-            ValueError: nothing says which inputs the network takes.
+            ValueError: nothing says which inputs the network takes, or there is no policy that
+                fits.
         """
         found = resolve(source)
         info = info or found.info
@@ -102,7 +117,13 @@ class ServedModel:
             raise
         if isinstance(source, nn.Module):
             return cls(name, version, session, example, info)
-        model = cls(name, version, session, example, info, _revision(source, found))
+        model = cls(name, version, session, example, info, revision_of(source))
+        if saved_policy:
+            try:
+                model.policy = _policy(source, session.num_stages)
+            except ValueError:
+                session.close()
+                raise
         errors = _errors(Path(source), session.num_stages)
         if errors is not None:
             model.gains = Gains.of_errors(errors)
@@ -142,6 +163,8 @@ class ServedModel:
             "revision": self.revision,
             "input_datatypes": ",".join(self.datatypes),
         }
+        if self.policy is not None:
+            parameters["policy"] = json.dumps({"confidence": self.policy.thresholds})
         if self.labels is not None:
             parameters["labels"] = json.dumps(self.labels)  # names of the classes, in their order
         return {
@@ -397,8 +420,9 @@ def _errors(source: Path, num_stages: int) -> list[float] | None:
     return [float(error) for error in errors] if sound else None
 
 
-def _revision(source: str | Path, found: Source) -> str:
-    """The first digits of a digest of the weights."""
-    file = found.export / "manifest.json" if found.export is not None else weights_file(source)
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+def _policy(source: str | Path, num_stages: int) -> Confidence:
+    """The policy that is saved beside the weights."""
+    file = policy_file(source)
+    saved = SavedPolicy.read(file)
+    saved.require_fit(source, num_stages, file)
+    return saved.policy

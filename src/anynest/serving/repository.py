@@ -138,6 +138,7 @@ def load(
             backend=settings.backend,
             device=settings.device,
             info=entry.info,
+            saved_policy=settings.saved_policy,
         )
     if model.times is not None:
         return model

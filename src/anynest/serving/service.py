@@ -29,6 +29,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from ..predict.early_stopping.policies import Confidence
 from ..predict.thread_scheduling import schedule_thread
 from .batches import Job, Result, Timing
 from .deadlines import bounded, duration
@@ -518,7 +519,7 @@ class Ticket:
 
         Its parameters are ``timeout`` (microseconds), ``priority``, ``stages`` (the last stage to
         compute, from 1) and ``confidence`` (that every row must reach to stop before; a number, or a
-        number as text).
+        number as text), which takes the place of the model's policy.
 
         Raises:
             Refused: it cannot be in time.
@@ -535,7 +536,8 @@ class Ticket:
         if priority is not None:
             self.job.weight = weight_of(priority)
         self.resize(rows, duration(timeout_us=given.get("timeout")))
-        self.submit(await self.read(request.inputs), stages=stages, confidence=confidence)
+        policy = self.model.policy if confidence is None else Confidence(confidence)
+        self.submit(await self.read(request.inputs), stages=stages, policy=policy)
 
     def resize(self, rows: int, seconds: float | None = None) -> None:
         """The second admission, with the true rows and the deadline in the request, if it has one.
@@ -584,11 +586,11 @@ class Ticket:
         inputs: dict[str, Tensor],
         *,
         stages: int | None = None,
-        confidence: float | None = None,
+        policy: Confidence | None = None,
     ) -> None:
         """Let the request be computed."""
         job = self.job
-        job.inputs, job.target = inputs, confidence
+        job.inputs, job.policy = inputs, policy
         if stages is not None:
             job.last_stage = stages
         self.service.worker.submit(job)

@@ -36,6 +36,8 @@ class Settings:
         backend: of the models, as in ``open_session``.
         device: of the models, as in ``open_session``.
         scheduling: of the computing thread (predict/thread_scheduling.py).
+        saved_policy: requests that give no confidence stop early by the policy that is saved beside
+            each model's weights.
 
     Raises:
         ValueError: a value out of range.
@@ -59,6 +61,7 @@ class Settings:
     backend: str | None = None
     device: str = "cpu"
     scheduling: str = "auto"
+    saved_policy: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):

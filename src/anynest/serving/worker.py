@@ -369,7 +369,7 @@ def _result(
     reason = ""
     if stage == job.model.num_stages:
         reason = "complete"
-    elif job.target is not None and confidence is not None and confidence[1] >= job.target:
+    elif job.policy and confidence and confidence[1] >= job.policy.threshold(stage):
         reason = "confident"
     elif stage >= job.last_stage:
         reason = "requested"

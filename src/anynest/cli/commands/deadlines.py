@@ -92,11 +92,13 @@ def run(
     return 0
 
 
-def evaluate_stages(console: Console, model: Any, loader: Loader) -> Evaluation:
+def evaluate_stages(console: Console, model: Any, loader: Loader, split: str = "") -> Evaluation:
     """Every stage's error, without deadlines."""
     batches = count()
     with ProgressBar(console, "every stage, without deadlines") as bar:
-        return evaluate(model, loader, check=lambda: bar.report(next(batches), len(loader)))
+        return evaluate(
+            model, loader, split=split, check=lambda: bar.report(next(batches), len(loader))
+        )
 
 
 def sample(split: AnySplit, wanted: int | None) -> AnySplit:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data import DataError
 from ...data.readers.image_reader import ImageFileReader
 from ...engines.model_source import resolve
-from ...predict.policies import Confidence
+from ...predict.early_stopping.policies import Confidence
 from ...predict.prediction import DeadlineError, NetworkError, Prediction
 from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
@@ -24,13 +24,19 @@ from ...training import ConfigError
 from ..backend import find_backend
 from ..durations import show_duration
 from ..picture_files import find_pictures
+from ..policy_choice import stopping
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict every picture; 1 where one of them failed, else 0."""
     failed = False
     with opened(arguments) as (predictor, reader):
-        answers = Answers(predictor, arguments)
+        policy, told = stopping(
+            arguments.policy, arguments.confidence, arguments.source, predictor.num_stages
+        )
+        if told:
+            print(f"anynest: {told}", file=sys.stderr, flush=True)
+        answers = Answers(predictor, arguments, policy)
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # a path may be any bytes
         for found in find_pictures(arguments.pictures, sys.stdin):
@@ -70,11 +76,16 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AnytimePredictor, Im
 class Answers:
     """Predicts pictures with the options of the command line, and prints the answers."""
 
-    def __init__(self, predictor: AnytimePredictor, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        predictor: AnytimePredictor,
+        arguments: argparse.Namespace,
+        policy: Confidence | None = None,
+    ) -> None:
         self.predictor, self.deadline = predictor, arguments.deadline
         self.on_timeout = arguments.on_timeout
         self.min_completion_probability = arguments.min_completion_probability
-        self.policy = None if arguments.confidence is None else Confidence(arguments.confidence)
+        self.policy = policy
         self.json, self.top = arguments.json, arguments.top
         self.classes = predictor.classes or ()
 

@@ -92,6 +92,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         threads=arguments.threads,
         backend=arguments.backend,
         device=arguments.device,
+        saved_policy=arguments.policy == "saved",
     )
 
 
@@ -146,6 +147,8 @@ def describe(
     deadline = settings.default_deadline
     shown = "none" if deadline is None else show_duration(deadline)
     yield f"deadline of requests that give none: {shown}"
+    if settings.saved_policy:
+        yield "requests that give no confidence stop early by their model's saved policy"
     yield f"HTTP: {addresses.http}" + (f"  gRPC: {addresses.grpc}" if addresses.grpc else "")
 
 

@@ -10,6 +10,7 @@ from ..flags import (
     add_device_flag,
     add_import_flag,
     add_json_flag,
+    add_policy_flag,
     add_threads_flag,
     add_workers_flag,
 )
@@ -22,6 +23,7 @@ DESCRIPTION = (
 EXAMPLES = """examples:
   anynest evaluate runs/a
   anynest evaluate runs/a/weights.safetensors --data digits --split validation
+  anynest evaluate runs/a --policy saved    # after anynest calibrate runs/a
   anynest evaluate runs/a --deadlines auto
   anynest evaluate runs/a --deadlines 5ms,10ms,none --samples 500 --json"""
 
@@ -36,6 +38,11 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--batch-size", type=integer(), default=512, help="images per batch")
     add_workers_flag(parser)
     add_device_flag(parser)
+    add_policy_flag(
+        parser,
+        "also measure answers that stop early by a policy of anynest calibrate; saved: the one in "
+        "the run's folder",
+    )
     add_json_flag(parser)
     group = parser.add_argument_group(
         "deadlines", "Each image is predicted alone, under every deadline."
@@ -56,7 +63,9 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(arguments: Namespace) -> None:
-    """Raise ConfigError for a flag that only ``--deadlines`` reads."""
+    """Raise ConfigError for a flag that only ``--deadlines`` reads, or that it does not read."""
+    if arguments.deadlines is not None and arguments.policy != "none":
+        raise ConfigError("--policy is measured without deadlines: leave out --deadlines")
     for name in ("backend", "threads", "samples"):
         if arguments.deadlines is None and getattr(arguments, name) is not None:
             raise ConfigError(f"--{name} is read for --deadlines alone: give --deadlines too")

@@ -4,7 +4,14 @@ from argparse import Namespace
 
 from ...training.errors import ConfigError
 from ..durations import parse_duration
-from ..flags import BACKENDS, add_device_flag, add_import_flag, add_json_flag, add_threads_flag
+from ..flags import (
+    BACKENDS,
+    add_device_flag,
+    add_import_flag,
+    add_json_flag,
+    add_policy_flag,
+    add_threads_flag,
+)
 from ..parser import Parser, integer, probability
 
 DESCRIPTION = (
@@ -39,7 +46,13 @@ def add_flags(parser: Parser) -> None:
         "--confidence",
         type=probability,
         metavar="P",
-        help="stop at a probability of at least P (default: never)",
+        help="stop at a probability of at least P (default: by --policy)",
+    )
+    add_policy_flag(
+        parser,
+        "a policy of anynest calibrate, which stops early; none; or saved: the one in the run's "
+        "folder (default: saved, where there is one)",
+        default=None,
     )
     parser.add_argument(
         "--on-timeout",
@@ -66,7 +79,9 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(arguments: Namespace) -> None:
-    """Raise ConfigError for a flag that another one must accompany."""
+    """Raise ConfigError for flags that exclude one another, or that another must accompany."""
+    if arguments.confidence is not None and arguments.policy is not None:
+        raise ConfigError("--confidence and --policy both stop early: give one of them")
     if arguments.min_completion_probability is not None and arguments.deadline is None:
         raise ConfigError("--min-completion-probability needs a deadline: give --deadline too")
     if arguments.profile is not None and arguments.min_completion_probability is None:

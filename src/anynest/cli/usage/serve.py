@@ -15,6 +15,7 @@ DESCRIPTION = (
 EXAMPLES = """examples:
   anynest serve runs/a
   anynest serve runs/a runs/b --deadline 20ms --port 9000 --grpc-port none
+  anynest serve runs/a --policy saved    # after anynest calibrate runs/a
   anynest serve runs/a --host 0.0.0.0 --token-file token --allow-host anynest
 
 SIGTERM and Ctrl-C refuse new requests, answer those that were accepted, and
@@ -66,6 +67,13 @@ def add_flags(parser: Parser) -> None:
         default="60s",
         metavar="TIME",
         help="longer deadlines are cut to it",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("none", "saved"),
+        default="none",
+        help="saved: requests that give no confidence stop early by the policy.json that anynest "
+        "calibrate saved beside each RUN's weights",
     )
     parser.add_argument(
         "--token-file", metavar="FILE", help="clients must send this bearer token (default: none)"

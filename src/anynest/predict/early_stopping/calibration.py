@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.inputs import Inputs
+from ...engines.inputs import Inputs
+from ..predictor import AnytimePredictor
 from .policies import (
     AnyOf,
     Confidence,
@@ -29,7 +30,6 @@ from .policies import (
     to_float,
     with_thresholds,
 )
-from .predictor import AnytimePredictor
 from .thresholds import Exits, search
 
 FOLDS = 5

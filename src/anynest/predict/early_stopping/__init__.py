@@ -1,0 +1,1 @@
+"""Early stopping: policies, thresholds calibrated on held-out images, and policies in files."""
