@@ -30,6 +30,7 @@ COMMANDS = {
     "reproduce": "re-run the paper's tables and figures",
     "report": "results as one HTML page and a Markdown file",
     "models": "the networks and the cost of each stage",
+    "completion": "completion of commands and flags in bash, zsh and fish",
     "doctor": "versions, devices and a self-check",
     "demo": "a nested network answers by deadlines, in a minute",
 }

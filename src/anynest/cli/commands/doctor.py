@@ -23,7 +23,7 @@ from ..console import Console, print_json
 
 REQUIRED = (
     *("torch", "numpy", "onnx", "onnxruntime", "safetensors", "rich", "pillow"),
-    *("scikit-learn", "scipy", "matplotlib"),
+    *("scikit-learn", "scipy", "matplotlib", "shtab"),
 )
 EXTRAS = {
     "parquet": "pyarrow",
