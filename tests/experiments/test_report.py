@@ -80,6 +80,7 @@ def cell_line(run: Run, protocol: Protocol, seed: int, data: str, **changes: Any
         "cosines": [
             {
                 "epoch": epoch,
+                "batches": 5,
                 "cosines": [random.uniform(-1, 1, s).tolist() for s in range(1, stages)],
             }
             for epoch in (1, 2, 4)
@@ -667,6 +668,29 @@ def test_cosines_are_means_over_the_seeds(lines: list[Line], drawn: list[Any]) -
     assert len(drawn) == 6
     greedy = {**cell_line(Run("width", "greedy"), PAPER, 0, CIFAR), "cosines": []}
     assert cosines.cosine_blocks(section([greedy])) == []
+
+
+def test_cosines_stand_side_by_side_only_where_they_are_of_the_same_batches() -> None:
+    def without_batches(line: Line) -> Line:
+        rows = [{"epoch": e["epoch"], "cosines": e["cosines"]} for e in line["cosines"]]
+        return {**line, "cosines": rows}
+
+    def words(lines: list[Line]) -> str:
+        text = cosines.cosine_blocks(section(lines))[0]
+        assert isinstance(text, Text)
+        return text.text
+
+    methods = ("sgd-mean", "osgd")
+    alike = [cell_line(Run("width", method), PAPER, 0, CIFAR) for method in methods]
+    old = [without_batches(line) for line in alike]
+    assert {*cosines.runs_of(section(alike))["width"]} == {*methods}
+    assert {*cosines.runs_of(section(old))["width"]} == {"osgd"}
+    assert "left out" in words(old)
+    assert "left out" not in words(alike)
+    more = [*old, cell_line(Run("width", "osgd"), PAPER, 1, CIFAR)]  # another seed, measured anew
+    (record,) = cosines.runs_of(section(more))["width"]["osgd"]
+    assert record["seed"] == 1
+    assert cosines.cosine_blocks(section(old[:1])) == []  # SGD's alone
 
 
 def test_numbers_of_figures_stand_below_them(lines: list[Line], full: Document) -> None:

@@ -95,3 +95,4 @@ def test_cosines_are_averaged() -> None:
     cosines = metrics.cosines()
     assert cosines is not None
     assert cosines[0][1] == pytest.approx(0.375)
+    assert metrics.cosine_batches() == 2

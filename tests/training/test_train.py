@@ -129,6 +129,32 @@ def test_every_method_learns(tmp_path: Path, tiny: Tiny, method: str) -> None:
         assert -1 <= cosine <= 1
 
 
+def test_cosines_are_of_the_same_batches_for_every_method(tmp_path: Path, tiny: Tiny) -> None:
+    """With a learning rate of nearly 0 every method sees the same network in every batch, so equal
+    means are means over the same batches."""
+    found = {}
+    for name, method in {
+        "sgd-mean": {"name": "sgd-mean"},
+        "participants": {"name": "sgd-participants"},
+        "osgd": {"name": "osgd"},
+        "refresh": {"name": "osgd", "refresh": 4},
+    }.items():
+        config = tiny(
+            data={"batch_size": 24},  # 13 batches
+            method=method,
+            optimizer={"lr": 1e-12},
+            schedule={"epochs": 1},
+        )
+        train(config, tmp_path / name)
+        (line,) = RunFolder(tmp_path / name).read_history()
+        assert line["cosine_batches"] == 5
+        found[name] = line["cosines"][0][1]
+    assert len({round(value, 5) for value in found.values()}) == 1, found
+    config = tiny(method={"name": "sgd-mean"}, run={"gradient_stats": False})
+    train(config, tmp_path / "unmeasured")
+    assert RunFolder(tmp_path / "unmeasured").read_history()[0]["cosines"] is None
+
+
 def test_one_epoch_is_what_plain_torch_does(tmp_path: Path, tiny: Tiny) -> None:
     """sgd-sum with the default recipe against a loop written out by hand, bit for bit."""
     config = tiny(method={"name": "sgd-sum"}, schedule={"epochs": 1})

@@ -11,6 +11,23 @@ from torch import Tensor
 
 from .distributed import World
 
+COSINE_BATCHES = 5  # of an epoch, on which every method's cosines are measured
+
+
+def is_sampled(batch: int, batches: int) -> bool:
+    """Whether cosines are measured on a batch: the first of each fifth of the epoch.
+
+    These are the same batches for every method, whether it knows its cosines in each step or not,
+    so that the means of two methods compare.
+
+    >>> [batch for batch in range(11) if is_sampled(batch, 11)]
+    [0, 3, 5, 7, 9]
+    >>> [batch for batch in range(3) if is_sampled(batch, 3)]
+    [0, 1, 2]
+    """
+    count = min(COSINE_BATCHES, batches)
+    return batch == 0 or batch * count // batches != (batch - 1) * count // batches
+
 
 @dataclass
 class RunningMetrics:
@@ -94,3 +111,7 @@ class RunningMetrics:
             return None
         mean: list[list[float]] = (self.tensors["cosines"] / batches).tolist()
         return mean
+
+    def cosine_batches(self) -> int:
+        """The number of batches where the cosines are known."""
+        return int(self.tensors["cosine_batches"].item())

@@ -70,6 +70,7 @@ def epoch_line(
             for name, value in validation.to_json().items()
         },
         "cosines": metrics.cosines(),
+        "cosine_batches": metrics.cosine_batches(),
     }
 
 

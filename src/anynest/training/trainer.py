@@ -24,7 +24,7 @@ from .config.train_config import TrainConfig
 from .distributed import Poll, World
 from .errors import ConfigError, Interrupted, RunError
 from .evaluation import Evaluation, evaluate
-from .metrics import RunningMetrics
+from .metrics import RunningMetrics, is_sampled
 from .metrics_logger import MetricsLogger, epoch_line
 from .output.reporting import Reporter, counted
 from .output.run_folder import RunFolder
@@ -118,16 +118,17 @@ class Trainer:
         """Train on the batches from ``position.batch`` to the end of the epoch."""
         position, epoch = self.position, len(self.logger.history)  # of the whole run, from 0
         label = f"epoch {epoch + 1}/{self.phases * self.epochs}"
-        measured = self.config.run.gradient_stats and self.config.method.name.startswith("sgd")
         self.step.phase.train_mode()
         clock = time.monotonic()
         for images, labels in self.train_loader.batches(epoch, start=position.batch):
             self.check_in()
             done = position.epoch * self.batches + position.batch
             set_rate(self.step.optimizer, self.config.schedule.rate(done, self.batches))
-            output = self.take_step(images, labels, measured and position.batch == 0)
+            sampled = is_sampled(position.batch, self.batches)
+            unknown = sampled and self.config.run.gradient_stats and self.step.kind()
+            output = self.take_step(images, labels, measure=unknown)
             self.metrics.add(output.losses_S, output.logits, labels)
-            if self.world.leads:  # cosines are the same on all ranks
+            if sampled and self.world.leads:  # cosines are the same on all ranks
                 self.metrics.add_cosines(output.cosines)
             position.batch += 1
             position.step += 1

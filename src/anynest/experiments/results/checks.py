@@ -38,13 +38,16 @@ def is_list_of(value: Any, kind: Callable[[Any], bool]) -> bool:
 
 
 def is_cosines(value: Any) -> bool:
-    """Epochs with the rows of a lower triangle, all of one size."""
+    """Epochs with the rows of a lower triangle, all of one size, and perhaps the number of batches
+    that they are means of."""
     if not isinstance(value, list):
         return False
     sizes = set()
     for epoch in value:
         rows = epoch.get("cosines") if isinstance(epoch, dict) else None
         if not isinstance(rows, list) or not is_whole(epoch.get("epoch")):
+            return False
+        if not is_whole(epoch.get("batches") or 0):
             return False
         for number, row in enumerate(rows, start=1):
             if not is_list_of(row, is_number) or len(row) != number:

@@ -195,6 +195,7 @@ def thinned_cosines(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "epoch": epoch["epoch"],
+            "batches": epoch.get("cosine_batches"),  # absent in runs begun by an older version
             "cosines": [
                 [round(value, 4) for value in row[:i]]
                 for i, row in enumerate(epoch["cosines"])

@@ -57,7 +57,7 @@ class RunConfig(Section):
     gradient_stats: bool = option(
         True,
         "--gradient-stats",
-        "measure the cosines between the losses' gradients on one batch an epoch, where the method "
-        "does not know them anyway",
+        "measure the cosines between the losses' gradients on five batches an epoch, where the "
+        "method does not know them anyway",
     )
     tensorboard: bool = option(False, "--tensorboard", "write events (an extra)")

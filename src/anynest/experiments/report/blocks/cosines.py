@@ -1,4 +1,9 @@
-"""The cosines between the tasks' gradients during training, by design and method."""
+"""The cosines between the tasks' gradients during training, by design and method.
+
+Methods are shown side by side only where their cosines are means over the same batches. Records of
+older versions do not say over which: OSGD's are then of all batches of an epoch, SGD's of its first
+one alone, and SGD's are left out.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -30,8 +35,23 @@ def curves_of(records: Sequence[Record]) -> Curves:
     return found
 
 
+def is_sampled(record: Record) -> bool:
+    """Whether a record's cosines are means over the batches that are the same for every method."""
+    return all(entry.get("batches") for entry in record["cosines"])
+
+
+def comparable(by_method: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """The records of a design that are measured alike: those over the same batches where there are
+    any, else OSGD's alone."""
+    sampled = {m: [r for r in records if is_sampled(r)] for m, records in by_method.items()}
+    sampled = {method: records for method, records in sampled.items() if records}
+    if sampled:
+        return sampled
+    return {method: records for method, records in by_method.items() if method == "osgd"}
+
+
 def runs_of(section: Section) -> dict[str, dict[str, list[Record]]]:
-    """Design -> method -> records of anytime networks with cosines."""
+    """Design -> method -> records of anytime networks with cosines that can be compared."""
     found: dict[str, dict[str, list[Record]]] = {}
     for design in DESIGNS:
         for method in METHODS:
@@ -43,17 +63,19 @@ def runs_of(section: Section) -> dict[str, dict[str, list[Record]]]:
             ]
             if records:
                 found.setdefault(design, {})[method] = records
-    return found
+    kept = {design: comparable(by_method) for design, by_method in found.items()}
+    return {design: by_method for design, by_method in kept.items() if by_method}
 
 
 def cosine_blocks(section: Section) -> list[Block]:
     """A panel per design; empty without cosines."""
     panels, groups = [], []
-    for design, by_method in runs_of(section).items():
+    found = runs_of(section)
+    for design, by_method in found.items():
         curves = {method: curves_of(records) for method, records in by_method.items()}
         panels.append(draw_cosines(design, curves, section))
         rows = []
-        for pair in sorted({pair for found in curves.values() for pair in found}):
+        for pair in sorted({pair for pairs in curves.values() for pair in pairs}):
             ends = [last(curves.get(method, {}).get(pair)) for method in METHODS]
             rows.append(text_row(f"stages {pair[0]} and {pair[1]}", *ends))
         seeds = ", ".join(f"{title_of(m)} n = {len(records)}" for m, records in by_method.items())
@@ -66,7 +88,7 @@ def cosine_blocks(section: Section) -> list[Block]:
     )
     meaning = (
         "Above 0 two tasks pull the same way; below 0 a step for one is a step against the other. "
-        "OSGD's are means over all batches of an epoch, SGD's those of its first batch."
+        + how_measured([r for by_method in found.values() for rs in by_method.values() for r in rs])
     )
     table = Table(
         f"Cosines of the last recorded epoch, means over seeds; {section.label}",
@@ -74,6 +96,23 @@ def cosine_blocks(section: Section) -> list[Block]:
         tuple(groups),
     )
     return [Text(meaning), Pictures(caption, tuple(panels)), Fold("Cosines in numbers", (table,))]
+
+
+def how_measured(records: Sequence[Record]) -> str:
+    """Over which batches the cosines that are shown are means."""
+    kinds = {is_sampled(record) for record in records}
+    texts = []
+    if True in kinds:
+        texts.append(
+            "Each is the mean over a few batches spread over the epoch, the same for every method."
+        )
+    if False in kinds:
+        where = "In the other designs" if texts else "Here"
+        texts.append(
+            f"{where} OSGD's are means over all batches of an epoch; SGD's, which these records "
+            "have of the first batch alone, are left out."
+        )
+    return " ".join(texts)
 
 
 def last(curve: dict[int, float] | None) -> str:
