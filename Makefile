@@ -42,8 +42,9 @@ test: $(DEV)
 test-quick: $(DEV) # without the tests marked slow
 	$(PYTEST) -m 'not slow'
 
-report: $(CORE) # results/*.jsonl -> results/report.md and report.html
+report: $(CORE) # results/*.jsonl -> results/report.md, report.html and docs/evidence.md
 	$(BIN)/anynest report results --out results
+	$(BIN)/python benchmarks/evidence.py results --into docs/evidence.md
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """What is committed under results/ says what its own lines say."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,20 @@ import pytest
 from anynest.experiments.report import find_files, make_report, read_all, write_report
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_evidence_is_that_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``make report`` brings it up to date too."""
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "evidence.md"
+    page.write_text((ROOT / "docs/evidence.md").read_text())
+    command = [sys.executable, "benchmarks/evidence.py", "results", "--into", str(page)]
+    subprocess.run(command, check=True, timeout=300)
+    assert (ROOT / "docs/evidence.md").read_text() == page.read_text()
+    marks = page.read_text()
+    assert "cells" in marks.partition("<!-- answer: begin -->")[2].partition("<!-- answer: end")[0]
 
 
 def test_the_report_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

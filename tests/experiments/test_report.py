@@ -28,6 +28,7 @@ from anynest.experiments.report.blocks import cosines
 from anynest.experiments.report.blocks.drawings import DRAW
 from anynest.experiments.report.blocks.overview import section_in_words
 from anynest.experiments.report.blocks.verdicts import reason
+from anynest.experiments.report.formatting import range_text
 from anynest.experiments.report.render import drawing
 from anynest.experiments.report.render.document import (
     Block,
@@ -333,7 +334,9 @@ def test_verdicts_are_the_claims(lines: list[Line], full: Document) -> None:
     assert {**found["claims"], **found["controls"]} == {
         name: verdict.to_json() for name, verdict in wanted.items()
     }
-    assert set(found["controls"]) == {"osgd-late-against-sum"}
+    tuned = ["osgd-tuned", "osgd-tuned-designs"]
+    controls = ["osgd-late-against-sum", *tuned, *(f"{name}-against-sum" for name in tuned)]
+    assert set(found["controls"]) == {*controls}
     assert len(found["claims"]) == 13
     page = Page(render_html(full))
     for claim in CLAIMS:
@@ -342,13 +345,13 @@ def test_verdicts_are_the_claims(lines: list[Line], full: Document) -> None:
         ]
         for comparison in wanted[claim.name].comparisons:
             mean = signed(comparison.mean, 2) if comparison.n else "-"
-            row = [comparison.name, mean, str(comparison.n)]
+            row = [comparison.name, mean, range_text(comparison.interval), str(comparison.n)]
             assert [[c] for c in row] in page.table(f"{claim.name}, comparisons")
-    control = wanted.pop("osgd-late-against-sum").outcome
+    control, *_ = [wanted.pop(name).outcome for name in controls]
     outcomes = [verdict.outcome for verdict in wanted.values()]
     counts = [[str(outcomes.count(o))] for o in ("holds", "fails", "undecided")]
     rows = page.table("Claims of the paper")
-    assert rows[1][3:] == [*counts, [control]]
+    assert rows[1][3:] == [*counts, [control], ["undecided"]]
     assert [[c[0] for c in row[:3]] for row in rows[2:]] == [
         [name, "-", "0"] for name in ("fast", "mini", "micro")
     ]
@@ -742,7 +745,7 @@ def test_the_command_writes_both_files_and_their_pictures(
     told = json.loads(capsys.readouterr().out)
     assert told["files"] == [str(out / "report.md"), str(out / "report.html")]
     assert told["sections"][0]["cells"] == 3  # a file that is named twice counts once
-    assert len(told["sections"][0]["claims"]) == len(CLAIMS) - 1
+    assert len(told["sections"][0]["claims"]) == sum(not claim.control for claim in CLAIMS)
     assert main(["report", str(some), "--out", str(out)]) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == first
 

@@ -228,6 +228,12 @@ def plan_cells(
 def without_cells(experiments: list[Experiment], protocol: Protocol) -> str:
     """What is wrong where a protocol has nothing to train, and which ones have."""
     names = ", ".join(e.name for e in experiments)
+    before = [e.waits_for for e in experiments if e.waits_for]
+    if before and plan_cells(find_experiments(before[0]), protocol, 1, {}):
+        return (
+            f"the cells of {names} follow from the results of {before[0]}, so both must be named: "
+            f"anynest reproduce {before[0]} {names} ..."
+        )
     others = [name for name, other in PROTOCOLS.items() if plan_cells(experiments, other, 1, {})]
     return (
         f"--protocol must be one that has cells of {names}, found {protocol.name}: take "

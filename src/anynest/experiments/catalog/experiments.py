@@ -8,11 +8,14 @@ from .fig8 import FIG8
 from .fig9 import FIG9
 from .fig10 import FIG10
 from .tables import TABLE1, TABLE2, TABLE3
-from .tuned import TUNED
+from .tuned import TUNED, TUNED_DESIGNS
 
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (TABLE1, TABLE2, TABLE3, FIG8, FIG9, FIG10, ABLATIONS, TUNED)
+    for experiment in (
+        *(TABLE1, TABLE2, TABLE3, FIG8, FIG9, FIG10),
+        *(ABLATIONS, TUNED, TUNED_DESIGNS),
+    )
 }
 ALL = "all"
 

@@ -6,6 +6,8 @@ common rate also compares step lengths. Each method is trained with one seed at 
 test split), averaged over the stages, since the network may be stopped at any of them. If the best
 rate is the lowest or highest one tried, the next rate beyond it is tried.
 
+``TUNED_DESIGNS`` then trains other designs at these rates, which are not tuned again.
+
 A protocol that holds out fewer than ``HELD_OUT`` images has no cells: rates cannot be chosen.
 """
 
@@ -22,6 +24,8 @@ RATES = (0.1, 0.2, 0.05, 0.4)  # in the order in which they are trained
 STEP = 2  # from a rate to the next one
 LOWEST, HIGHEST = 0.0125, 1.6
 SEEDS = 4
+OTHER_DESIGNS = ("depth", "alternating")
+DESIGN_SEEDS = 3
 HELD_OUT = 1000  # images: an error of 30 % is then known to 1.4 points
 
 
@@ -79,6 +83,38 @@ def rates_of(
             return rates, best
 
 
+def best_variant(method: str, protocol: Protocol, records: Sequence[Record]) -> str | None:
+    """A method at its best rate; None while that is not known."""
+    if not runs(protocol):
+        return None
+    _, best = rates_of(method, protocol, records)
+    return None if best is None else rate_variant(method, best, protocol)
+
+
+def fewest_cells(protocol: Protocol, records: Sequence[Record]) -> int:
+    """The number of cells that ``tuned`` needs at least: more where a best rate is at an end.
+
+    >>> from .protocols import MICRO, MINI
+    >>> fewest_cells(MINI, []), fewest_cells(MICRO, [])
+    (21, 0)
+    """
+    known = runs(protocol, records)
+    if not known:
+        return 0
+    waiting = sum(rates_of(method, protocol, records)[1] is None for method in METHODS)
+    return sum(run.seeds or 1 for run in known) + waiting * (SEEDS - 1)
+
+
+def runs_on_designs(protocol: Protocol, records: Sequence[Record] = ()) -> list[Run]:
+    """Each method at the rate that is its best on ``DESIGN``, on other designs; none before all
+    rates are known."""
+    best = [best_variant(method, protocol, records) for method in METHODS]
+    variants = [variant for variant in best if variant is not None]
+    if len(variants) < len(METHODS):
+        return []
+    return [Run(d, variant, seeds=DESIGN_SEEDS) for d in OTHER_DESIGNS for variant in variants]
+
+
 TUNED = Experiment(
     "tuned",
     "Each method at its own learning rate",
@@ -86,4 +122,13 @@ TUNED = Experiment(
     "cifar",
     runs,
     next_runs=runs,
+)
+TUNED_DESIGNS = Experiment(
+    "tuned-designs",
+    "Each method at the learning rate that is its best on the width-nested network",
+    "not in the paper",
+    "cifar",
+    runs_on_designs,
+    next_runs=runs_on_designs,
+    waits_for="tuned",
 )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..catalog.designs import CIFAR
 from ..results.evidence import Evidence
-from .significance import LEVEL, Difference, above_zero, below_zero, holm
+from .significance import LEVEL, Difference, above_zero, below_zero, holm, interval
 
 Outcome = Literal["holds", "fails", "undecided"]
 
@@ -36,6 +36,8 @@ class Verdict:
         comparisons: Differences of each comparison.
         missing: Names of groups with fewer than two pairs.
         margin: Points below which differences must lie.
+        interval: 95 % interval of the pooled difference.
+        why: Why nothing could be compared, where that is not for missing pairs.
     """
 
     outcome: Outcome
@@ -47,6 +49,8 @@ class Verdict:
     comparisons: tuple[Difference, ...] = ()
     missing: tuple[str, ...] = ()
     margin: float = 0.0
+    interval: tuple[float, float] | None = None
+    why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -55,14 +59,21 @@ class Verdict:
             "test": self.test,
             "n": self.n,
             "difference": self.difference,
+            "interval": self.interval and list(self.interval),
             "p": self.p,
             "p_against": self.p_against,
             "comparisons": [
-                {"name": c.name, "mean": c.mean if c.n else None, "n": c.n}
+                {
+                    "name": c.name,
+                    "mean": c.mean if c.n else None,
+                    "interval": c.interval and list(c.interval),
+                    "n": c.n,
+                }
                 for c in self.comparisons
             ],
             "missing": list(self.missing),
             "margin": self.margin,
+            "why": self.why,
         }
 
 
@@ -117,7 +128,8 @@ def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
         outcome = "holds"
     else:
         outcome = "undecided"
-    return Verdict(outcome, test, len(pool), mean, p, p_against, comparisons, missing, margin)
+    found = (mean, p, p_against, comparisons, missing, margin, interval(pool))
+    return Verdict(outcome, test, len(pool), *found)
 
 
 def lower(

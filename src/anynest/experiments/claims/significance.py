@@ -27,6 +27,11 @@ class Difference:
     def mean(self) -> float:
         return statistics.mean(self.values)
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean."""
+        return interval(self.values)
+
 
 def below_zero(values: Sequence[float], margin: float = 0.0) -> float:
     """p of the one-sided t-test that the mean lies below ``margin``.
@@ -53,6 +58,25 @@ def below_zero(values: Sequence[float], margin: float = 0.0) -> float:
 def above_zero(values: Sequence[float], margin: float = 0.0) -> float:
     """p of the one-sided t-test that the mean lies above ``margin``."""
     return below_zero([-value for value in values], -margin)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The two-sided 95 % interval of the mean, after Student; None where ``below_zero`` is 1 for
+    want of values or of spread.
+
+    >>> low, high = interval([-1.0, -2.0, -3.0])
+    >>> round(low, 2), round(high, 2)
+    (-4.48, 0.48)
+    >>> interval([-1.0, -1.0]), interval([-5.0])
+    (None, None)
+    """
+    if len(values) < 2 or (spread := statistics.stdev(values)) < SAME:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 1 - LEVEL / 2)) * spread / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return mean - half, mean + half
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,10 +9,11 @@ from ..catalog.experiment import SEEDS
 from ..catalog.protocols import PAPER
 from ..claims.claim_list import CLAIMS, judge_all
 from ..results.records import Record
+from .blocks.answer import answer
 from .blocks.missing import progress
 from .blocks.overview import how_made, in_words, nothing_yet, overview
 from .blocks.section_blocks import section_blocks
-from .render.document import Block, Document, Text
+from .render.document import Block, Document, Heading, Text
 from .section import Section, split
 from .sources import Source
 
@@ -66,7 +67,8 @@ class Report:
 
     def document(self) -> Document:
         """The document."""
-        blocks: list[Block] = [*in_words(self.sections), Text(ABOUT)]
+        blocks: list[Block] = answer(self.sections)
+        blocks += [Heading(2, "What ran", "ran"), *in_words(self.sections), Text(ABOUT)]
         blocks += overview(self.sections) if self.sections else nothing_yet(self.seeds)
         for name, number in sorted(self.unknown.items()):
             lines = counted(number, "line")

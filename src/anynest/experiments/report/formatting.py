@@ -29,6 +29,24 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def range_text(interval: tuple[float, float] | None, digits: int = 2) -> str:
+    """
+    >>> range_text((-1.234, 0.5)), range_text(None)
+    ('−1.23 to +0.50', '-')
+    """
+    if interval is None:
+        return "-"
+    return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
+
+
+def interval_text(interval: tuple[float, float], digits: int = 2) -> str:
+    """
+    >>> interval_text((-1.234, 0.5))
+    '95 % interval −1.23 to +0.50'
+    """
+    return f"95 % interval {range_text(interval, digits)}"
+
+
 def count_text(number: float) -> str:
     """
     >>> count_text(455360), count_text(41_960_000), count_text(1.2e9), count_text(12)

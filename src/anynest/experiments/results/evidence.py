@@ -20,6 +20,7 @@ class Evidence:
         cells: Errors by (design, variant, independent).
         work: Multiply-adds per image of each stage, by (design, independent).
         deadlines: Records of Figure 10's measurements.
+        records: Records of the cells.
     """
 
     protocol: Protocol
@@ -27,6 +28,7 @@ class Evidence:
     cells: dict[tuple[str, str, int | None], Errors] = field(default_factory=dict)
     work: dict[tuple[str, int | None], list[float]] = field(default_factory=dict)
     deadlines: list[Record] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
 
     @classmethod
     def of(cls, records: Iterable[Record], protocol: Protocol, data: str) -> "Evidence":
@@ -45,6 +47,7 @@ class Evidence:
                 run = record["design"], record["variant"], record["independent"]
                 errors = [100 * error for error in record["error"]]
                 found.cells.setdefault(run, {})[record["seed"]] = errors
+                found.records.append(record)
                 found.work[network] = record["multiply_adds"]
         return found
 

@@ -57,7 +57,10 @@ def still_missing(section: Section) -> list[Block]:
         if one.elsewhere:
             rows.append(text_row(name, source, "-", "-", "see the section of its images"))
             continue
+        before = EXPERIMENTS.get(one.experiment.waits_for)
         state = "complete" if one.cells else "no cells under this protocol"
+        if before and not one.cells and before.runs(section.protocol):
+            state = f"its cells follow from {before.name}"
         if one.missing:
             state = f"{len(one.missing)} missing"
             title = f"{name}: {len(one.missing)} of {one.cells} missing"

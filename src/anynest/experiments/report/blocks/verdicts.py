@@ -6,7 +6,7 @@ from ....training.output.reporting import counted
 from ...claims.claim import Claim, Outcome, Verdict
 from ...claims.claim_list import CLAIMS, judge_all
 from ...claims.significance import LEVEL
-from ..formatting import probability, signed
+from ..formatting import interval_text, probability, range_text, signed
 from ..render.document import Block, Fold, RowGroup, Table, Text, Tile, Tiles, text_row
 from ..section import Section
 
@@ -40,13 +40,15 @@ def claims(section: Section) -> list[Block]:
         what = f"{len(idle)} claims" if len(idle) > 1 else "1 claim"
         title = f"{what} for which no pair of runs is there yet"
         blocks.append(Fold(title, tuple(idle), tone="undecided"))
-    blocks.append(Text("The control, which is no claim of the paper:"))
+    blocks.append(Text("Controls, which are no claims of the paper:"))
     blocks += [fold(claim, verdicts[claim.name], section) for claim in CLAIMS if claim.control]
     return blocks
 
 
 def reason(verdict: Verdict) -> str:
     """Why a verdict is undecided."""
+    if verdict.why:
+        return verdict.why
     if verdict.missing:
         return f"fewer than two pairs of runs for {', '.join(verdict.missing)}"
     if verdict.p is not None and verdict.p >= LEVEL:
@@ -61,7 +63,8 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
     """A claim: its verdict and numbers; unfolded the test, comparisons and missing runs."""
     facts = [claim.source, f"n = {verdict.n}"]
     if verdict.difference is not None:
-        facts.append(f"pooled difference {signed(verdict.difference, 2)} points")
+        within = f" ({interval_text(verdict.interval)})" if verdict.interval else ""
+        facts.append(f"pooled difference {signed(verdict.difference, 2)} points{within}")
     if verdict.margin:
         facts.append(f"within {verdict.margin:.1f} points")
     if verdict.n > 1:
@@ -74,11 +77,12 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
     ]
     if verdict.comparisons:
         rows = tuple(
-            text_row(c.name, signed(c.mean, 2) if c.n else "-", str(c.n))
+            text_row(c.name, signed(c.mean, 2) if c.n else "-", range_text(c.interval), str(c.n))
             for c in verdict.comparisons
         )
         caption = f"{claim.name}, comparisons: mean difference in points; {section.label}"
-        blocks.append(Table(caption, ("comparison", "difference", "n"), (RowGroup(rows),)))
+        head = ("comparison", "difference", "95 % interval", "n")
+        blocks.append(Table(caption, head, (RowGroup(rows),)))
     if verdict.missing:
         blocks.append(Text(f"Fewer than two pairs of runs yet for {', '.join(verdict.missing)}."))
     return Fold(
