@@ -23,7 +23,15 @@ if TYPE_CHECKING:
         list_methods,
         make_combiner,
     )
-    from .nets import AnytimeNetwork, Staged, add_exits, create_model, list_models, register
+    from .nets import (
+        AnytimeNetwork,
+        Staged,
+        add_exits,
+        create_model,
+        list_models,
+        list_pretrained,
+        register,
+    )
     from .predict import AnytimePredictor, DeadlineError
     from .sharing import push_to_hub
     from .store import load
@@ -44,6 +52,7 @@ __all__ = [
     "gradient_stats",
     "list_methods",
     "list_models",
+    "list_pretrained",
     "load",
     "make_combiner",
     "push_to_hub",
@@ -51,7 +60,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "nets": {"AnytimeNetwork", "Staged", "add_exits", "create_model", "list_models", "register"},
+    "nets": {
+        *("AnytimeNetwork", "Staged", "add_exits"),
+        *("create_model", "list_models", "list_pretrained", "register"),
+    },
     "predict": {"AnytimePredictor", "DeadlineError"},
     "sharing": {"push_to_hub"},
     "store": {"load"},

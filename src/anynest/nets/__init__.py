@@ -9,6 +9,7 @@ from .._lazy import lazy_attributes
 from .nested.architecture import Architecture
 from .nested.cost import StageCost
 from .nested.growth import Growth, Stage, parse_growth
+from .pretrained import list_pretrained
 from .registry import create_architecture, create_model, describe, list_models, register
 from .staged import Staged, require_staged
 from .zoo import cascade, ensemble, resnet, sparse_resnet, vit  # each registers its models
@@ -37,6 +38,7 @@ __all__ = [
     "describe",
     "ensemble",
     "list_models",
+    "list_pretrained",
     "parse_growth",
     "register",
     "require_staged",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from .nested.architecture import Architecture
 from .nested.cost import StageCost
 from .nested.growth import as_integer
+from .pretrained import load_into, pretrained_file
 from .staged import require_staged
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def create_model(
     stem: str | None = None,
     independent: int | None = None,
     subnetwork: int | None = None,
+    pretrained: str | None = None,
     **options: Any,
 ) -> Any:
     """Build a registered network.
@@ -230,6 +232,8 @@ def create_model(
             section 5.3).
         subnetwork: s: stage s of the nested network alone, as ``model.subnetwork(s)``. Such a model
             loads the part of the whole network's weights that it has names for.
+        pretrained: one of :func:`list_pretrained`: trained weights that come with the package and
+            fit this network. Like any new network it is in training mode.
         options: any other field of :class:`Architecture`, such as ``exit="linear"`` for a cascade;
             of another network, the parameters of its factory, all of them plain data.
 
@@ -237,9 +241,12 @@ def create_model(
         An :class:`AnytimeNetwork`, or the module that the registered function returns.
 
     Raises:
-        ValueError: an unknown name or a value out of range.
+        ValueError: an unknown name or a value out of range; weights that do not fit.
         TypeError: an unknown option, or one that the network ignores; a registered function that
             returns no :class:`Staged` module.
+
+    Example:
+        >>> model = create_model("width_nested_resnet10", pretrained="cifar10-jpeg75-16px")
     """
     given = {
         "num_classes": num_classes,
@@ -251,7 +258,12 @@ def create_model(
         "independent": independent,
         "subnetwork": subnetwork,
     }
-    return _create(name, given, must_take=DATA_OPTIONS)
+    if pretrained is None:
+        return _create(name, given, must_take=DATA_OPTIONS)
+    pretrained_file(pretrained)  # a wrong name costs no network
+    model = _create(name, {**given, "subnetwork": None}, must_take=DATA_OPTIONS)
+    load_into(model, pretrained)
+    return model if subnetwork is None else model.subnetwork(subnetwork)
 
 
 def create_for_data(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..nets.pretrained import list_pretrained, pretrained_file
 from ..nets.registry import create_model, describe, is_nested, list_models
 from .errors import RunFolderError
 from .files import write_whole
@@ -127,20 +128,26 @@ def _in_order(data: bytes) -> bytes:
 
 
 def local_source(source: str | Path) -> str | Path:
-    """The source itself, or a local copy of the weights file of ``hf://OWNER/NAME``.
+    """The source itself, a local copy of the weights file of ``hf://OWNER/NAME``, or the file of
+    trained weights that come with the package. A file or folder of such a name goes first.
 
     Raises:
         RunFolderError: a wrong name of a repository, or huggingface_hub is not installed.
         RunError: the file cannot be downloaded.
     """
-    return download(parse_source(source), FILE) if is_hub(source) else source
+    if is_hub(source):
+        return download(parse_source(source), FILE)
+    if str(source) in list_pretrained() and not Path(source).exists():
+        return pretrained_file(str(source))
+    return source
 
 
 def weights_file(path: str | Path) -> Path:
     """The weights file of ``path``: itself, the one in a finished run's folder, or a local copy.
 
     Args:
-        path: a file, a run folder, or ``hf://OWNER/NAME`` with or without ``@REVISION``.
+        path: a file, a run folder, ``hf://OWNER/NAME`` with or without ``@REVISION``, or one of
+            ``list_pretrained()``.
 
     Raises:
         RunFolderError: there is none.
@@ -149,7 +156,10 @@ def weights_file(path: str | Path) -> Path:
     path = Path(local_source(path))
     if not path.is_dir():
         if not path.exists():
-            raise RunFolderError(f"{path} does not exist: give a weights file or a run folder")
+            raise RunFolderError(
+                f"{path} does not exist: give a weights file, a run folder, or weights that come "
+                f"with the package ({', '.join(list_pretrained())})"
+            )
         return path
     if (path / FILE).is_file():
         return path / FILE
@@ -229,7 +239,8 @@ def load(path: str | Path) -> Any:
 
     Args:
         path: a file, a run folder, or a repository of the Hugging Face Hub: ``hf://OWNER/NAME``, or
-            ``hf://OWNER/NAME@REVISION`` for a branch, a tag or a commit.
+            ``hf://OWNER/NAME@REVISION`` for a branch, a tag or a commit; or the name of trained
+            weights that come with the package, one of ``anynest.list_pretrained()``.
 
     Returns:
         What ``create_model`` returns for the name and the arguments in the file. A network that
@@ -241,7 +252,9 @@ def load(path: str | Path) -> Any:
         RunError: it cannot be downloaded.
 
     Example:
-        ``model = anynest.load("runs/a")``
+        >>> model = load("cifar10-jpeg75-16px")  # or "runs/a"
+        >>> model.num_stages
+        3
     """
     file = weights_file(path)
     info = read_info(file)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...nets.nested.cost import StageCost, stage_costs
 from ...nets.nested.wiring import build_plan
+from ...nets.pretrained import list_pretrained, read_card
 from ...nets.registry import (
     create_architecture,
     create_for_data,
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             [str(row["stage"]), *(millions(row[key]) for key in keys)] for row in model["stages"]
         ]
         Console().print(make_table(title, names, rows))
+        show_pretrained(model["pretrained"])
     return 0
 
 
@@ -83,7 +85,29 @@ def costs(name: str, image_size: int | None, **options: Any) -> dict[str, Any]:
         }
         for row, plain in zip(to_json(rows), alone, strict=True)
     ]
-    return {"name": name, "description": describe(name), "image_size": size, "stages": stages}
+    return {
+        "name": name,
+        "description": describe(name),
+        "image_size": size,
+        "stages": stages,
+        "pretrained": pretrained_of(name),
+    }
+
+
+def pretrained_of(name: str) -> list[str]:
+    """The trained weights of a network that come with the package."""
+    return [one for one in list_pretrained() if read_card(one)["model"] == name]
+
+
+def show_pretrained(names: Iterable[str]) -> None:
+    """A line per file of trained weights, never wrapped."""
+    for name in names:
+        card = read_card(name)
+        errors = " / ".join(f"{100 * error:.1f}" for error in card["error"])
+        print(
+            f"trained: {name}, {card['model']}, {card['data']}: test error {errors} %; "
+            f'anynest.load("{name}")'
+        )
 
 
 def costs_of_module(name: str, image_size: int | None, **options: Any) -> dict[str, Any]:
@@ -108,6 +132,7 @@ def costs_of_module(name: str, image_size: int | None, **options: Any) -> dict[s
         "description": describe(name),
         "image_size": size if found else None,
         "stages": stages,
+        "pretrained": pretrained_of(name),
     }
 
 
@@ -138,6 +163,8 @@ def show_list(models: list[dict[str, Any]]) -> None:
     for name, *numbers, text in rows:
         cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
         sys.stdout.write("  ".join([name.ljust(widths[0]), *cells, text]) + "\n")
+    print()
+    show_pretrained(list_pretrained())
     print("\nEvery stage's cost: anynest models NAME, or a pattern such as 'width*'")
 
 
