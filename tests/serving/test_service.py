@@ -258,6 +258,76 @@ def test_a_policy_stops_requests_that_give_no_confidence() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_event_loop_is_woken_for_what_is_sent_alone(
+    streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waking it interrupts the next step. The steps are told all the same."""
+    events, woken = Events(), 0
+
+    async def main() -> None:
+        nonlocal woken
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+
+        def counted(callback: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal woken
+            woken += getattr(callback, "__name__", "") == "_receive"
+            return wake(callback, *arguments, **options)
+
+        async with serving(fake_model(FakeSession()), observer=events) as service:
+            monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+            if not streams:
+                await ask(service, 1.0)
+            else:
+                with admit(service) as ticket:
+                    await ticket.begin(request(1.0))
+                    assert [answer.stage async for answer in ticket.answers()] == [1, 2, 3]
+            await until(lambda: len(events.steps) == 3)
+
+    run(main)
+    assert events.steps == [(1, 1), (2, 1), (3, 1)]
+    assert 1 < woken <= 3 if streams else woken == 1
+
+
+def test_steps_that_wake_nobody_are_told_by_the_heartbeat() -> None:
+    gate, events = Gate(3), Events()
+
+    async def main() -> None:
+        async with serving(fake_model(FakeSession(on_step=gate)), observer=events) as service:
+            asking = asyncio.create_task(ask(service, 1.0))
+            await reached(gate)
+            await until(lambda: len(events.steps) == 2)
+            gate.opened.set()
+            await asking
+
+    run(main)
+
+    run(main)
+
+
+def test_what_passes_between_two_steps_counts_as_time_of_the_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So admission reckons with what the compute thread has to do beside the steps."""
+    model, pause = fake_model(FakeSession()), 0.01
+    assert model.times is not None
+    observed: list[tuple[int, float]] = []
+    monkeypatch.setattr(model.times, "observe", lambda *step: observed.append((step[0], step[2])))
+
+    async def main() -> None:
+        async with serving(model) as service:
+            published = service.worker._publish
+            monkeypatch.setattr(
+                service.worker, "_publish", lambda report: (time.sleep(pause), published(report))
+            )
+            await ask(service, 1.0)
+
+    run(main)
+    assert [stage for stage, _ in observed] == [1, 2, 3]
+    assert all(seconds >= pause for _, seconds in observed[1:])
+
+
 def test_stages_and_confidence_end_a_request_early() -> None:
     session = FakeSession()
 

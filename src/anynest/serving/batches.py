@@ -48,6 +48,7 @@ class Job(Request):
         newest: its newest result.
         results: of each stage so far.
         timings: of the steps so far, by ``time.monotonic``.
+        streams: whether each result is sent when it is there.
     """
 
     model: ServedModel
@@ -57,6 +58,7 @@ class Job(Request):
     newest: Result | None = None
     results: list[Result] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
+    streams: bool = False
 
 
 @dataclass(frozen=True, eq=False)

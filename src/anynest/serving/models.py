@@ -6,7 +6,7 @@ Legend: B batch, C channels, H height, W width, K classes, S stages.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +312,9 @@ class ServedModel:
         return self._normalize(torch.stack(parts))
 
     # -- outputs ----------------------------------------------------------------------------------
-    def outputs(self, output: Tensor, stage: int) -> dict[str, Array]:
+    def outputs(
+        self, output: Tensor, stage: int, wanted: Collection[str] | None = None
+    ) -> dict[str, Array]:
         """The tensors of an answer.
 
         Of class logits ``[B, K]``: ``probabilities`` and ``logits`` ``[B, K]``, ``label``,
@@ -321,25 +323,27 @@ class ServedModel:
         Args:
             output: of the session.
             stage: that gave it.
+            wanted: names of those to compute; None: all.
         """
         values = output.detach().cpu().numpy()
-        stages = np.full(len(values), stage, np.int32)
+        makers: dict[str, Callable[[], Array]] = {}
         if self.num_classes is None or values.ndim != 2:
-            return {"output": values, "stage": stages}
-        logits = values.astype(np.float32, copy=False)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
-        best = probabilities.argmax(axis=1)
-        labels = np.empty(len(best), object)
-        for row, index in enumerate(best):
-            labels[row] = (self.labels[index] if self.labels else str(index)).encode()
-        return {
-            "probabilities": probabilities,
-            "logits": logits,
-            "label": labels,
-            "confidence": probabilities.max(axis=1),
-            "stage": stages,
-        }
+            makers["output"] = lambda: values
+        else:
+            logits = values.astype(np.float32, copy=False)
+            makers["probabilities"] = lambda: _softmax(logits)
+            makers["logits"] = lambda: logits
+            makers["label"] = lambda: self._names(logits.argmax(axis=1))
+            makers["confidence"] = lambda: _softmax(logits).max(axis=1)
+        makers["stage"] = lambda: np.full(len(values), stage, np.int32)
+        return {name: make() for name, make in makers.items() if wanted is None or name in wanted}
+
+    def _names(self, indices: Array) -> Array:
+        """Of classes, in bytes."""
+        found = np.empty(len(indices), object)
+        for row, index in enumerate(indices.tolist()):
+            found[row] = (self.labels[index] if self.labels else str(index)).encode()
+        return found
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -357,6 +361,12 @@ class ServedModel:
             ("confidence", "FP32", ()),
             ("stage", "INT32", ()),
         ]
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found: Array = powers / powers.sum(axis=1, keepdims=True)
+    return found
 
 
 def _fitting(name: str, array: Array, example: Tensor, hint: str = "") -> Tensor:

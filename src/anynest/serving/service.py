@@ -18,12 +18,12 @@ import logging
 import math
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 LEAST_REPLY, MOST_REPLY = 0.001, 0.020  # seconds
 LAG_QUANTILE = 0.99
+LAG_WINDOW = 64  # measurements: what a burst did is forgotten in a second
 HEARTBEAT = 0.020  # seconds between two measurements of the lag
 STOP_SECONDS = 5.0  # that the running step may take when the server stops
 LARGE = 1 << 18  # bytes of inputs that are converted in a thread
@@ -130,10 +131,10 @@ class Answer:
         """S."""
         return self.model.num_stages
 
-    @cached_property
-    def outputs(self) -> dict[str, Array]:
-        """The protocol's tensors."""
-        return self.model.outputs(self.output, self.stage)
+    def outputs(self, request: InferRequest) -> dict[str, Array]:
+        """The protocol's tensors that a request asks for."""
+        wanted = chosen_outputs(request, self.model.output_names)
+        return self.model.outputs(self.output, self.stage, wanted)
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the response."""
@@ -176,12 +177,13 @@ class Service:
             self.observers.append(observer)
         self.draining = False
         self.bytes_in_flight = 0
-        self.lag = RunningQuantile(LAG_QUANTILE, LEAST_REPLY, MOST_REPLY)
+        self.lag = RunningQuantile(LAG_QUANTILE, LEAST_REPLY, MOST_REPLY, LAG_WINDOW)
         scheduler = Scheduler(
             max_waiting=self.settings.max_waiting, max_held=self.settings.max_held
         )
         self.worker = Worker(scheduler, self._published, self.settings.scheduling)
         self._readers = ThreadPoolExecutor(READERS, "anynest-reader")
+        self._reports: deque[Report] = deque()  # of the compute thread, not yet seen to
         self._tickets: dict[Job, Ticket] = {}
         self._clients: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -204,7 +206,7 @@ class Service:
             self.worker.add(model)
             self.repository.put(model)
         self.worker.start()
-        self._beat(self._loop.time())
+        self._beat(time.monotonic())
         self._interval = sys.getswitchinterval()
         sys.setswitchinterval(min(self._interval, SWITCH_INTERVAL))
         gc.freeze()  # full collections no longer visit what is loaded: pauses of 100 ms and more
@@ -232,6 +234,7 @@ class Service:
             self._heartbeat.cancel()
         self.worker.stop()
         await asyncio.to_thread(self.worker.join, STOP_SECONDS)
+        self._receive()
         self._readers.shutdown(wait=False)
         for model in self.repository.loaded():
             model.close()
@@ -401,18 +404,23 @@ class Service:
     def _published(self, report: Report) -> None:
         """Called in the compute thread."""
         assert self._loop is not None
+        self._reports.append(report)
+        if not any(is_awaited(job) for job in report.jobs):
+            return  # waking the event loop interrupts the next step; the heartbeat sees to the rest
         try:
-            self._loop.call_soon_threadsafe(self._receive, report)
+            self._loop.call_soon_threadsafe(self._receive)
         except RuntimeError:  # the loop is closed: nobody waits
             _log.debug("results after the end of the event loop")
 
-    def _receive(self, report: Report) -> None:
-        if report.model is not None:
-            self._tell("step", report.model, report.stage, report.rows, report.seconds)
-        for job in report.jobs:
-            ticket = self._tickets.get(job)
-            if ticket is not None:
-                ticket.progress()
+    def _receive(self) -> None:
+        while self._reports:
+            report = self._reports.popleft()
+            if report.model is not None:
+                self._tell("step", report.model, report.stage, report.rows, report.seconds)
+            for job in report.jobs:
+                ticket = self._tickets.get(job)
+                if ticket is not None and is_awaited(job):
+                    ticket.progress()
 
     def _released(self, ticket: Ticket) -> None:
         job = ticket.job
@@ -426,10 +434,11 @@ class Service:
             self._idle.set()
 
     def _beat(self, planned: float) -> None:
-        """Measure how late the event loop's timers are."""
+        """Measure how late the event loop's timers are, and see to the reports that are left."""
         assert self._loop is not None
-        now = self._loop.time()
+        now = time.monotonic()
         self.lag.add(now - planned)
+        self._receive()
         planned = now + HEARTBEAT
         self._heartbeat = self._loop.call_at(planned, self._beat, planned)
 
@@ -615,6 +624,7 @@ class Ticket:
         Raises:
             ProtocolError: none in time (504), or the model failed (500).
         """
+        self.job.streams = True
         results, sent, ended = self.job.results, 0, False
         while not ended:
             ended = self._ended
@@ -719,6 +729,11 @@ class Ticket:
     def _tell(self, event: str, *arguments: Any) -> None:
         self._told = True
         self.service._tell(event, *arguments)
+
+
+def is_awaited(job: Job) -> bool:
+    """Whether a job's newest result is to be sent: it is the last, or each is."""
+    return job.streams or job.newest is None or bool(job.newest.stop_reason)
 
 
 def weight_of(priority: int) -> float:

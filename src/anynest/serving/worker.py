@@ -90,6 +90,7 @@ class Worker:
         self._models: dict[ServedModel, bool] = {}  # and whether it retires
         self._stopped = False
         self._thread: threading.Thread | None = None
+        self._free_since = 0.0  # when it could begin the next step: what passes counts as its time
         self.ready = False
 
     # -- called by the event loop -----------------------------------------------------------------
@@ -171,6 +172,7 @@ class Worker:
 
     def _run(self, probe: bool) -> None:
         schedule_thread(self._scheduling)
+        self._free_since = time.monotonic()
         step: Step | None = None
         try:
             if probe and not self._probe():
@@ -193,6 +195,7 @@ class Worker:
                 if step is not None:
                     return step
                 self._changed.wait()
+                self._free_since = time.monotonic()
             self._gone.extend(self._scheduler.clear())  # type: ignore[arg-type]
             self._clean_up()
         return None
@@ -245,7 +248,7 @@ class Worker:
                 step,
                 time.monotonic(),
                 [None if c is None else c[0] for c in confidences],
-                timing.seconds if failure is None else None,
+                now - self._free_since if failure is None else None,
             )
             late, excess = self._scheduler.expire(time.monotonic()), self._scheduler.shed()
             others: dict[Job, str] = dict.fromkeys(late, "deadline")  # type: ignore[arg-type]
@@ -254,6 +257,7 @@ class Worker:
         for job, reason in others.items():
             assert job.newest is not None
             job.newest = replace(job.newest, stop_reason=reason)
+        self._free_since = now
         told = tuple(dict.fromkeys([*jobs, *others]))
         report = Report(model, step.stage, step.rows, timing.seconds, told)
         self._publish(report)

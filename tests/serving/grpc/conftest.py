@@ -48,8 +48,7 @@ class FakeAnswer:
     elapsed: float = 1.5
     width: int = 3
 
-    @property
-    def outputs(self) -> dict[str, Any]:
+    def outputs(self, request: Any) -> dict[str, Any]:
         labels = np.empty(2, dtype=object)
         labels[0], labels[1] = b"cat\0", b""
         return {"scores": np.full((2, self.width), self.stage, np.float32), "label": labels}

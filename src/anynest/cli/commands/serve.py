@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...serving.server import Addresses
     from ...serving.settings import Settings
 
-NEEDED = ("starlette", "uvicorn", "httptools", "grpc", "prometheus_client")
+NEEDED = ("starlette", "uvicorn", "httptools", "grpc", "prometheus_client", "uvloop")
 NEEDED_BY_TRACES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     require("serve", NEEDED)
     if arguments.trace:
         require("otel", NEEDED_BY_TRACES)
+    import uvloop
+
     from ...serving import page
     from ...serving.http.app import create_app
     from ...serving.server import Server, listen
@@ -66,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             on_ready=lambda addresses: announce(arguments, settings, repository, addresses),
             on_reload=lambda: None if log is None else log.reopen(),
         )
-        left = asyncio.run(server.run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            left = runner.run(server.run())
     if left:
         were = "request was" if left == 1 else "requests were"
         raise RunError(

@@ -135,7 +135,8 @@ class InferCall:
 
 def _response(request: InferRequest, answer: Answer) -> Any:
     model = answer.model
-    return write_infer(model.name, model.version, request, answer.outputs, answer.parameters())
+    outputs = answer.outputs(request)
+    return write_infer(model.name, model.version, request, outputs, answer.parameters())
 
 
 def address_of(peer: str) -> str:

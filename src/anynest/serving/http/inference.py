@@ -44,7 +44,11 @@ class Accepted:
         """A response's body and the length of its JSON header, None if it is JSON alone."""
         model = self.model
         return write_response(
-            model.name, model.version, self.request, answer.outputs, answer.parameters()
+            model.name,
+            model.version,
+            self.request,
+            answer.outputs(self.request),
+            answer.parameters(),
         )
 
     def text(self, answer: Answer, before: int) -> bytes:
