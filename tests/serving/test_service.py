@@ -16,7 +16,10 @@ import torch
 from anynest.predict import Confidence
 from anynest.serving.models import ServedModel
 from anynest.serving.protocol.errors import ProtocolError
-from anynest.serving.service import Answer, Refused, Service, Ticket
+from anynest.serving.requests.answer import Answer
+from anynest.serving.requests.refused import Refused
+from anynest.serving.requests.ticket import Ticket
+from anynest.serving.service import Service
 
 from .fakes import PATIENCE, FakeSession, Gate, fake_model, request, serving
 

@@ -15,30 +15,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
-from torch import Tensor
-
-from ..predict.early_stopping.policies import Confidence
 from ..predict.thread_scheduling import schedule_thread
-from .batches import Job, Result, Timing
-from .deadlines import bounded, duration
+from .batches import Job
+from .deadlines import bounded
 from .estimates import RunningQuantile
 from .models import ServedModel
-from .protocol.errors import ClientGone, ProtocolError
-from .protocol.inference import InferRequest, chosen_outputs
-from .protocol.tensors import Array
+from .protocol.errors import ProtocolError
 from .repository import Entry, Repository, load
+from .requests.observer import Observer
+from .requests.refused import Refused
+from .requests.ticket import Ticket, is_awaited, weight_of
 from .scheduler import Scheduler
 from .settings import Settings
 from .statistics import Statistics
@@ -51,100 +44,9 @@ LAG_QUANTILE = 0.99
 LAG_WINDOW = 64  # measurements: what a burst did is forgotten in a second
 HEARTBEAT = 0.020  # seconds between two measurements of the lag
 STOP_SECONDS = 5.0  # that the running step may take when the server stops
-LARGE = 1 << 18  # bytes of inputs that are converted in a thread
 SWITCH_INTERVAL = 0.0005  # seconds that a busy event loop may keep the compute thread waiting
 READERS = 2  # threads that decode pictures and convert large inputs
 LATE_LOAD = 0.1  # quantile of step times measured under load; what is too low corrects itself
-PRIORITY = 4  # that has the default weight
-
-
-class Refused(ProtocolError):
-    """A request that is not accepted now.
-
-    Attributes:
-        retry_after: seconds after which it may be.
-        unavailable: the server is draining or loading, rather than full.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after: float = 1.0,
-        status: int = 503,
-        unavailable: bool = False,
-    ) -> None:
-        super().__init__(status, message)
-        self.retry_after, self.unavailable = retry_after, unavailable
-
-
-class Observer(Protocol):
-    """What is told of every request and step. All calls are made on the event loop."""
-
-    def received(self, model: ServedModel) -> None:
-        """A request was accepted."""
-
-    def refused(self, model: ServedModel, reason: str) -> None:
-        """A request was not: ``late``, ``full``, ``draining``, ``loading``, ``client``, ``over``."""
-
-    def answered(self, model: ServedModel, answer: Answer, rows: int) -> None:
-        """A request got its last answer."""
-
-    def failed(self, model: ServedModel, status: int) -> None:
-        """An accepted request got none, but this HTTP status."""
-
-    def left(self, model: ServedModel) -> None:
-        """The client of an accepted request has gone."""
-
-    def step(self, model: ServedModel, stage: int, rows: int, seconds: float) -> None:
-        """A step was computed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """An answer, or with ``answers`` one of several.
-
-    Attributes:
-        model: that gave it.
-        stage: of the output, from 1.
-        output: of the session.
-        elapsed: seconds since the request arrived.
-        deadline: likewise, until it must be answered.
-        deadline_met: whether it is sent before the deadline.
-        stop_reason: ``complete``, ``deadline``, ``confident``, ``requested`` (the request's
-            ``stages``), ``load`` (too many rows wait for later stages) or ``failure``; an empty
-            string where later stages may follow.
-        timings: of the steps that computed it, in seconds since the request arrived.
-    """
-
-    model: ServedModel
-    stage: int
-    output: Tensor
-    elapsed: float
-    deadline: float
-    deadline_met: bool
-    stop_reason: str
-    timings: tuple[Timing, ...]
-
-    @property
-    def stages(self) -> int:
-        """S."""
-        return self.model.num_stages
-
-    def outputs(self, request: InferRequest) -> dict[str, Array]:
-        """The protocol's tensors that a request asks for."""
-        wanted = chosen_outputs(request, self.model.output_names)
-        return self.model.outputs(self.output, self.stage, wanted)
-
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the response."""
-        return {
-            "stage": self.stage,
-            "stages": self.stages,
-            "deadline_met": self.deadline_met,
-            "elapsed_us": round(self.elapsed * 1e6),
-            "stop_reason": self.stop_reason,
-        }
 
 
 class Service:
@@ -335,12 +237,12 @@ class Service:
         """
         model = self.model(model.name, model.version)
         if self.draining:
-            raise self._refuse(model, "draining", "the server stops", unavailable=True)
+            raise self.refuse(model, "draining", "the server stops", unavailable=True)
         if not self.worker.ready:
-            raise self._refuse(model, "loading", "the server is not ready", unavailable=True)
+            raise self.refuse(model, "loading", "the server is not ready", unavailable=True)
         limit = self.settings.client_limit
         if limit and client and self._clients[client] >= limit:
-            raise self._refuse(
+            raise self.refuse(
                 model, "client", f"a client may have {limit} requests in flight", status=429
             )
         longest = self.settings.max_deadline  # the body may give more than the default
@@ -355,22 +257,22 @@ class Service:
         )
         ticket = Ticket(self, job, arrived, due, seconds, client)
         ticket.hold(nbytes)
-        self._require_time(ticket, job.due)
+        self.require_time(ticket, job.due)
         if not self.worker.admit(job, time.monotonic()):
             ticket.let_go()
-            raise self._late(job)
+            raise self.late(job)
         self._tickets[job] = ticket
         self._idle.clear()
         self._clients[client] += 1
         ticket.start_timer()
-        self._tell("received", model)
+        self.tell("received", model)
         return ticket
 
-    def _require_time(self, ticket: Ticket, due: float) -> None:
+    def require_time(self, ticket: Ticket, due: float) -> None:
         """ProtocolError if a request's time is over."""
         if due <= time.monotonic():
             ticket.let_go()
-            self._tell("refused", ticket.job.model, "over")
+            self.tell("refused", ticket.job.model, "over")
             seconds = ticket.due - ticket.arrived
             raise ProtocolError(
                 504,
@@ -378,9 +280,10 @@ class Service:
                 "too near for an answer",
             )
 
-    def _late(self, job: Job) -> Refused:
+    def late(self, job: Job) -> Refused:
+        """The refusal of a job that cannot be in time."""
         wait = max(0.0, self.worker.wait(time.monotonic()))
-        return self._refuse(
+        return self.refuse(
             job.model,
             "late",
             f"{job.rows} rows cannot be answered in time now; try again, give more time, or send "
@@ -388,15 +291,18 @@ class Service:
             retry_after=wait,
         )
 
-    def _refuse(self, model: ServedModel, reason: str, message: str, **options: Any) -> Refused:
-        self._tell("refused", model, reason)
+    def refuse(self, model: ServedModel, reason: str, message: str, **options: Any) -> Refused:
+        """A refusal, which the observers are told."""
+        self.tell("refused", model, reason)
         return Refused(message, **options)
 
-    def _tell(self, event: str, *arguments: Any) -> None:
+    def tell(self, event: str, *arguments: Any) -> None:
+        """Tell the observers."""
         for observer in self.observers:
             getattr(observer, event)(*arguments)
 
-    async def _in_reader(self, function: Any, *arguments: Any) -> Any:
+    async def in_reader(self, function: Any, *arguments: Any) -> Any:
+        """The result of a function in a thread of its own."""
         assert self._loop is not None
         return await self._loop.run_in_executor(self._readers, function, *arguments)
 
@@ -416,13 +322,14 @@ class Service:
         while self._reports:
             report = self._reports.popleft()
             if report.model is not None:
-                self._tell("step", report.model, report.stage, report.rows, report.seconds)
+                self.tell("step", report.model, report.stage, report.rows, report.seconds)
             for job in report.jobs:
                 ticket = self._tickets.get(job)
                 if ticket is not None and is_awaited(job):
                     ticket.progress()
 
-    def _released(self, ticket: Ticket) -> None:
+    def released(self, ticket: Ticket) -> None:
+        """Forget a ticket."""
         job = ticket.job
         if self._tickets.pop(job, None) is None:
             return
@@ -441,330 +348,3 @@ class Service:
         self._receive()
         planned = now + HEARTBEAT
         self._heartbeat = self._loop.call_at(planned, self._beat, planned)
-
-
-class Ticket:
-    """An accepted request, from its headers to its answer. A context manager that releases it.
-
-    Attributes:
-        job: what the compute thread sees.
-        arrived: when the request's headers were parsed.
-        due: the deadline.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        job: Job,
-        arrived: float,
-        due: float,
-        seconds: float | None,
-        client: str,
-    ) -> None:
-        self.service, self.job, self.client = service, job, client
-        self.arrived, self.due, self._seconds = arrived, due, seconds
-        self._nbytes = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._error: ProtocolError | None = None
-        self._over = False  # the timer has fired
-        self._changed = asyncio.Event()
-        self._receiving: asyncio.Timeout | None = None
-        self._told = False
-
-    @property
-    def model(self) -> ServedModel:
-        """That the request asks for."""
-        return self.job.model
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and not self._told:
-            if isinstance(error, ProtocolError) and not isinstance(error, ClientGone):
-                self._tell("failed", self.model, error.status)
-            else:
-                self._tell("left", self.model)
-        self.release()
-
-    # -- before computing -------------------------------------------------------------------------
-    def hold(self, nbytes: int) -> None:
-        """Count the bytes of the body, which may grow while it is received.
-
-        Raises:
-            Refused: too many bytes are in flight.
-        """
-        service = self.service
-        most = service.settings.max_bytes_in_flight
-        if service.bytes_in_flight - self._nbytes + nbytes > most:
-            self.release()
-            self._told = True
-            raise service._refuse(
-                self.model, "full", f"the requests in flight may have {most} bytes; try again"
-            )
-        service.bytes_in_flight += nbytes - self._nbytes
-        self._nbytes = nbytes
-
-    @asynccontextmanager
-    async def receiving(self) -> AsyncIterator[None]:
-        """Receive the body; should the request be ended meanwhile, stop with that error."""
-        try:
-            async with asyncio.timeout(None) as self._receiving:
-                yield
-        except TimeoutError:
-            if self._error is None:
-                raise
-            raise self._error from None
-        finally:
-            self._receiving = None
-
-    async def begin(self, request: InferRequest) -> None:
-        """Admit a request again, now that it is read, and let it be computed.
-
-        Its parameters are ``timeout`` (microseconds), ``priority``, ``stages`` (the last stage to
-        compute, from 1) and ``confidence`` (that every row must reach to stop before; a number, or a
-        number as text), which takes the place of the model's policy.
-
-        Raises:
-            Refused: it cannot be in time.
-            ProtocolError: it is malformed (400), or its time is over (504).
-        """
-        given = request.parameters
-        chosen_outputs(request, self.model.output_names)
-        rows = self.model.rows(request.inputs)
-        stages = _integer(given, "stages", 1, self.model.num_stages)
-        priority = _integer(given, "priority", 0, 1 << 31)
-        confidence = _fraction(given, "confidence")
-        if confidence is not None and self.model.num_classes is None:
-            raise ProtocolError(400, "confidence needs a model of class logits")
-        if priority is not None:
-            self.job.weight = weight_of(priority)
-        self.resize(rows, duration(timeout_us=given.get("timeout")))
-        policy = self.model.policy if confidence is None else Confidence(confidence)
-        self.submit(await self.read(request.inputs), stages=stages, policy=policy)
-
-    def resize(self, rows: int, seconds: float | None = None) -> None:
-        """The second admission, with the true rows and the deadline in the request, if it has one.
-
-        Raises:
-            Refused: it cannot be in time.
-            ProtocolError: too many rows (400), or its time is over (504).
-        """
-        service = self.service
-        if rows > service.settings.max_batch:
-            raise ProtocolError(
-                400, f"a request may have {service.settings.max_batch} rows, found {rows}; split it"
-            )
-        self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
-        due = self.due - service.lag.value
-        self.start_timer()
-        try:
-            service._require_time(self, due)
-            if not service.worker.readmit(self.job, rows, due, time.monotonic()):
-                raise service._late(self.job)
-        except ProtocolError:
-            self._told = True  # as refused
-            raise
-
-    async def read(self, inputs: Mapping[str, Array]) -> dict[str, Tensor]:
-        """The session's inputs; pictures are decoded, and large inputs converted, in a thread.
-
-        Raises:
-            ProtocolError: inputs that do not fit, or the time is over before they are read (504).
-        """
-        model, most = self.model, self.service.settings.max_pixels
-        large = sum(array.nbytes for array in inputs.values()) > LARGE
-        if not large and not model.is_encoded(inputs):
-            return model.read(inputs, most)
-        reading = self.service._in_reader(model.read, inputs, most, lambda: self._over)
-        try:
-            async with asyncio.timeout_at(self.due - self.service.lag.value):
-                found: dict[str, Tensor] = await reading
-        except TimeoutError:
-            self._over = True
-            raise self._too_late() from None
-        return found
-
-    def submit(
-        self,
-        inputs: dict[str, Tensor],
-        *,
-        stages: int | None = None,
-        policy: Confidence | None = None,
-    ) -> None:
-        """Let the request be computed."""
-        job = self.job
-        job.inputs, job.policy = inputs, policy
-        if stages is not None:
-            job.last_stage = stages
-        self.service.worker.submit(job)
-
-    # -- answers ----------------------------------------------------------------------------------
-    async def answer(self) -> Answer:
-        """The last stage's answer, or the newest when time is up.
-
-        Raises:
-            ProtocolError: none in time (504), or the model failed (500).
-        """
-        while not self._ended:
-            await self._changed.wait()
-            self._changed.clear()
-        return self._conclude()
-
-    async def answers(self) -> AsyncIterator[Answer]:
-        """The answer of each stage when it is there, to the last or when time is up.
-
-        The last has a ``stop_reason``; where time is up without a new stage, it repeats the newest.
-
-        Raises:
-            ProtocolError: none in time (504), or the model failed (500).
-        """
-        self.job.streams = True
-        results, sent, ended = self.job.results, 0, False
-        while not ended:
-            ended = self._ended
-            count = len(results) - ended  # at the end, the newest is sent with its reason
-            for result in results[sent:count]:
-                yield self._answer(result, "")
-            sent = max(sent, count)
-            if not ended and sent == len(results):
-                await self._changed.wait()
-                self._changed.clear()
-        yield self._conclude()
-
-    def leave(self) -> None:
-        """The client has gone: compute nothing more. Whoever waits for an answer gets ClientGone."""
-        if not self._told:
-            self._tell("left", self.model)
-        self.fail(ClientGone())
-        self.release()
-
-    def fail(self, error: ProtocolError) -> None:
-        """End the request with an error."""
-        self._error = self._error or error
-        self._changed.set()
-        if self._receiving is not None:
-            self._receiving.reschedule(0.0)
-
-    def release(self) -> None:
-        """Forget the request; a second call has no effect."""
-        self._over = True
-        self.let_go()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self.service._released(self)
-
-    def let_go(self) -> None:
-        """Count its bytes no more."""
-        self.service.bytes_in_flight -= self._nbytes
-        self._nbytes = 0
-
-    # -- parts ------------------------------------------------------------------------------------
-    @property
-    def _ended(self) -> bool:
-        newest = self.job.newest
-        return self._over or self._error is not None or bool(newest and newest.stop_reason)
-
-    def start_timer(self) -> None:
-        """Answer by the deadline, less the lag that the server has."""
-        loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(self.due - self.service.lag.value, self._time_up)
-
-    def progress(self) -> None:
-        """There is a new result."""
-        self._changed.set()
-
-    def _time_up(self) -> None:
-        self._over = True
-        self.service.worker.drop(self.job)
-        self._changed.set()
-
-    def _conclude(self) -> Answer:
-        """The last answer."""
-        newest = self.job.newest
-        error = self._error
-        if isinstance(error, ClientGone):
-            raise error
-        if newest is None or newest.output is None:
-            if error is None and newest is not None:
-                error = ProtocolError(500, f"the model failed: {newest.error}")
-            raise error or self._too_late()
-        answer = self._answer(newest, newest.stop_reason or "deadline")
-        self._told = True
-        self._tell("answered", self.model, answer, self.job.rows)
-        return answer
-
-    def _answer(self, result: Result, reason: str) -> Answer:
-        now = time.monotonic()
-        assert result.output is not None
-        return Answer(
-            self.model,
-            result.stage,
-            result.output,
-            elapsed=now - self.arrived,
-            deadline=self.due - self.arrived,
-            deadline_met=now <= self.due,
-            stop_reason=reason,
-            timings=tuple(
-                timing._replace(end=timing.end - self.arrived)
-                for timing in list(self.job.timings)
-                if timing.stage <= result.stage
-            ),
-        )
-
-    def _too_late(self) -> ProtocolError:
-        milliseconds = 1000 * (self.due - self.arrived)
-        return ProtocolError(
-            504, f"no stage was finished within {milliseconds:g} ms of the request"
-        )
-
-    def _tell(self, event: str, *arguments: Any) -> None:
-        self._told = True
-        self.service._tell(event, *arguments)
-
-
-def is_awaited(job: Job) -> bool:
-    """Whether a job's newest result is to be sent: it is the last, or each is."""
-    return job.streams or job.newest is None or bool(job.newest.stop_reason)
-
-
-def weight_of(priority: int) -> float:
-    """How much a request of a priority counts: 1 is the highest, 0 stands for ``PRIORITY``.
-
-    >>> weight_of(1), weight_of(0), weight_of(8)
-    (4.0, 1.0, 0.5)
-    """
-    return PRIORITY / (priority or PRIORITY)
-
-
-def _integer(given: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
-    value = given.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or not least <= value <= most:
-        raise ProtocolError(
-            400, f"{name} must be an integer from {least} to {most}, found {value!r:.40}"
-        )
-    return value
-
-
-def _fraction(given: Mapping[str, Any], name: str) -> float | None:
-    """A number above 0, or its text: clients over gRPC need not know parameters that are floats."""
-    value = given.get(name)
-    if value is None:
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number <= 1:
-        raise ProtocolError(400, f"{name} must be above 0 and at most 1, found {value!r:.40}")
-    return number

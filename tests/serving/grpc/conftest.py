@@ -16,7 +16,7 @@ from grpc import aio
 from anynest.serving.grpc.messages import SERVICE, message_class
 from anynest.serving.grpc.server import start_grpc
 from anynest.serving.protocol.errors import ProtocolError
-from anynest.serving.service import Refused
+from anynest.serving.requests.refused import Refused
 from anynest.serving.settings import Settings
 from anynest.serving.statistics import Statistics
 

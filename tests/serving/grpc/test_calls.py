@@ -17,7 +17,7 @@ from anynest.serving.grpc.messages import message_class
 from anynest.serving.grpc.messaging import receive, send
 from anynest.serving.grpc.server import start_grpc
 from anynest.serving.protocol.errors import ProtocolError
-from anynest.serving.service import Refused
+from anynest.serving.requests.refused import Refused
 
 Code = grpc.StatusCode
 OnServer = Callable[..., None]

@@ -11,7 +11,7 @@ from grpc import aio
 
 from anynest.serving.grpc import calls
 from anynest.serving.protocol.errors import ProtocolError
-from anynest.serving.service import Refused
+from anynest.serving.requests.refused import Refused
 
 OnServer = Callable[..., None]
 

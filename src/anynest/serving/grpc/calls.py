@@ -17,7 +17,9 @@ from urllib.parse import unquote
 from ..deadlines import duration
 from ..protocol.errors import ProtocolError
 from ..protocol.inference import InferRequest
-from ..service import Answer, Service, Ticket
+from ..requests.answer import Answer
+from ..requests.ticket import Ticket
+from ..service import Service
 from .inference import (
     ModelInferRequest,
     ModelInferResponse,

@@ -15,7 +15,9 @@ from ..deadlines import duration
 from ..models import ServedModel
 from ..protocol.errors import ProtocolError
 from ..protocol.inference import InferRequest, read_request, write_response
-from ..service import Answer, Service, Ticket
+from ..requests.answer import Answer
+from ..requests.ticket import Ticket
+from ..service import Service
 from .bodies import Body, read_length, slow_body, too_large
 from .guard import ARRIVED
 from .raw import read_raw

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..models import ServedModel
-from ..service import Answer, Service
+from ..requests.answer import Answer
+from ..service import Service
 from .records import outcome_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

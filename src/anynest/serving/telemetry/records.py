@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..batches import Timing
 from ..models import ServedModel
-from ..service import Answer
+from ..requests.answer import Answer
 
 STREAM = "/ModelStreamInfer"  # the method whose calls carry many requests
 

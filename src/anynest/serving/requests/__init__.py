@@ -1,0 +1,1 @@
+"""What a request is between its headers and its answer."""
