@@ -29,7 +29,7 @@ from anynest.store import WeightsInfo, load, read_info, save_weights
 from anynest.training import TrainConfig, train
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-MODEL = {"name": "width_nested_resnet10", "base_width": 20}
+MODEL = {"name": "width_nested_resnet10", "base_width": 32, "growth": [[1, 1], [2, 1], [3, 1]]}
 IMAGES = 2000  # of the test set: the requests, and what accuracy is measured on
 
 

@@ -221,7 +221,7 @@ def server(serve: Callable[[Any], str]) -> Iterator[ScriptedServer]:
     scripted.gate.set()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must end before tests that run their own
 def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if path is None:
