@@ -41,7 +41,6 @@ _log = logging.getLogger(__name__)
 
 LEAST_REPLY, MOST_REPLY = 0.001, 0.020  # seconds
 LAG_QUANTILE = 0.99
-LAG_WINDOW = 64  # measurements: what a burst did is forgotten in a second
 HEARTBEAT = 0.020  # seconds between two measurements of the lag
 STOP_SECONDS = 5.0  # that the running step may take when the server stops
 SWITCH_INTERVAL = 0.0005  # seconds that a busy event loop may keep the compute thread waiting
@@ -79,7 +78,7 @@ class Service:
             self.observers.append(observer)
         self.draining = False
         self.bytes_in_flight = 0
-        self.lag = RunningQuantile(LAG_QUANTILE, LEAST_REPLY, MOST_REPLY, LAG_WINDOW)
+        self.lag = RunningQuantile(LAG_QUANTILE, LEAST_REPLY, MOST_REPLY)
         scheduler = Scheduler(
             max_waiting=self.settings.max_waiting, max_held=self.settings.max_held
         )
