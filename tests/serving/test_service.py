@@ -306,8 +306,6 @@ def test_steps_that_wake_nobody_are_told_by_the_heartbeat() -> None:
 
     run(main)
 
-    run(main)
-
 
 def test_what_passes_between_two_steps_counts_as_time_of_the_second(
     monkeypatch: pytest.MonkeyPatch,
