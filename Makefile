@@ -23,8 +23,8 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(CORE): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	@echo "Installing anynest, PyTorch and ONNX Runtime into $(VENV) (once, about a minute)"
-	@$(PIP) -e .
+	@echo "Installing anynest, PyTorch, ONNX Runtime and the server into $(VENV) (once, about a minute)"
+	@$(PIP) -e '.[serve]'
 	@touch $@
 
 $(DEV): $(CORE)

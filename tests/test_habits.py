@@ -56,4 +56,19 @@ def test_forms_and_citation_are_whole() -> None:
         assert {"name", "description", "body"} <= set(found)
     paper = yaml.safe_load(read("CITATION.cff"))["preferred-citation"]
     assert paper["authors"][0]["family-names"] == "Wan"
+    cited = yaml.safe_load(read("CITATION.cff"))
+    bibtex = read("README.md").partition("```bibtex")[2].partition("```")[0]
+    bibtex = bibtex.replace("{", "").replace("}", "")
+    names = [f"{a['family-names']}, {a['given-names']}" for a in paper["authors"]]
+    for said in (
+        " and ".join(names),
+        paper["title"],
+        paper["collection-title"],
+        f"year = {paper['year']}",
+        cited["title"],
+        cited["authors"][0]["name"],
+        f"version = {cited['version']}",
+        f"year = {cited['date-released'].year}",
+    ):
+        assert said in bibtex
     assert "vulnerability" in read("SECURITY.md")

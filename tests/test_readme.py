@@ -24,8 +24,28 @@ def test_examples_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_there_are_examples_and_commands() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 3
     assert len(COMMANDS) >= 5
+
+
+def test_it_is_one_page() -> None:
+    lines = TEXT.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_control_stands_beside_osgd() -> None:
+    """That the plain sum does as well is said where OSGD is shown, not only under the limits."""
+    section = TEXT.split("anynest.OSGD(", 1)[1].split("\n## ", 1)[0]
+    assert "*sum*" in section
+    assert 'WeightedSGD(reduction="sum")' in section
+
+
+def test_both_pictures_are_there() -> None:
+    pictures = re.findall(r'src(?:set)?="([^"]+)"', TEXT)
+    assert [path.rpartition("-")[2] for path in pictures] == ["dark.png", "light.png"]
+    for path in pictures:
+        assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

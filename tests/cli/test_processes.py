@@ -13,6 +13,7 @@ import pytest
 
 from anynest.cli import main
 from anynest.cli.commands.demo.command import next_commands
+from anynest.cli.dispatch import parse
 from anynest.experiments.sweep.local_launcher import LocalLauncher
 
 ANYNEST = [sys.executable, "-m", "anynest"]
@@ -144,14 +145,15 @@ def test_demo(hostile: Path, capsys: Out) -> None:
         assert [result["deadline"] for result in results] == deadlines
         for result in results:
             answers = result["guessed"] + sum(result["stages"])
-            assert answers == result["images"] == report["images"] == 360
+            assert answers == result["images"] == report["images"] == 180
     assert [len(result["stages"]) for result in networks["plain-3"]] == [1] * len(deadlines)
     shown = report["example"]
     assert [round(sum(stage["probabilities"]), 3) for stage in shown["stages"]] == [1, 1, 1]
     assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
     assert not hostile.exists()
     text = "\n".join(line for line, _ in next_commands(Path("demo/nested"), report))
-    predict, profile = text.splitlines()[:2]
+    predict, profile, serve = text.splitlines()
+    assert parse(shlex.split(serve)[1:])
     command, _, deadline = predict.rpartition(" ")
     assert deadline.endswith("ms")
     assert main([*shlex.split(command)[1:], "60s", "--json"]) == 0

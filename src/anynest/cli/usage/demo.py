@@ -15,7 +15,9 @@ EXAMPLES = """examples:
 def add_flags(parser: Parser) -> None:
     """Add the flags."""
     parser.add_argument("--out", metavar="FOLDER", help="empty or new (default: under runs/)")
-    parser.add_argument("--epochs", type=integer(), default=16, help="of each run (default: 16)")
+    parser.add_argument(
+        "--epochs", type=integer(), help="of each run (default: 12; with --compare 16)"
+    )
     parser.add_argument("--compare", action="store_true", help="compare SGD and OSGD instead")
     parser.add_argument(
         "--seeds",

@@ -1,5 +1,8 @@
 """``anynest demo``: a nested network answers by real deadlines, in about a minute on two cores.
 
+The network grows from 4 channels to 32 and from 1 block a group to 4, so that its last stage takes
+several times as long as its first.
+
 It trains one nested network with OSGD on scikit-learn's digits, and beside it the plain networks of
 its stages' sizes, each alone. Then it uses them: the same pictures under several deadlines, with an
 answer that comes late or not at all counted as wrong.
@@ -38,7 +41,9 @@ from .picture import draw
 
 NESTED = "nested"
 SIDE = 16  # pixels: at 8, a stage takes less time than a thread needs to wake
-TIMED = 40  # pictures averaged for the latency of each stage
+GROWTH = [[1, 1], [2, 2], [8, 4]]  # (width, depth) of the stages
+TIMED = 60  # pictures whose median is the latency of each stage
+ASKED = 180  # test pictures that are answered under every deadline
 SCALE = 8  # pixels of the saved picture for one of the data
 BAR = 20  # characters of the longest bar
 
@@ -50,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     RunFolder(folder).require_unused()
     try:
         if arguments.compare:
-            report = compare.run(console, folder, arguments.epochs, arguments.seeds)
+            report = compare.run(console, folder, arguments.epochs or 16, arguments.seeds)
         else:
-            report = show_deadlines(console, folder, arguments.epochs)
+            report = show_deadlines(console, folder, arguments.epochs or 12)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
             f"stopped; finished runs remain in {folder}, but a demo does not resume: the next one "
@@ -79,8 +84,8 @@ def show_deadlines(console: Console, folder: Path, epochs: int) -> dict[str, Any
     }
     test = load("digits", image_size=SIDE).test
     assert isinstance(test, Split)
-    images = [image[None] for image in test.images]
-    pairs = list(zip(images, test.labels.tolist(), strict=True))
+    images = [image[None] for image in test.images[:ASKED]]
+    pairs = list(zip(images, test.labels[:ASKED].tolist(), strict=True))
     report["images"] = len(pairs)
     report["latency"] = stage_latencies(folder / NESTED, images[:TIMED])
     deadlines = choose_deadlines(report["latency"])
@@ -107,6 +112,8 @@ def show_deadlines(console: Console, folder: Path, epochs: int) -> dict[str, Any
                 raise KeyboardInterrupt
             report["networks"][name] = [result.to_json() for result in results]
     report["example"] = example(folder, test.images, test.labels.tolist())
+    for stage, latency in zip(report["example"]["stages"], report["latency"], strict=True):
+        stage["elapsed"] = latency  # the usual one: a single answer's says more of the machine
     report["seconds"] = time.monotonic() - began
     report["picture"] = str(folder / "demo.png")
     draw(report, Path(report["picture"]))
@@ -124,7 +131,7 @@ def train_networks(console: Console, folder: Path, epochs: int) -> dict[str, Any
     with processes(stages) as pool:
         plain = [pool.submit(train_plain, folder, stage, epochs) for stage in range(stages, 0, -1)]
         nested = train(
-            demo_config("osgd", 0, epochs, image_size=SIDE),
+            demo_config("osgd", 0, epochs, image_size=SIDE, growth=GROWTH),
             folder / NESTED,
             reporter=ConsoleReporter(console),
         ).summary
@@ -137,27 +144,31 @@ def train_networks(console: Console, folder: Path, epochs: int) -> dict[str, Any
 
 def train_plain(folder: Path, stage: int, epochs: int) -> None:
     """Train the plain network of a stage's size; called in a process of its own."""
-    config = demo_config("sgd-sum", 0, epochs, independent=stage, image_size=SIDE)
+    config = demo_config("sgd-sum", 0, epochs, independent=stage, image_size=SIDE, growth=GROWTH)
     train(config, folder / f"plain-{stage}")
 
 
 def stage_latencies(run: Path, images: Sequence[Tensor]) -> list[float]:
-    """Mean seconds until each stage's answer, one image at a time."""
+    """Median seconds until each stage's answer, one image at a time."""
     with AnytimePredictor(run) as predictor:
         for x in images[:10]:  # first calls are slow
             predictor.predict(x[0], None)
         times = [[one.elapsed for one in predictor.stream(x[0])] for x in images]
-    return [statistics.mean(column) for column in zip(*times, strict=True)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
-def choose_deadlines(latency: Sequence[float]) -> list[float | None]:
-    """Deadlines from before the first stage to after the last.
+def choose_deadlines(latency: Sequence[float]) -> list[float]:
+    """Deadlines from before the first stage to after the last, three for each stage.
 
-    >>> [f"{1000 * d:.2f}" for d in choose_deadlines([0.001, 0.002, 0.004])]
-    ['0.70', '1.50', '3.00', '6.00', '12.00']
+    They have two significant digits.
+
+    >>> [f"{1000 * d:g}" for d in choose_deadlines([0.001, 0.002, 0.008])]
+    ['0.7', '1.1', '1.4', '1.7', '2.6', '4.4', '6.2', '8.8', '16']
     """
-    between = [1.5 * a if b > 1.5 * a else (a + b) / 2 for a, b in pairwise(latency)]
-    return [0.7 * latency[0], *between, 1.5 * latency[-1], 3 * latency[-1]]
+    parts = (0.1, 0.4, 0.7)  # of the way from one stage to the next
+    between = [a + max(0.1 * a, part * (b - a)) for a, b in pairwise(latency) for part in parts]
+    all_of_them = [0.7 * latency[0], *between, 1.1 * latency[-1], 2 * latency[-1]]
+    return sorted({float(f"{one:.2g}") for one in all_of_them})
 
 
 # -- one picture ------------------------------------------------------------------------------------
@@ -196,22 +207,22 @@ def show(console: Console, report: dict[str, Any], folder: Path) -> None:
     for number, nested in enumerate(report["networks"][NESTED]):
         plain = [report["networks"][f"plain-{stage}"][number] for stage in stages]
         shares = [nested["guessed"], *nested["stages"]]
-        mix = " ".join(f"{100 * share / nested['images']:.0f}" for share in shares)
+        mix = " ".join(f"{100 * share / nested['images']:3.0f}" for share in shares)
         accuracies = [f"{100 * one['accuracy']:.1f}" for one in (nested, *plain)]
         rows.append([show_duration(nested["deadline"]), *accuracies[:1], mix, *accuracies[1:]])
-    names = ["deadline", "nested", "none 1 2 3", *(f"plain {stage}" for stage in stages)]
+    answered = "\n".join(["answered by stage", " ".join(f"{x:>3}" for x in ("-", *stages))])
+    names = ["deadline", "nested", answered, *(f"plain\nsize {stage}" for stage in stages)]
     console.print()
     console.print(
         make_table(
-            f"accuracy % of {report['images']} test pictures by deadline; no answer in time is a "
-            "random guess",
+            f"Accuracy (%) of {report['images']} pictures by deadline",
             names,
             rows,
         )
     )
     console.print(
-        '"none 1 2 3": % of the answers by the stage they came from. A plain network has one '
-        "answer: it comes in time or not."
+        'Answered by stage: % of the pictures without an answer in time ("-": a random guess), and '
+        "answered\nby stage 1, 2, 3. A plain network has one answer: it comes in time or not."
     )
     console.print()
     for line in picture_lines(report["example"]):
@@ -262,14 +273,13 @@ def next_commands(run: Path, report: dict[str, Any]) -> list[tuple[str, str]]:
     weights = shlex.quote(str(run))
     deadline = f"{max(5, round(2e3 * report['latency'][1]))}ms"  # seldom missed
     picture = shlex.quote(report["example"]["file"])
-    has_server = all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn"))
-    commands = [
+    missing = [n for n in ("starlette", "uvicorn") if importlib.util.find_spec(n) is None]
+    install = "; first: pip install '.[serve]'" if missing else ""
+    return [
         (f"anynest predict {weights} {picture} --deadline {deadline}", "one picture, one deadline"),
         (f"anynest profile {weights}", "what each stage costs on this machine"),
+        (
+            f"anynest serve {weights} --deadline 50ms",
+            f"a server, with a page to draw on at http://127.0.0.1:8000/{install}",
+        ),
     ]
-    if has_server:
-        served = f"anynest serve {weights} --deadline 50ms"
-        commands.append((served, "a server with a page at http://127.0.0.1:8000/"))
-    else:
-        commands.append(("anynest demo --compare", "SGD beside OSGD on the same network"))
-    return commands

@@ -27,6 +27,7 @@ def demo_config(
     epochs: int,
     independent: int | None = None,
     image_size: int | None = None,
+    growth: list[list[int]] | None = None,
 ) -> TrainConfig:
     """One run.
 
@@ -36,10 +37,11 @@ def demo_config(
         epochs: of training.
         independent: s: the plain network of stage s's size; None: the nested one.
         image_size: pixels per side; None: the data's.
+        growth: (width, depth) of each stage; None: the registered ones.
     """
     return TrainConfig.from_json(
         {
-            "model": {"name": MODEL, "independent": independent},
+            "model": {"name": MODEL, "independent": independent, "growth": growth},
             "data": {"source": "digits", "batch_size": 64, "image_size": image_size},
             "method": {"name": method},
             "schedule": {"epochs": epochs, "shape": "cosine"},
