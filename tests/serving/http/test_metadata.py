@@ -14,10 +14,12 @@ from starlette.routing import Route
 
 from anynest import serving
 from anynest.nets import create_model
+from anynest.serving.models import ServedModel
 from anynest.serving.repository import Repository
 from anynest.serving.service import Service
 from anynest.serving.settings import Settings
 
+from ..fakes import FakeSession, fake_model
 from .asgi import INFER, Reply, call, decode, encode
 from .conftest import TIME, Served, images
 
@@ -158,6 +160,26 @@ def test_an_application_of_a_network(tmp_path: Any) -> None:
         assert (await call(app, "/v2/health/ready", method="GET")).status == 503
 
     asyncio.run(main())
+
+
+def test_a_model_that_cannot_be_loaded_leaves_none_open() -> None:
+    session = FakeSession()
+
+    def missing() -> ServedModel:
+        raise OSError("no such network")
+
+    repository = Repository()
+    repository.add(lambda: fake_model(session), "sound")
+    repository.add(missing, "missing")
+    app = serving.create_app(repository)
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            raise AssertionError("it started")
+
+    with pytest.raises(OSError, match="no such network"):
+        asyncio.run(main())
+    assert session.closed
 
 
 def test_a_service_has_its_settings() -> None:

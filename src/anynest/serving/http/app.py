@@ -59,9 +59,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        if own:
-            await service.start()
         try:
+            if own:
+                await service.start()  # a model that cannot be loaded: the others are closed
             yield
         finally:
             if own:
