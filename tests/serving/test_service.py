@@ -329,6 +329,36 @@ def test_what_passes_between_two_steps_counts_as_time_of_the_second(
     assert all(seconds >= pause for _, seconds in observed[1:])
 
 
+def test_what_an_answer_takes_after_its_timer_counts_as_lag(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer that is there before its timer says nothing about the lag."""
+    gate, found = Gate(2), []
+
+    async def main() -> None:
+        async with serving(fake_model(FakeSession(on_step=gate))) as service:
+            await ask(service, 1.0, stages=1)  # the gate is for stage 2
+            if service._heartbeat is not None:
+                service._heartbeat.cancel()
+            monkeypatch.setattr(service.lag, "add", found.append)
+            with admit(service) as ticket:
+                await ticket.begin(request(1.0, stages=1))
+                await ticket.answer()
+                ticket.sending()
+            assert found == []
+            with admit(service, SOON) as ticket:
+                await ticket.begin(request(1.0))
+                answer = await ticket.answer()
+                assert (answer.stage, answer.stop_reason) == (1, "deadline")
+                time.sleep(0.02)
+                ticket.sending()
+            gate.opened.set()
+
+    run(main)
+    (lag,) = found
+    assert lag >= 0.02
+
+
 def test_stages_and_confidence_end_a_request_early() -> None:
     session = FakeSession()
 

@@ -80,6 +80,9 @@ class FakeTicket:
             raise found
         return found
 
+    def sending(self) -> None:
+        pass
+
     async def answers(self) -> AsyncIterator[Any]:
         while not (found := await self.answer()).stop_reason:
             yield found

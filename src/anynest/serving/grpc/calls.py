@@ -66,7 +66,9 @@ class InferCall:
             raise ProtocolError(400, "the call must have one message, found none")
         message, nbytes = parse(data, ModelInferRequest, self.service.settings.max_body)
         async with self._accepted(message, nbytes, self.arrived) as (request, ticket):
-            return _response(request, await ticket.answer())
+            response = _response(request, await ticket.answer())
+            ticket.sending()
+            return response
 
     async def stream(self) -> None:
         """Answer the requests of ``ModelStreamInfer`` side by side until the client ends it."""
@@ -104,6 +106,8 @@ class InferCall:
                     response.ClearField("outputs")
                     response.ClearField("raw_output_contents")
                 write_parameters(response.parameters, {FINAL: final})
+                if final:
+                    ticket.sending()
                 await self._send(response)
                 stage = answer.stage
 

@@ -93,6 +93,7 @@ class InferenceEndpoint:
         if header_length is not None:
             media_type, headers = BINARY, {HEADER_LENGTH: str(header_length)}
         response = await bytes_response(request, data, media_type, headers)
+        accepted.ticket.sending()
         await response(request.scope, request.receive, send)
 
     async def _send_stages(self, request: Request, send: Send) -> None:
@@ -103,6 +104,8 @@ class InferenceEndpoint:
             try:
                 async for answer in accepted.ticket.answers():
                     text = accepted.text(answer, stage)
+                    if answer.stop_reason:
+                        accepted.ticket.sending()
                     if not stage:
                         await send_start(send, 200, Headers(headers).raw)
                     await send_part(send, frames.answer(text))

@@ -34,7 +34,7 @@ class Desk(Protocol):
 
     Attributes:
         settings: bounds and defaults.
-        lag: by which answers are sent before their deadlines.
+        lag: from a timer to the answer that it sends: timers are set so much before deadlines.
         worker: that computes.
         bytes_in_flight: of the bodies of all accepted requests.
     """
@@ -87,6 +87,8 @@ class Ticket:
         self._timer: asyncio.TimerHandle | None = None
         self._error: ProtocolError | None = None
         self._over = False  # the timer has fired
+        self._answer_at = 0.0  # when the timer is to fire
+        self._timed = False  # whether it did
         self._changed = asyncio.Event()
         self._receiving: asyncio.Timeout | None = None
         self._told = False
@@ -257,6 +259,14 @@ class Ticket:
                 self._changed.clear()
         yield self._conclude()
 
+    def sending(self) -> None:
+        """The answer is ready to be sent: what passed since the timer counts as the server's lag.
+
+        A client that receives slowly does not change it.
+        """
+        if self._timed:
+            self.service.lag.add(time.monotonic() - self._answer_at)
+
     def leave(self) -> None:
         """The client has gone: compute nothing more. Whoever waits for an answer gets ClientGone."""
         if not self._told:
@@ -296,14 +306,15 @@ class Ticket:
         loop = asyncio.get_running_loop()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(self.due - self.service.lag.value, self._time_up)
+        self._answer_at = self.due - self.service.lag.value
+        self._timer = loop.call_at(self._answer_at, self._time_up)
 
     def progress(self) -> None:
         """There is a new result."""
         self._changed.set()
 
     def _time_up(self) -> None:
-        self._over = True
+        self._over = self._timed = True
         self.service.worker.drop(self.job)
         self._changed.set()
 
