@@ -148,6 +148,8 @@ def begin(session: Session, inputs: Sequence[Mapping[str, Tensor]]) -> list[Eval
     """
     if not session.divides:
         return [session.begin(one) for one in inputs]
+    if len(inputs) == 1:
+        return [session.begin(inputs[0])]
     together = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
     return [session.begin(together)]
 
