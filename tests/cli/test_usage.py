@@ -37,8 +37,11 @@ TRAIN = "train --out no_such_folder"
 ERRORS = {
     "frobnicate": "unknown command 'frobnicate'; see `anynest --help`",
     "trian": "unknown command 'trian': did you mean train?",
-    "--frobnicate": "unknown command",
-    "train": "give --out FOLDER",
+    "--frobnicate": "unknown flag --frobnicate: a command comes first; see `anynest --help`",
+    "--modle x": "unknown flag --modle: did you mean `anynest train --model`?",
+    "--versoin": "unknown flag --versoin: did you mean `anynest --version`?",
+    "train": "train needs data or a run folder: give --data SOURCE, --out FOLDER, or --resume",
+    "train --resume": "train needs data or a run folder",
     "train --frobnicate": "unknown flag --frobnicate; see `anynest train --help`",
     "train --modle x": "unknown flag --modle: did you mean --model?",
     "train --epohcs=3": "unknown flag --epohcs: did you mean --epochs?",

@@ -11,6 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from .._version import __version__
 from ..training.errors import ConfigError, Interrupted, RunError
@@ -115,17 +116,38 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """
     name = arguments[0]
     if name not in COMMANDS:
+        if name.startswith("-"):
+            raise ConfigError(f"unknown flag {name.partition('=')[0]}{flag_remedy(name)}")
         remedy = did_you_mean(name, COMMANDS) or "; see `anynest --help`"
         raise ConfigError(f"unknown command {name!r}{remedy}")
     usage = importlib.import_module(f"{__package__}.usage.{name}")
-    parser = Parser(f"anynest {name}", usage.DESCRIPTION, usage.EXAMPLES)
-    usage.add_flags(parser)
+    parser = parser_of(name)
     parsed: Namespace = parser.parse_args(arguments[1:])
     if hasattr(usage, "check"):
         usage.check(parsed)
     with exit_on_interrupt():
         import_modules(getattr(parsed, "modules", []))
     return parsed
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command."""
+    usage = importlib.import_module(f"{__package__}.usage.{name}")
+    parser = Parser(f"anynest {name}", usage.DESCRIPTION, usage.EXAMPLES)
+    usage.add_flags(parser)
+    return parser
+
+
+def flag_remedy(text: str) -> str:
+    """The nearest flag, with the first command that has it, where a flag stands for a command."""
+    flags = {"--help": "", "--version": ""}
+    for name in COMMANDS:
+        for flag in parser_of(name)._option_string_actions:
+            flags.setdefault(flag, f"{name} ")
+    near = get_close_matches(text.partition("=")[0], flags, n=1, cutoff=0.75)
+    if not near:
+        return ": a command comes first; see `anynest --help`"
+    return f": did you mean `anynest {flags[near[0]]}{near[0]}`?"
 
 
 def _help() -> str:

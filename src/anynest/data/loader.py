@@ -38,6 +38,11 @@ class Loader(Protocol):
         """Images float32 ``[B, C, H, W]`` and labels int64 ``[B]``, from batch `start` on."""
 
 
+def default_augmentation(split: AnySplit) -> str:
+    """The augmentation of a split's training images, where none is named."""
+    return "cifar" if isinstance(split, Split) or split.image_size <= SMALL else "imagenet"
+
+
 def make_loader(
     split: AnySplit,
     batch_size: int,
@@ -85,8 +90,7 @@ def make_loader(
         torch.Size([64, 1, 8, 8])
     """
     if augment is None:
-        small = isinstance(split, Split) or split.image_size <= SMALL
-        augment = "cifar" if small else "imagenet"
+        augment = default_augmentation(split)
     if augment not in AUGMENTATIONS:
         raise DataError(f"augment must be one of {', '.join(AUGMENTATIONS)}, found {augment!r}")
     if not len(mean) == len(std) == split.in_channels:

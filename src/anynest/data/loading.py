@@ -9,7 +9,12 @@ from .locate import locate
 from .readers.cifar import folder_version, read_cifar
 from .readers.cifar_versions import CIFAR_VERSIONS
 from .readers.digits import read_digits
-from .readers.folder import is_image_folder, read_image_folder
+from .readers.folder import (
+    is_class_folder,
+    is_image_folder,
+    read_class_folders,
+    read_image_folder,
+)
 from .readers.idx import find_idx, read_idx_folder
 from .readers.parquet import read_parquet
 from .readers.parquet_shards import find_shards
@@ -93,11 +98,13 @@ def _read(
         return read_idx_folder(place)
     if kind == "images":
         return read_image_folder(place, image_size, on_corrupt)
+    if kind == "classes":
+        return read_class_folders(place, image_size, on_corrupt)
     return read_cifar(place)
 
 
 def _recognize(path: Path) -> tuple[str, Path]:
-    """The format at a path ("cifar", "parquet", "idx" or "images"), and where exactly it lies."""
+    """The format at a path ("cifar", "parquet", "idx", "images", "classes"), and where exactly it lies."""
     if path.is_file():
         if path.suffix == ".parquet":
             inner = path.parent
@@ -121,8 +128,10 @@ def _recognize(path: Path) -> tuple[str, Path]:
         return "idx", path
     if is_image_folder(path):
         return "images", path
+    if is_class_folder(path):
+        return "classes", path
     raise DataError(
         f"{path} has none of the known layouts; looked for: CIFAR's archives or their files "
         "(data_batch_1, data_batch_1.bin, train.bin), train*.parquet or train/0000.parquet, "
-        "train-images-idx3-ubyte(.gz), and train/ with one folder per class"
+        "train-images-idx3-ubyte(.gz), train/ with one folder per class, and one folder per class"
     )

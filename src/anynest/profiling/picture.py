@@ -9,6 +9,7 @@ from .profile import Profile, describe_way
 from .times import StageLatency
 
 COLORS = ("#c8500f", "#3b75af", "#2f8f5b", "#8a4f9e", "#888888", "#b59b00")
+TICK = 0.06  # height of a plain network's tick, as a share of the picture's
 
 
 def draw_profile(profile: Profile, errors: Sequence[float], split: str, path: Path) -> None:
@@ -28,8 +29,8 @@ def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any
 
     A bar leads to the 95 % quantile of the latency.
 
-    Hollow marks are plain networks of the stages' sizes, drawn at their stage's error, as their
-    own is not known.
+    Ticks on the horizontal axis are plain networks of the stages' sizes, each with the number of
+    its stage: their errors are not known.
     """
     if len(errors) != profile.num_stages:
         raise ValueError(
@@ -53,17 +54,15 @@ def profile_figure(profile: Profile, errors: Sequence[float], split: str) -> Any
     right.plot(work, percent, "-o", color="black", label="nested, up to the stage")
     if profile.plain_costs:
         alone = [cost.multiply_adds / 1e6 for cost in profile.plain_costs]
-        right.plot(
-            alone, percent, "D", color="black", mfc="white", ms=9, zorder=1.5, label="plain network"
-        )
+        _draw_ticks(right, alone, "black")
     for stage, place in enumerate(zip(work, percent, strict=True), 1):
         right.annotate(f" {stage}", place, xytext=(3, 5), textcoords="offset points")
     right.set_xlabel("multiply-adds per image (million)")
     for axes in (left, right):
         _log_ticks(axes)
-        axes.set_ylim(0, 1.12 * max(percent) or 1.0)
+        axes.set_ylim(*_limits(percent))
         axes.grid(True, alpha=0.25)
-        axes.legend(fontsize="small", loc="lower left")
+        axes.legend(fontsize="small", loc="upper right")
     return figure
 
 
@@ -92,12 +91,25 @@ def _draw_latency(
         median, percent, xerr=[[0.0] * len(late), late], fmt="none", color=color, capsize=2, lw=0.8
     )  # fmt: skip
     if plain:
-        alone = [1e3 * row.p50 for row in plain]
-        axes.plot(
-            alone,
-            percent,
-            "D",
-            color=color,
-            mfc="white",
-            label=f"{label}: plain network",
+        _draw_ticks(axes, [1e3 * row.p50 for row in plain], color)
+
+
+def _draw_ticks(axes: Any, values: list[float], color: str) -> None:
+    """Ticks that stand on the horizontal axis, numbered by stage; the first row's have a label."""
+    label = "plain network of a stage's size, alone"
+    if label in axes.get_legend_handles_labels()[1]:
+        label = "_"  # in the colour of the line that it belongs to
+    place = axes.get_xaxis_transform()  # the height as a share of the picture's
+    height = [TICK / 2] * len(values)
+    axes.plot(values, height, "|", color=color, ms=12, mew=2, transform=place, label=label)
+    for stage, value in enumerate(values, 1):
+        axes.annotate(
+            str(stage), (value, TICK), xycoords=place, color=color, fontsize="small", ha="center"
         )
+
+
+def _limits(percent: list[float]) -> tuple[float, float]:
+    """The error axis: the data's range, with room for the ticks below and the legend above."""
+    low, high = min(percent), max(percent)
+    span = max(high - low, 0.1 * high, 0.1)
+    return low - 0.25 * span, high + 0.35 * span

@@ -28,6 +28,7 @@ from .metrics import RunningMetrics, is_sampled
 from .metrics_logger import MetricsLogger, epoch_line
 from .output.reporting import Reporter, counted
 from .output.run_folder import RunFolder
+from .output.settings_text import data_text, optimizer_text
 from .randomness import random_state, restore_random_state
 from .signals import StopRequest
 from .step import StepOutput, TrainStep, set_rate
@@ -272,6 +273,8 @@ class Trainer:
             f"{counted(self.phases * self.epochs, 'epoch')} of {self.batches} batches "
             f"on {self.device}{ranks}"
         )
+        self.reporter.say(data_text(self.config, self.data))
+        self.reporter.say(optimizer_text(self.config))
         if resumed:
             self.reporter.say(f"going on {self.where()}")
 

@@ -52,6 +52,30 @@ def test_splits_of_train_and_val(make_folder: Make) -> None:
     assert load(place, holdout=0).validation.name == "test"
 
 
+def test_class_folders_without_splits(make_folder: Make) -> None:
+    """A fixed stratified fifth is the test split, whatever else changes; the label says so."""
+    place = make_folder(n=10) / "train"
+    data = load(place, name="pets")
+    assert data.label == "pets (tested on a fixed fifth)"
+    assert data.classes == ("cat", "dog")
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [14, 2, 4]
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    parts = [set(split.paths) for split in (data.train, data.validation, data.test)]
+    assert len(set.union(*parts)) == 20
+    for split in (data.train, data.validation, data.test):
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True):
+            assert Path(path).parent.name == data.classes[label]
+    assert load(place, seed=1).test.paths == data.test.paths
+    (place / "dog" / "x.txt").write_text("")
+    assert load(place).left_out == (".txt files (1)",)
+    fails(place / "cat", "none of the known layouts")
+
+
+def test_class_folders_that_are_too_small(make_folder: Make) -> None:
+    place = make_folder(n=2) / "train"
+    fails(place, "must hold at least 5 images", "has 4")
+
+
 def test_what_is_left_out_is_counted(make_folder: Make) -> None:
     place = make_folder()
     cat = place / "train" / "cat"

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.source, source, loader, console,
         backend=arguments.backend, threads=arguments.threads, device=arguments.device,
     )  # fmt: skip
-    policy, report = calibrate(Confidence(), held_out, **goal(arguments, held_out))
+    with console.status("choosing thresholds"):
+        policy, report = calibrate(Confidence(), held_out, **goal(arguments, held_out))
     saved = SavedPolicy.of(
         policy, report, source=arguments.source, model=source.info.model, data=data.label,
         split=split.name,

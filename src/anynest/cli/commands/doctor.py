@@ -42,8 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         **describe_environment(device),
         "packages": {name: installed(name) for name in REQUIRED},
         "extras": {extra: installed(name) for extra, name in EXTRAS.items()},
-        "checks": [check(name, test) for name, test in CHECKS.items()],
     }
+    with Console(stderr=True).status("checking"):
+        report["checks"] = [check(name, test) for name, test in CHECKS.items()]
     healthy = all(done["ok"] for done in report["checks"])
     if arguments.json:
         print_json({**report, "healthy": healthy})

@@ -17,7 +17,7 @@ from ...engines.open import open_session
 from ...store import load, local_source, read_info
 from ...store.hub import is_hub
 from ...training import ConfigError, DataConfig
-from ...training.output.reporting import percent
+from ...training.output.reporting import ProgressBar, percent
 from ..console import Console, make_table, print_json
 from ..run_data import open_data
 from ..usage.export import CALIBRATION_IMAGES
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.weights)
     folder = Path(arguments.out or (path if path.is_dir() else path.parent) / "onnx")
     calibration, split = None, None
+    console = Console(stderr=True)
     if arguments.int8:
         config, data = open_data(
             arguments.weights, info, arguments.data, BATCH_SIZE, arguments.workers or 0
@@ -46,26 +47,30 @@ def run(arguments: argparse.Namespace) -> int:
                 "--image-size out"
             )
         count = arguments.calibration_images or CALIBRATION_IMAGES
-        calibration = calibration_images(config, data, count)
+        with console.status("reading the images to calibrate on"):
+            calibration = calibration_images(config, data, count)
         split = getattr(data, arguments.split or "test")
     network = load(path)
-    manifest = export(
-        network,
-        folder,
-        format=arguments.format,
-        image_size=arguments.image_size,
-        info=info,
-        single_file=arguments.single_file,
-        calibration=calibration,
-        overwrite=arguments.force,
-    )
+    with console.status("writing the graphs and comparing them with PyTorch"):
+        manifest = export(
+            network,
+            folder,
+            format=arguments.format,
+            image_size=arguments.image_size,
+            info=info,
+            single_file=arguments.single_file,
+            calibration=calibration,
+            overwrite=arguments.force,
+        )
     report = describe(folder, manifest)
     if split is not None:
         report["split"], report["images"] = split.name, len(split)
         for key, source in (("float_error", network), ("error", folder)):
             session = open_session(source, backend="onnxruntime")
+            bits = "8 bits" if key == "error" else "32 bits"
             try:
-                report[key] = stage_errors(session, batches(config, data, split))
+                with ProgressBar(console, f"errors in {bits}") as bar:
+                    report[key] = stage_errors(session, batches(config, data, split, bar))
             finally:
                 session.close()
     if arguments.json:
@@ -75,9 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def batches(config: DataConfig, data: Dataset, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    config: DataConfig, data: Dataset, split: AnySplit, bar: ProgressBar | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """A split's images and labels, not augmented."""
-    return config.evaluation_loader(split, data, CPU).batches(0)
+    loader = config.evaluation_loader(split, data, CPU)
+    for done, batch in enumerate(loader.batches(0)):
+        if bar is not None:
+            bar.report(done, len(loader))
+        yield batch
 
 
 def calibration_images(config: DataConfig, data: Dataset, count: int) -> Tensor:

@@ -21,9 +21,11 @@ from ...predict.predictor import AnytimePredictor
 from ...profiling import Profile
 from ...store import local_source
 from ...training import ConfigError
+from ...training.output.reporting import ProgressBar
 from ..backend import find_backend
+from ..console import Console
 from ..durations import show_duration
-from ..picture_files import find_pictures
+from ..picture_files import STDIN, find_pictures
 from ..policy_choice import stopping
 
 
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         answers = Answers(predictor, arguments, policy)
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # a path may be any bytes
-        for found in find_pictures(arguments.pictures, sys.stdin):
+        for found in counted_pictures(arguments):
             try:
                 if isinstance(found, DataError):
                     raise found
@@ -49,6 +51,23 @@ def run(arguments: argparse.Namespace) -> int:
                 answers.fail(found, error)
             sys.stdout.flush()
     return 1 if failed else 0
+
+
+def counted_pictures(arguments: argparse.Namespace) -> Iterator[str | DataError]:
+    """The pictures, with a progress bar where the answers do not go to the terminal themselves.
+
+    Paths on standard input are not counted before they are asked for.
+    """
+    pictures = find_pictures(arguments.pictures, sys.stdin)
+    console = Console(stderr=True)
+    if STDIN in arguments.pictures or sys.stdout.isatty() or not console.is_terminal:
+        yield from pictures
+        return
+    listed = list(pictures)
+    with ProgressBar(console, "pictures") as bar:
+        for done, found in enumerate(listed):
+            bar.report(done, len(listed))
+            yield found
 
 
 @contextmanager

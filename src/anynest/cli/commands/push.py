@@ -5,6 +5,7 @@ import sys
 
 from ...sharing import model_card, push_to_hub
 from ...store.hub import check_repository
+from ..console import Console
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -13,7 +14,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         sys.stdout.write(model_card(source, repository))
         return 0
-    print(
-        push_to_hub(source, repository, private=arguments.private, message=arguments.message or "")
-    )
+    with Console(stderr=True).status(f"uploading to {repository}"):
+        address = push_to_hub(
+            source, repository, private=arguments.private, message=arguments.message or ""
+        )
+    print(address)
     return 0

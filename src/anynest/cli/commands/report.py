@@ -9,9 +9,10 @@ from ..console import Console, print_json
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report, and print a summary and its paths."""
-    lines, sources = read_all(find_files(arguments.results))
-    report = make_report(lines, sources, arguments.results, arguments.seeds)
-    files = write_report(report, Path(arguments.out))
+    with Console(stderr=True).status("reading results and drawing figures"):
+        lines, sources = read_all(find_files(arguments.results))
+        report = make_report(lines, sources, arguments.results, arguments.seeds)
+        files = write_report(report, Path(arguments.out))
     if arguments.json:
         print_json({**report.to_json(), "files": [str(path) for path in files]})
         return 0

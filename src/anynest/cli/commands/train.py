@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ...data.locate import SOURCES
 from ...nets.registry import describe
+from ...training.config.data_config import DataConfig
+from ...training.config.model import ModelConfig
 from ...training.config.recipes import recipe
 from ...training.config.train_config import TrainConfig, read_config, read_object
 from ...training.errors import ConfigError
@@ -18,13 +21,12 @@ Settings = dict[str, dict[str, Any]]
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print the summary."""
-    folder = find_folder(arguments)
+    folder = find_folder(arguments) or new_folder(given_settings(arguments))
     resumes = bool(arguments.resume) and (folder / "config.json").is_file()
     base = read_config(folder / "config.json").to_json() if resumes else {}
     settings = overlay(base, given_settings(arguments))
-    model = settings.get("model")
-    if isinstance(model, dict) and isinstance(model.get("name"), str):
-        describe(model["name"])  # raises for an unknown name
+    if model := typed_name(settings, "model", "name"):
+        describe(model)  # raises for an unknown name
     with exit_on_interrupt():
         config = TrainConfig.from_json(settings)  # once every section is valid, imports torch
         require_steps(typed_settings(arguments), config)
@@ -38,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     is_rank_zero = os.environ.get("RANK", "0") == "0"
     is_quiet = arguments.quiet or not is_rank_zero
     reporter: Reporter = NullReporter() if is_quiet else ConsoleReporter(console)
+    if not (arguments.out or arguments.resume):
+        reporter.say(f"run folder: {folder}")
     if arguments.resume is True and not resumes:
         reporter.say(f"{folder} has no run: a new one is started")
     resume = resumes or isinstance(arguments.resume, str)
@@ -53,14 +57,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_folder(arguments: argparse.Namespace) -> Path:
-    """The run folder that ``--out`` and ``--resume`` name."""
+def find_folder(arguments: argparse.Namespace) -> Path | None:
+    """The run folder that ``--out`` and ``--resume`` name; None for a new one."""
     named = arguments.resume if isinstance(arguments.resume, str) else None
     if named and arguments.out and Path(named) != Path(arguments.out):
         raise ConfigError(f"--resume {named} and --out {arguments.out} differ: give one of them")
-    if not (named or arguments.out):
-        raise ConfigError("train needs a run folder: give --out FOLDER, or --resume FOLDER")
-    return Path(named or arguments.out)
+    if named or arguments.out:
+        return Path(named or arguments.out)
+    if arguments.resume or not given_settings(arguments):
+        raise ConfigError(
+            "train needs data or a run folder: give --data SOURCE, --out FOLDER, or --resume FOLDER"
+        )
+    return None
+
+
+def new_folder(settings: Settings) -> Path:
+    """``runs/MODEL-DATA``, with a number where it is there already."""
+    model = typed_name(settings, "model", "name") or ModelConfig().name
+    source = Path(typed_name(settings, "data", "source") or DataConfig().source).name
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{model}-{source}").strip("-.")
+    number = 1
+    while (folder := Path("runs", f"{stem}-{number}" if number > 1 else stem)).exists():
+        number += 1
+    return folder
+
+
+def typed_name(settings: Settings, section: str, key: str) -> str | None:
+    """A setting that is a text; None for anything else, which the config refuses later."""
+    values = settings.get(section)
+    found = values.get(key) if isinstance(values, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def given_settings(arguments: argparse.Namespace) -> Settings:

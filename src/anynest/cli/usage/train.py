@@ -7,6 +7,7 @@ from ..parser import Parser
 DESCRIPTION = "Train an anytime network into a run folder, or resume a run."
 EXAMPLES = """examples:
   anynest train --data digits --epochs 3 --out runs/a
+  anynest train --model width_nested_resnet10 --data PICTURES
   anynest train --model width_nested_resnet42 --data DIR --out runs/b
   anynest train --recipe paper-cifar --data DIR --out runs/c
   anynest train --resume runs/a
@@ -18,7 +19,9 @@ Ctrl-C saves a checkpoint and stops."""
 
 def add_flags(parser: Parser) -> None:
     """Add the flags."""
-    parser.add_argument("--out", metavar="FOLDER", help="run folder, empty or new (no default)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="run folder, empty or new (default: runs/MODEL-DATA)"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -1,7 +1,8 @@
-"""Image folders in ImageNet's layout: train/ and val/ (or test/), each with one folder per class.
+"""Image folders: train/ and val/ (or test/), each with one folder per class, or class folders alone.
 
 The images stay in their files. val/ (or test/) is the test split, as ImageNet's results are
-reported on val/; if both exist, val/ is the validation split and nothing is held out.
+reported on val/; if both exist, val/ is the validation split and nothing is held out. Of class
+folders alone a fixed fifth, stratified by class, is the test split.
 """
 
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ..assemble import RawDataset
+from .. import randomness
+from ..assemble import RawDataset, stratified
 from ..dataset import FolderSplit
 from ..errors import DataError
 from ..transforms import SMALL
@@ -26,12 +28,55 @@ EXTENSIONS = frozenset(
 )
 DEFAULT_SIZE = 224
 _VALIDATION = ("val", "valid", "validation")
+_SPLITS = ("train", "test", *_VALIDATION)
+_TEST_KEY = randomness.key(0x5EED, 4)
 _FOREIGN = frozenset(("__MACOSX", "@eaDir", "lost+found"))  # left by archivers and file systems
 
 
 def is_image_folder(folder: Path) -> bool:
     """Whether there is a train/ with folders in it."""
     return bool(_class_names(folder / "train"))
+
+
+def is_class_folder(folder: Path) -> bool:
+    """Whether there are two folders or more, no splits, of which the first has an image."""
+    names = _class_names(folder)
+    return (
+        len(names) > 1
+        and not set(names) & set(_SPLITS)
+        and bool(image_files(str(folder / names[0])))
+    )
+
+
+def read_class_folders(
+    folder: Path, image_size: int | None = None, on_corrupt: str = "raise"
+) -> RawDataset:
+    """One folder per class, without splits of its own; a fixed fifth is the test split.
+
+    Raises:
+        DataError: an empty class folder, or fewer than five images.
+    """
+    classes = _class_names(folder)
+    ignored: Counter[str] = Counter()
+    groups = _list_files(folder, classes, ignored)
+    labels = torch.tensor([label for label, paths in enumerate(groups) for _ in paths])
+    if len(labels) < 5:
+        raise DataError(
+            f"class folders without a test split must hold at least 5 images, {folder} has "
+            f"{len(labels)}: add some"
+        )
+    size = image_size or _native_size(groups) or DEFAULT_SIZE
+    paths = tuple(path for group in groups for path in group)
+    whole = FolderSplit(paths, labels, "all", size, on_corrupt, root=str(folder))
+    test = stratified(labels, len(labels) // 5, _TEST_KEY)
+    return RawDataset(
+        name=folder.resolve().name,
+        classes=tuple(classes),
+        notes=("tested on a fixed fifth",),
+        left_out=_reasons(ignored),
+        train=whole.take((~test).nonzero()[:, 0], "train"),
+        test=whole.take(test.nonzero()[:, 0], "test"),
+    )
 
 
 def read_image_folder(
@@ -72,7 +117,7 @@ def read_image_folder(
     return RawDataset(
         name="ImageNet" if imagenet else folder.resolve().name,
         classes=tuple(classes),
-        left_out=tuple(f"{reason} ({count})" for reason, count in sorted(ignored.items())),
+        left_out=_reasons(ignored),
         train=splits["train"],
         test=splits["test"],
         validation=splits.get("validation"),
@@ -108,6 +153,10 @@ def image_files(top: str, ignored: Counter[str] | None = None) -> list[str]:
                 else:
                     ignored[f"{suffix} files" if suffix else "files without suffix"] += 1
     return sorted(found)
+
+
+def _reasons(ignored: Counter[str]) -> tuple[str, ...]:
+    return tuple(f"{reason} ({count})" for reason, count in sorted(ignored.items()))
 
 
 def _is_foreign(name: str) -> bool:

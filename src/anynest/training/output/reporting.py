@@ -64,6 +64,7 @@ class ProgressBar:
                 TextColumn("{task.percentage:>3.0f} %  {task.fields[rest]}", markup=False),
                 console=self.console,
                 transient=True,
+                redirect_stdout=not self.console.stderr,  # what is printed meanwhile is not ours
             )
             self.live = live, live.add_task(self.label, total=None, rest="")
             live.start()
