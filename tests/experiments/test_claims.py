@@ -129,7 +129,7 @@ def test_missing_runs_leave_a_claim_open() -> None:
     lines = [line for line in lines_of(without) if line["design"] != "even"]
     verdict = judge_all(Evidence.of(lines, PAPER, DATA))["osgd-late"]
     assert verdict.outcome == "undecided"
-    assert verdict.missing == ("even",)
+    assert verdict.missing == ("even width",)
     alone = judge_all(evidence(papers_own, seeds=1))
     assert {verdict.outcome for verdict in alone.values()} == {"undecided"}
 

@@ -117,10 +117,10 @@ def test_the_verdict_is_open_with_a_reason_while_cells_are_missing() -> None:
     gone = [ln for ln in lines if ln["variant"] != "osgd+lr=0.4"]
     assert verdicts(gone)["osgd-tuned"].outcome == "undecided"
     assert reason(verdicts(gone)["osgd-tuned"]) == (
-        "the best rate is not known yet of osgd (3 of 4 rates)"
+        "the best rate is not known yet of OSGD (3 of 4 rates)"
     )
     assert reason(verdicts(lines[:1])["osgd-tuned-against-sum"]) == (
-        "the best rate is not known yet of osgd (0 of 4 rates), sgd-sum (0 of 4 rates)"
+        "the best rate is not known yet of OSGD (0 of 4 rates); SGD, sum of losses (0 of 4 rates)"
     )
     one = verdicts(tuned_lines(HELPS, seeds=1))["osgd-tuned"]
     assert one.outcome == "undecided"

@@ -14,6 +14,7 @@ class Design:
         family: Images and recipe of its training: ``cifar`` or ``imagenet``.
         growth: (width, depth) of each stage.
         names: Which of w and d the paper's subscripts show.
+        short: Its name in the report's rows and legends; empty: ``name``.
     """
 
     name: str
@@ -22,6 +23,15 @@ class Design:
     family: str
     growth: tuple[tuple[int, int], ...]
     names: str
+    short: str = ""
+
+    @property
+    def words(self) -> str:
+        """
+        >>> DESIGNS["width"].words, DESIGNS["eann"].words
+        ('width', 'EANN cascade')
+        """
+        return self.short or self.name
 
     def subscripts(self, growth: tuple[tuple[int, int], ...] | None = None) -> tuple[str, ...]:
         """The stages' names in the paper's tables.
@@ -76,8 +86,17 @@ DESIGNS: dict[str, Design] = {
             "cifar",
             DEPTH,
             "d",
+            "EANN cascade",
         ),
-        Design("even", "Even-Width Nested ResNet-42", "even_width_resnet42", "cifar", EVEN, "w"),
+        Design(
+            "even",
+            "Even-Width Nested ResNet-42",
+            "even_width_resnet42",
+            "cifar",
+            EVEN,
+            "w",
+            "even width",
+        ),
         Design(
             "imagenet-width",
             "Our Width Nested ResNet-50",
@@ -85,6 +104,7 @@ DESIGNS: dict[str, Design] = {
             "imagenet",
             WIDTH,
             "w",
+            "width (ImageNet)",
         ),
         Design(
             "imagenet-depth",
@@ -93,6 +113,7 @@ DESIGNS: dict[str, Design] = {
             "imagenet",
             DEPTH[:3],
             "d",
+            "depth (ImageNet)",
         ),
     )
 }

@@ -7,6 +7,7 @@ for the largest Sparse ResNet the better of SGD and NormSGD.
 
 from dataclasses import dataclass
 
+from .designs import DESIGNS
 from .experiment import Experiment, Run
 from .protocols import Protocol
 
@@ -48,6 +49,20 @@ def schemes(panel: Panel, kind: str) -> list[str]:
     if kind == "base":
         return [f"base: {panel.baseline}"] if panel.baseline else []
     return [kind]
+
+
+def scheme_words(scheme: str) -> str:
+    """A scheme as the report names it.
+
+    >>> scheme_words("nest: width"), scheme_words("base: eann")
+    ('width', 'EANN cascade')
+    >>> scheme_words("oracle-each")
+    'the best network for each input'
+    """
+    kind, _, design = scheme.partition(": ")
+    if design:
+        return DESIGNS[design].words
+    return f"the best network for {'each input' if kind == 'oracle-each' else 'all inputs'}"
 
 
 def oracle_runs(panel: Panel, protocol: Protocol) -> list[Run]:

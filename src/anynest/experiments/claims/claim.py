@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..catalog.designs import CIFAR
+from ..catalog.designs import CIFAR, DESIGNS
 from ..results.evidence import Evidence
 from .significance import LEVEL, Difference, above_zero, below_zero, holm, interval
 
@@ -153,7 +153,8 @@ def lower(
         groups, references = [], list[float]()
         for design in designs:
             chosen = stages(evidence.stages(design))
-            groups.append(Pairs(design, evidence.paired(design, variant, reference, chosen)))
+            pairs = evidence.paired(design, variant, reference, chosen)
+            groups.append(Pairs(DESIGNS[design].words, pairs))
             for errors in evidence.errors(design, reference).values():
                 references += [errors[stage - 1] for stage in chosen]
         mean = sum(references) / len(references) if references else 0.0

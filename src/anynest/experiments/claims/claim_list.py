@@ -4,8 +4,8 @@ from collections.abc import Callable
 from itertools import product
 
 from ..catalog import fig8
-from ..catalog.designs import CIFAR, IMAGENET
-from ..catalog.fig9 import ANYTIME, PANELS, schemes
+from ..catalog.designs import CIFAR, DESIGNS, IMAGENET
+from ..catalog.fig9 import ANYTIME, PANELS, scheme_words, schemes
 from ..catalog.variants import title_of
 from ..results.evidence import Evidence
 from ..results.records import Record
@@ -23,10 +23,12 @@ def greedy_first(evidence: Evidence) -> Verdict:
     groups = []
     for design in CIFAR:
         differences = {
-            f"stage 1 against {other}": evidence.paired(design, "greedy", other, (1,))["stage 1"]
+            f"stage 1 against {title_of(other)}": evidence.paired(design, "greedy", other, (1,))[
+                "stage 1"
+            ]
             for other in ("sgd-mean", "osgd")
         }
-        groups.append(Pairs(design, differences))
+        groups.append(Pairs(DESIGNS[design].words, differences))
     return judge_differences(groups)
 
 
@@ -45,7 +47,7 @@ def priority_helps(evidence: Evidence) -> Verdict:
     for words, (variant, stage) in orders(evidence).items():
         pairs = evidence.paired(fig8.DESIGN, variant, ANYTIME, (stage,))
         differences[f"{words}, stage {stage}"] = pairs[f"stage {stage}"]
-    return judge_differences([Pairs(fig8.DESIGN, differences)])
+    return judge_differences([Pairs(DESIGNS[fig8.DESIGN].words, differences)])
 
 
 def priority_costs(evidence: Evidence) -> Verdict:
@@ -55,7 +57,7 @@ def priority_costs(evidence: Evidence) -> Verdict:
     for words, (variant, _) in orders(evidence).items():
         pairs = evidence.paired(fig8.DESIGN, ANYTIME, variant, (stage,))
         differences[f"standard less {words}, stage {stage}"] = pairs[f"stage {stage}"]
-    return judge_differences([Pairs(fig8.DESIGN, differences)])
+    return judge_differences([Pairs(DESIGNS[fig8.DESIGN].words, differences)])
 
 
 def better_tradeoff(evidence: Evidence) -> Verdict:
@@ -67,8 +69,8 @@ def better_tradeoff(evidence: Evidence) -> Verdict:
         baseline = anytime_curve(evidence, panel.baseline, ANYTIME)
         for design in panel.nested:
             curve = anytime_curve(evidence, design, ANYTIME)
-            differences = groups.setdefault(panel.baseline, {})
-            differences[f"{design} less it"] = curve_differences(curve, baseline)
+            differences = groups.setdefault(f"against the {DESIGNS[panel.baseline].words}", {})
+            differences[DESIGNS[design].words] = curve_differences(curve, baseline)
     return judge_differences([Pairs(name, found) for name, found in groups.items()])
 
 
@@ -79,12 +81,12 @@ def close_to_oracle(evidence: Evidence) -> Verdict:
         oracle = oracle_curve(evidence, panel)
         errors += [point.mean for point in oracle]
         differences = {
-            f"{design} less the Oracle": curve_differences(
+            f"{DESIGNS[design].words} less the Oracle": curve_differences(
                 anytime_curve(evidence, design, ANYTIME), oracle
             )
             for design in panel.nested
         }
-        groups.append(Pairs(f"panel {panel.name}", differences))
+        groups.append(Pairs(f"panel ({panel.name})", differences))
     mean = sum(errors) / len(errors) if errors else 0.0
     return judge_differences(groups, CLOSE * mean)
 
@@ -96,9 +98,12 @@ def at_deadlines(first: str, second: str) -> Callable[[Evidence], Verdict]:
         groups: dict[str, dict[str, dict[int, float]]] = {}
         for panel in PANELS:
             records = {ln["seed"]: ln for ln in evidence.deadlines if ln["panel"] == panel.name}
-            shared = panel.baseline if "base" in (first, second) else f"panel {panel.name}"
+            shared = panel.baseline if "base" in (first, second) else panel.name
+            alike = [p.name for p in PANELS if shared in (p.baseline, p.name)]
+            name = f"panel{'s' if len(alike) > 1 else ''} ({') and ('.join(alike)})"
             for one, other in product(schemes(panel, first), schemes(panel, second)):
-                groups.setdefault(str(shared), {})[f"{panel.name}: {one} less {other}"] = {
+                words = f"{scheme_words(one)} less {scheme_words(other)}"
+                groups.setdefault(name, {})[words] = {
                     seed: mean_error(record, one) - mean_error(record, other)
                     for seed, record in records.items()
                 }

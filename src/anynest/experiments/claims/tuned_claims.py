@@ -5,6 +5,7 @@ paper trains all methods at one rate.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..catalog.designs import DESIGNS as DESIGN_NAMES
 from ..catalog.tuned import DESIGN, best_variant, rate_variant, rates_of, runs
 from ..catalog.variants import title_of
 from ..results.evidence import Evidence
@@ -34,7 +35,10 @@ def tuned_lower(
             unknown = [m for m in pair if variants[m] is None]
             return Verdict("undecided", test, 0, why=why_unknown(evidence, unknown))
         groups = [
-            Pairs(design, evidence.paired(design, ours, theirs, stages(evidence.stages(design))))
+            Pairs(
+                DESIGN_NAMES[design].words,
+                evidence.paired(design, ours, theirs, stages(evidence.stages(design))),
+            )
             for design in designs
         ]
         found = judge_differences(groups)
@@ -54,8 +58,8 @@ def why_unknown(evidence: Evidence, methods: Sequence[str]) -> str:
     for method in methods:
         tried, _ = rates_of(method, protocol, evidence.records)
         done = [r for r in tried if known_rate(evidence, method, r)]
-        parts.append(f"{method} ({len(done)} of {len(tried)} rates)")
-    return f"the best rate is not known yet of {', '.join(parts)}"
+        parts.append(f"{title_of(method)} ({len(done)} of {len(tried)} rates)")
+    return f"the best rate is not known yet of {'; '.join(parts)}"
 
 
 def known_rate(evidence: Evidence, method: str, rate: float) -> bool:

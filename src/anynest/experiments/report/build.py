@@ -21,8 +21,8 @@ TITLE = "Anytime networks and Orthogonalized SGD: the paper's tables and figures
 ABOUT = (
     "Orthogonalized SGD and Nested Architectures for Anytime Neural Networks (Wan, Hoffmann, Lu, "
     "Maire, ICML 2020), re-run by anynest, an independent implementation. Every number below is "
-    "computed from the results files, and belongs to one protocol and one set of data, which stand "
-    "beside it. Errors are in % of the test images."
+    "computed from the results files, and belongs to one protocol and one set of data, which its "
+    "section's heading names. Errors are in % of the test images."
 )
 
 
@@ -71,7 +71,7 @@ class Report:
         blocks += [Heading(2, "What ran", "ran"), *in_words(self.sections), Text(ABOUT)]
         blocks += overview(self.sections) if self.sections else nothing_yet(self.seeds)
         for name, number in sorted(self.unknown.items()):
-            lines = counted(number, "line")
+            lines = counted(number, "result")
             blocks.append(
                 Text(f"Left out: {lines} of the protocol {name}, which is not known here.")
             )

@@ -65,7 +65,7 @@ def network_title(protocol: Protocol, design: str) -> tuple[str, str]:
     own = DESIGNS[design]
     if protocol.has_papers_network(design):
         return own.title, ""
-    return f"{design}: {protocol.model(own)['name']}", f"stands in for {own.title}"
+    return f"{own.words}: {protocol.model(own)['name']}", f"stands in for {own.title}"
 
 
 def stage_names(protocol: Protocol, design: str) -> list[str]:

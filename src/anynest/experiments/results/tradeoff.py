@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..catalog.designs import DESIGNS
 from ..catalog.fig9 import ALONE, LARGEST, Panel
+from ..catalog.variants import title_of
 from .evidence import Evidence
 
 
@@ -30,7 +32,11 @@ def anytime_curve(evidence: Evidence, design: str, variant: str) -> list[Point]:
     if not errors:
         return []
     return [
-        Point(f"{design}, stage {stage}", cost, {s: row[stage - 1] for s, row in errors.items()})
+        Point(
+            f"{DESIGNS[design].words}, stage {stage}",
+            cost,
+            {seed: row[stage - 1] for seed, row in errors.items()},
+        )
         for stage, cost in enumerate(work, start=1)
     ]
 
@@ -44,7 +50,7 @@ def oracle_curve(evidence: Evidence, panel: Panel) -> list[Point]:
             errors = evidence.errors(panel.oracle, variant, stage)
             if errors:
                 work = evidence.work[panel.oracle, stage][0]
-                name = f"oracle, size {stage}, {variant}"
+                name = f"Oracle, size {stage}, {title_of(variant)}"
                 tried.append(Point(name, work, {s: row[0] for s, row in errors.items()}))
         if tried:
             points.append(min(tried, key=lambda point: point.mean))

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ...catalog.designs import DESIGNS
 from ...catalog.tuned import METHODS, fewest_cells, runs
 from ...catalog.variants import title_of
 from ...claims.significance import interval
@@ -39,7 +40,7 @@ def in_words(gains: Sequence[Gain], tuned: bool) -> str:
     if not gains:
         return ""
     rates = "its own best learning rate" if tuned else "the same learning rate"
-    names = ", ".join(gain.design for gain in gains)
+    names = ", ".join(DESIGNS[gain.design].words for gain in gains)
     where = " and ".join(dict.fromkeys(f"protocol {g.evidence.protocol.name}" for g in gains))
     pairs = [
         f"{name}: {at_both(gains, method, reference)}."
@@ -129,14 +130,14 @@ def figure(gains: Sequence[Gain]) -> list[Block]:
         Picture(f"answer-{measure}", title[0].upper() + title[1:], panel(gains, measure))
         for measure, title in MEASURES.items()
     )
-    tables = tuple(numbers(gains, measure, labels) for measure in MEASURES)
+    tables = tuple(numbers(gains, measure) for measure in MEASURES)
     return [Pictures(caption, panels), Fold("The figure in numbers", tables)]
 
 
 def row_title(gain: Gain) -> str:
     """The design, its protocol, and at which rates."""
     rates = "own rates" if gain.tuned else "one rate"
-    return f"{gain.design}\n{gain.evidence.protocol.name}, {rates}"
+    return f"{DESIGNS[gain.design].words}\n{gain.evidence.protocol.name}, {rates}"
 
 
 def panel(gains: Sequence[Gain], measure: str) -> str:
@@ -171,7 +172,7 @@ def panel(gains: Sequence[Gain], measure: str) -> str:
     return draw(plot, 4.2, 1.3 + 0.45 * len(gains))
 
 
-def numbers(gains: Sequence[Gain], measure: str, labels: Sequence[str] | dict[str, None]) -> Table:
+def numbers(gains: Sequence[Gain], measure: str) -> Table:
     """Errors and differences of one measure."""
     rows = []
     for gain in gains:
@@ -183,12 +184,12 @@ def numbers(gains: Sequence[Gain], measure: str, labels: Sequence[str] | dict[st
             difference_text(gain.differences(OSGD, reference, measure)) for reference in (SGD, SUM)
         ]
         name = row_title(gain).replace("\n", ": ")
-        variants = ", ".join(gain.variants.values())
+        variants = "; ".join(map(title_of, gain.variants.values()))
         rows.append(row_of(name, variants, *errors, *differences, str(len(gain.seeds))))
     head = ("design", "methods", *map(title_of, METHODS), "OSGD less SGD", "OSGD less the sum", "n")
     what = MEASURES[measure]
     caption = (
         f"Test error in %, {what}: mean (standard deviation); differences in points with 95 % "
-        f"intervals; {' and '.join(labels)}"
+        "intervals"
     )
     return Table(caption, head, (RowGroup(tuple(rows)),), words=2)

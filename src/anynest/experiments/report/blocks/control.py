@@ -16,8 +16,8 @@ COLUMNS = (
 MEANING = (
     "The control: OSGD sums what it keeps of the losses' gradients, while SGD as the paper prints "
     "it averages the losses, so that weights which only the last stage uses move S times as far in "
-    "each of OSGD's steps. sgd-sum is SGD on the sum of the losses: it takes steps of OSGD's scale "
-    "and projects nothing. The last column is what the projection itself adds."
+    "each of OSGD's steps. SGD on the sum of the losses takes steps of OSGD's scale and projects "
+    "nothing. The last column is what the projection itself adds."
 )
 
 
@@ -40,8 +40,8 @@ def control(section: Section) -> list[Block]:
     if not groups:
         return []
     caption = (
-        "The control sgd-sum: differences in percentage points at the last two stages, below 0 is "
-        f"better; mean (standard deviation) over pairs of one seed; {section.label}"
+        "The control: differences in percentage points at the last two stages, below 0 is better; "
+        "mean (standard deviation) over pairs of one seed"
     )
     head = ("stage", *(name for name, _, _ in COLUMNS))
     return [Text(MEANING), Table(caption, head, tuple(groups), apart=3)]

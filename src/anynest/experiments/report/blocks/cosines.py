@@ -84,14 +84,14 @@ def cosine_blocks(section: Section) -> list[Block]:
         return []
     caption = (
         "Cosines between the gradients of two stages' losses, per epoch, means over seeds: thin, "
-        f"each pair of stages; thick, the mean of all pairs; {section.label}"
+        "each pair of stages; thick, the mean of all pairs"
     )
     meaning = (
         "Above 0 two tasks pull the same way; below 0 a step for one is a step against the other. "
         + how_measured([r for by_method in found.values() for rs in by_method.values() for r in rs])
     )
     table = Table(
-        f"Cosines of the last recorded epoch, means over seeds; {section.label}",
+        "Cosines of the last recorded epoch, means over seeds",
         ("pair", *map(title_of, METHODS)),
         tuple(groups),
     )

@@ -40,7 +40,7 @@ BARS = {
     "oracle-all": ("Oracle (all)", (BLUE,)),
     "oracle-each": ("Oracle (each)", (SKY,)),
 }
-NAMES = {design.title: design.name for design in DESIGNS.values()}
+NAMES = {design.title: design.words for design in DESIGNS.values()}
 
 
 def draw_figure8(figure: Figure, section: Section) -> Picture:
@@ -109,7 +109,7 @@ def draw_figure10(figure: Figure, section: Section) -> Picture:
         name, colors = BARS[kind]
         for number, scheme in enumerate(schemes(of_paper, kind)):
             _, _, design = scheme.partition(": ")
-            label = f"{name}: {design}" if design else name
+            label = f"{name}: {DESIGNS[design].words}" if design else name
             bars.append((scheme, label, colors[number % len(colors)]))
     by_name = {series.name: series for series in figure.series}
     width = 0.82 / len(bars)

@@ -1,7 +1,8 @@
 """The paper's figures: drawn, with their numbers folded below."""
 
 from ...catalog.experiment import Experiment
-from ...results.figures import FIGURES, Figure
+from ...catalog.fig9 import scheme_words
+from ...results.figures import FIGURES, Figure, Series
 from ...results.tabulate import error_text
 from ..formatting import count_text
 from ..render.document import Block, Fold, Pictures, RowGroup, Table, Text, text_row
@@ -19,7 +20,7 @@ def figure_blocks(section: Section, experiment: Experiment) -> list[Block]:
     counts = {spot.n for figure in figures for one in figure.series for spot in one.spots}
     caption = (
         f"{experiment.source}: test error in %, means over {seeds_text(counts)}, bars are one "
-        f"standard deviation; {section.label}"
+        "standard deviation"
     )
     with_work = experiment.name == "fig9"
     tables = tuple(numbers(section, figure, with_work) for figure in figures)
@@ -39,9 +40,24 @@ def numbers(section: Section, figure: Figure, with_work: bool) -> Table:
             work = (count_text(spot.x or 0),) if with_work else ()
             error = error_text(spot.mean, spot.deviation)
             rows.append(text_row(spot.name, *work, error, str(spot.n)))
-        # a design's title names the paper's network
-        name = NAMES.get(series.name, series.name) if section.protocol.models else series.name
-        groups.append(RowGroup(tuple(rows), name))
+        groups.append(RowGroup(tuple(rows), series_words(section, figure, series)))
     head = ("point", *(("multiply-adds",) if with_work else ()), "error %", "n")
-    caption = f"{figure.name}, {figure.x}: mean (standard deviation); {section.label}"
+    caption = f"{figure_words(figure.name)}, {figure.x}: mean (standard deviation)"
     return Table(caption, head, tuple(groups))
+
+
+def figure_words(name: str) -> str:
+    """
+    >>> figure_words("fig8"), figure_words("fig9a")
+    ('Figure 8', 'Figure 9 (a)')
+    """
+    number, panel = name.removeprefix("fig").rstrip("abc"), name[-1]
+    return f"Figure {number} ({panel})" if panel.isalpha() else f"Figure {number}"
+
+
+def series_words(section: Section, figure: Figure, series: Series) -> str:
+    """A series' name; the paper's title of a network is for the paper's network alone."""
+    if figure.name.startswith("fig10"):
+        words = scheme_words(series.name)
+        return words[0].upper() + words[1:] if series.role == "oracle" else words
+    return NAMES.get(series.name, series.name) if section.protocol.models else series.name

@@ -68,7 +68,7 @@ def still_missing(section: Section) -> list[Block]:
         done = one.cells - len(one.missing)
         rows.append(text_row(name, source, str(done), str(one.cells), state))
     seeds = counted(section.seeds, "seed")
-    caption = f"Finished cells of {seeds}; a cell that several need is in each; {section.label}"
+    caption = f"Finished cells of {seeds}; a cell that several need is in each"
     head = ("name", "source", "finished", "wanted", "state")
     table = Table(caption, head, (RowGroup(tuple(rows)),), words=2)
     return [table, *(folds or [Text("Nothing is missing.")])]

@@ -23,21 +23,26 @@ MEANINGS: dict[Outcome, str] = {
 
 
 def overview(sections: Sequence[Section]) -> list[Block]:
-    """A row per section and per protocol without cells: cells, outcomes of the paper's claims, the
-    control at one learning rate, and that at each method's best."""
-    rows = []
-    for name in PROTOCOLS:
-        own = [section for section in sections if section.protocol.name == name]
-        for section in own:
-            found = judge_all(section.evidence)
-            numbers = (len(section.cells), *verdicts.counts(found).values())
-            controls = found[CONTROL].outcome, found[TUNED].outcome
-            rows.append(text_row(name, section.data, *map(str, numbers), *controls))
-        if not own:
-            rows.append(text_row(name, "-", "0", *"-----"))
-    head = ("protocol", "data", "cells", *verdicts.OUTCOMES, "control", "control, rates tuned")
-    caption = "Claims of the paper, by protocol and data"
-    table = Table(caption, head, (RowGroup(tuple(rows)),), words=2)
+    """A column per section: cells, outcomes of the paper's claims, the control at one learning
+    rate, and that at each method's best. Few columns, for narrow screens."""
+    names = [section.protocol.name for section in sections]
+    heads = [
+        s.protocol.name if names.count(s.protocol.name) == 1 else f"{s.protocol.name}: {s.data}"
+        for s in sections
+    ]
+    found = [judge_all(section.evidence) for section in sections]
+    counts = [verdicts.counts(one) for one in found]
+    rows = [text_row("cells", *(str(len(section.cells)) for section in sections))]
+    rows += [
+        text_row(f"claims: {outcome}", *(str(one[outcome]) for one in counts))
+        for outcome in verdicts.OUTCOMES
+    ]
+    rows += [
+        text_row(title, *(one[name].outcome for one in found))
+        for title, name in (("control", CONTROL), ("control, rates tuned", TUNED))
+    ]
+    caption = "Cells trained, claims of the paper, and the control, by protocol"
+    table = Table(caption, ("", *heads), (RowGroup(tuple(rows)),))
     return [Heading(2, "Summary", "summary"), table]
 
 

@@ -28,7 +28,7 @@ def what_ran(section: Section) -> list[Block]:
         "finished": span([record["finished"] for record in records if "finished" in record]),
     }
     rows = tuple(text_row(name, text) for name, text in facts.items() if text)
-    return [Table(f"What ran; {section.label}", ("", ""), (RowGroup(rows),), words=2)]
+    return [Table("What ran", ("", ""), (RowGroup(rows),), words=2)]
 
 
 def distinct(records: Iterable[Record], describe: Callable[[Record], str]) -> str:
@@ -37,7 +37,7 @@ def distinct(records: Iterable[Record], describe: Callable[[Record], str]) -> st
     ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
     if len(ordered) == 1:
         return ordered[0][0]
-    return "; ".join(f"{text} ({counted(count, 'line')})" for text, count in ordered)
+    return "; ".join(f"{text} ({count} of {found.total()} results)" for text, count in ordered)
 
 
 def number(record: Record, key: str) -> str:

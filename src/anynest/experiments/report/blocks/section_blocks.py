@@ -28,7 +28,7 @@ def section_blocks(section: Section) -> list[Block]:
         Text(f"{section.protocol.title[:1].upper()}{section.protocol.title[1:]}."),
     ]
     if section.passed_over:
-        lines = counted(section.passed_over, "line")
+        lines = counted(section.passed_over, "result")
         blocks.append(
             Text(f"Left out: {lines} of cells that the protocol does not have (any more).")
         )
@@ -51,7 +51,7 @@ def parts(section: Section) -> list[tuple[str, str, list[Block]]]:
         ("What ran", "ran", what_ran(section)),
         ("Claims and verdicts", "claims", verdicts.claims(section)),
         *tables,
-        ("The control sgd-sum", "control", control(section)),
+        ("The control: SGD on the sum of the losses", "control", control(section)),
         *made.values(),
         ("Cosines between the tasks' gradients", "cosines", cosine_blocks(section)),
         ("Still missing", "missing", still_missing(section)),

@@ -80,8 +80,7 @@ def error_table(section: Section, experiment: Experiment) -> Table:
         groups.append(RowGroup(tuple(rows), *network_title(section.protocol, design)))
     shown = "top-1 and top-5 test error" if len(metrics) > 1 else "test error"
     return Table(
-        f"{experiment.source}: {shown} in %, mean (standard deviation) of "
-        f"{seeds_text(counts)}; {section.label}",
+        f"{experiment.source}: {shown} in %, mean (standard deviation) of {seeds_text(counts)}",
         ("stage", *(column.heading for column in columns)),
         tuple(groups),
         apart=next((i + 1 for i, column in enumerate(columns) if not column.printed), None),
@@ -110,8 +109,7 @@ def method_table(section: Section, experiment: Experiment) -> Table:
         stages = "stages " + ", ".join(names)
         groups.append(RowGroup(tuple(made), title, f"{note}; {stages}" if note else stages))
     return Table(
-        f"{experiment.title}: test error in %, mean (standard deviation) of "
-        f"{seeds_text(counts)}; {section.label}",
+        f"{experiment.title}: test error in %, mean (standard deviation) of {seeds_text(counts)}",
         ("method", *(f"stage {stage}" for stage in range(1, width + 1))),
         tuple(groups),
     )

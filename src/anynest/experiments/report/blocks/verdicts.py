@@ -35,13 +35,13 @@ def claims(section: Section) -> list[Block]:
     for claim in CLAIMS:
         verdict = verdicts[claim.name]
         if not claim.control:
-            (blocks if verdict.n else idle).append(fold(claim, verdict, section))
+            (blocks if verdict.n else idle).append(fold(claim, verdict))
     if idle:
         what = f"{len(idle)} claims" if len(idle) > 1 else "1 claim"
         title = f"{what} for which no pair of runs is there yet"
         blocks.append(Fold(title, tuple(idle), tone="undecided"))
     blocks.append(Text("Controls, which are no claims of the paper:"))
-    blocks += [fold(claim, verdicts[claim.name], section) for claim in CLAIMS if claim.control]
+    blocks += [fold(claim, verdicts[claim.name]) for claim in CLAIMS if claim.control]
     return blocks
 
 
@@ -59,7 +59,7 @@ def reason(verdict: Verdict) -> str:
     return f"{counted(len(others), 'difference')} {where}: {found}"
 
 
-def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
+def fold(claim: Claim, verdict: Verdict) -> Fold:
     """A claim: its verdict and numbers; unfolded the test, comparisons and missing runs."""
     facts = [claim.source, f"n = {verdict.n}"]
     if verdict.difference is not None:
@@ -73,14 +73,14 @@ def fold(claim: Claim, verdict: Verdict, section: Section) -> Fold:
     if verdict.outcome == "undecided":
         facts.append(f"undecided: {reason(verdict)}")
     blocks: list[Block] = [
-        Text(f"{claim.name}: {verdict.test}; {section.label}.", quiet=True),
+        Text(f"{verdict.test[:1].upper()}{verdict.test[1:]}.", quiet=True),
     ]
     if verdict.comparisons:
         rows = tuple(
             text_row(c.name, signed(c.mean, 2) if c.n else "-", range_text(c.interval), str(c.n))
             for c in verdict.comparisons
         )
-        caption = f"{claim.name}, comparisons: mean difference in points; {section.label}"
+        caption = "Comparisons: mean difference in points"
         head = ("comparison", "difference", "95 % interval", "n")
         blocks.append(Table(caption, head, (RowGroup(rows),)))
     if verdict.missing:
