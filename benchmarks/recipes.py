@@ -1,7 +1,7 @@
 """What do self-distillation, averaged weights and norms without decay do to each exit's error?
 
-    python benchmarks/recipes.py --data digits --out results/recipes-digits.jsonl
-    python benchmarks/recipes.py --read results/recipes-digits.jsonl --into docs/recipes.md
+    python benchmarks/recipes.py --data digits --out results/recipes/recipes-digits.jsonl
+    python benchmarks/recipes.py --read results/recipes/recipes-digits.jsonl --into docs/recipes.md
 
 Trains one nested network from the same weights on the same batches for each seed, by each recipe
 (``anynest train --distill 0.5``, ``--ema 0.99``, ``--no-decay-norms``, all three, none). Every
