@@ -39,7 +39,7 @@ def test_the_report_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_readme_says_what_the_claims_do() -> None:
-    """README.md names two verdicts in words."""
+    """README.md says that the control does as well, for as long as no claim against it holds."""
     (micro,) = [
         section
         for section in make_report(
@@ -47,8 +47,6 @@ def test_the_readme_says_what_the_claims_do() -> None:
         ).to_json()["sections"]
         if section["protocol"] == "micro"
     ]
-    assert micro["claims"]["osgd-late"]["outcome"] == "holds"
     assert micro["controls"]["osgd-late-against-sum"]["outcome"] == "fails"
     said = " ".join((ROOT / "README.md").read_text().split())
-    assert "lower error than the paper's SGD at the last two stages of every design" in said
-    assert "not than SGD on the sum of the losses" in said
+    assert "SGD on the plain *sum* of the losses does as well as OSGD" in said
