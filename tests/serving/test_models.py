@@ -21,6 +21,7 @@ from anynest.predict import Confidence, SavedPolicy
 from anynest.predict.early_stopping.saved_policy import revision_of
 from anynest.serving.models import ServedModel, _errors
 from anynest.serving.protocol.errors import ProtocolError
+from anynest.serving.warm_up import warm_up
 from anynest.store import WeightsInfo, save_weights
 
 from .fakes import FakeSession, fake_model
@@ -356,3 +357,19 @@ def test_an_example_of_any_network() -> None:
         "features": [1, 5]
     }
     served.close()
+
+
+def test_the_warm_up_decodes_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders load on first use, which takes longer than a deadline."""
+    served, found = model(3), []
+    prepare = served._decode
+
+    def noted(name: str, array: Any, *rest: Any) -> Tensor:
+        found.extend(Image.open(io.BytesIO(data)).format for data in array)
+        return prepare(name, array, *rest)
+
+    monkeypatch.setattr(served, "_decode", noted)
+    monkeypatch.setattr("anynest.serving.warm_up._run", lambda model, size: [0.001] * 3)
+    warm_up(served, 1)
+    assert {"PNG", "JPEG"} <= set(found)
+    assert served.times is not None
