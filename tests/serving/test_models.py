@@ -359,9 +359,10 @@ def test_an_example_of_any_network() -> None:
     served.close()
 
 
-def test_the_warm_up_decodes_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_warm_up_decodes_pictures(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoders load on first use, which takes longer than a deadline."""
-    served, found = model(3), []
+    served, found = model(channels), []
     prepare = served._decode
 
     def noted(name: str, array: Any, *rest: Any) -> Tensor:

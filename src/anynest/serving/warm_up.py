@@ -74,13 +74,14 @@ def warm_up(
 
 
 def _decode_pictures(model: ServedModel) -> None:
-    """Decode and prepare a picture of each usual format."""
+    """Decode and prepare a picture of each usual format; the last two know no grey pictures."""
     (name,) = model.example
+    grey = model.session.in_channels == 1
     Image.init()
-    for kind in ("PNG", "JPEG", "WEBP", "GIF"):
+    for kind in ("PNG", "JPEG") if grey else ("PNG", "JPEG", "WEBP", "GIF"):
         if kind in Image.SAVE:  # Pillow may have been built without it
             file = io.BytesIO()
-            Image.new("RGB", (PICTURE, PICTURE)).save(file, kind)
+            Image.new("L" if grey else "RGB", (PICTURE, PICTURE)).save(file, kind)
             encoded = np.empty(1, dtype=object)
             encoded[0] = file.getvalue()
             model.read({name: encoded}, max_pixels=PICTURE * PICTURE)
