@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -331,10 +332,11 @@ class ServedModel:
             makers["output"] = lambda: values
         else:
             logits = values.astype(np.float32, copy=False)
-            makers["probabilities"] = lambda: _softmax(logits)
+            softmax = cache(lambda: _softmax(logits))  # once for both outputs that need it
+            makers["probabilities"] = softmax
             makers["logits"] = lambda: logits
             makers["label"] = lambda: self._names(logits.argmax(axis=1))
-            makers["confidence"] = lambda: _softmax(logits).max(axis=1)
+            makers["confidence"] = lambda: softmax().max(axis=1)
         makers["stage"] = lambda: np.full(len(values), stage, np.int32)
         return {name: make() for name, make in makers.items() if wanted is None or name in wanted}
 

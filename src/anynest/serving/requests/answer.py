@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batches import Timing
 from ..models import ServedModel
-from ..protocol.inference import InferRequest, chosen_outputs
+from ..protocol.inference import InferRequest
 from ..protocol.tensors import Array
 
 
@@ -45,9 +45,8 @@ class Answer:
         return self.model.num_stages
 
     def outputs(self, request: InferRequest) -> dict[str, Array]:
-        """The protocol's tensors that a request asks for."""
-        wanted = chosen_outputs(request, self.model.output_names)
-        return self.model.outputs(self.output, self.stage, wanted)
+        """The protocol's tensors that a request asks for, whose names were checked before."""
+        return self.model.outputs(self.output, self.stage, request.outputs or None)
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the response."""
