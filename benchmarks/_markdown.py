@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from _pages import replace_between
 from _report import HEADS, facts_of, rows_of, title_of
-
-from anynest.store import write_whole
 
 
 def heading(report: dict[str, Any]) -> list[str]:
@@ -71,10 +70,4 @@ def markdown(report: dict[str, Any]) -> str:
 def write_into(path: Path, report: dict[str, Any]) -> None:
     """Put a report between the page's marks for it; ValueError where it has none."""
     part = "sweeps" if any("sweep" in result for result in report["results"]) else "models"
-    begin, end = f"<!-- step.py, {part}: begin -->\n", f"<!-- step.py, {part}: end -->"
-    text = path.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        raise ValueError(f"{path} must hold the marks {begin.strip()} and {end}: add them")
-    before, _, rest = text.partition(begin)
-    after = rest.partition(end)[2]
-    write_whole(path, f"{before}{begin}{markdown(report)}{end}{after}".encode())
+    replace_between(path, f"step.py, {part}", markdown(report))

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from _pages import replace_between
 from _serve_arrivals import BURSTS, SHOWN
 
-from anynest.store import write_whole
 from anynest.store.figures import new_figure, save_figure, stage_colors
 
 Record = dict[str, Any]
-BEGIN, END = "<!-- serve.py: begin -->\n", "<!-- serve.py: end -->"
 IDENTITY = ("server", "arrivals", "load", "deadline", "replicas", "front", "fault")
 OURS, FIRST = "anynest", "first stage first"
 
@@ -336,12 +335,7 @@ def bottleneck(record: Record) -> bool:
 
 def write_into(path: Path, records: list[Record]) -> None:
     """Put the tables between the page's marks; ValueError where it has none."""
-    text = path.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} must hold the marks {BEGIN.strip()} and {END}: add them")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    write_whole(path, f"{before}{BEGIN}{markdown(records)}{END}{after}".encode())
+    replace_between(path, "serve.py", markdown(records))
 
 
 # -- picture ----------------------------------------------------------------------------------------

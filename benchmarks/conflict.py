@@ -40,7 +40,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _conflict_report import markdown
-from _pages import replace_between
+from _pages import write_part
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -265,7 +265,7 @@ def main() -> None:
         return
     text = markdown(read(args.read), len(wanted(args.seeds, args.quick)))
     if args.into:
-        replace_between(args.into, "conflict", text)
+        write_part(args.into, "conflict", text)
     else:
         print(text)
 

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from _pages import replace_between
+from _pages import write_part
 
 from anynest.experiments.claims.claim_list import CLAIMS, judge_all
 from anynest.experiments.report import find_files, make_report, read_all
@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, text in parts_of(args.results).items():
         if args.into:
-            replace_between(args.into, name, text)
+            write_part(args.into, name, text)
         else:
             print(f"{text}\n")
 

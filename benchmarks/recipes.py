@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _pages import replace_between
 from rich.console import Console
 
 from anynest.experiments.sweep.job import revision
@@ -149,12 +150,10 @@ def markdown(records: list[dict[str, Any]]) -> str:
 
 def write_into(page: Path, source: Path, text: str) -> None:
     """Put the tables between the page's marks for the results file."""
-    begin, end = f"<!-- {source.name}: begin -->\n", f"<!-- {source.name}: end -->"
-    whole = page.read_text(encoding="utf-8")
-    if begin not in whole or end not in whole:
-        raise SystemExit(f"{page} must hold the marks {begin.strip()} and {end}: add them")
-    before, _, rest = whole.partition(begin)
-    write_whole(page, f"{before}{begin}{text}{end}{rest.partition(end)[2]}".encode())
+    try:
+        replace_between(page, source.name, text)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def arguments() -> argparse.Namespace:
