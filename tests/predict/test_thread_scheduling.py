@@ -12,7 +12,14 @@ import torch
 
 from anynest.predict import thread_scheduling
 from anynest.predict.predictor import AnytimePredictor
-from anynest.predict.thread_scheduling import NICE, SCHEDULING, SLICE, read_slice, schedule_thread
+from anynest.predict.thread_scheduling import (
+    BEHIND_NICE,
+    NICE,
+    SCHEDULING,
+    SLICE,
+    read_slice,
+    schedule_thread,
+)
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="threads have no scheduling of their own"
@@ -46,8 +53,10 @@ def test_each_way_changes_its_own_thread_alone() -> None:
         "slice": ("slice", nice, SLICE) if length else ("none", nice, None),
     }
     expected["auto"] = expected["slice" if length else "nice"]
+    behind = SLICE if length else None
+    expected["behind"] = ("behind", min(19, nice + BEHIND_NICE), behind)
     if nice == 19:  # already the largest
-        expected["nice"] = ("none", nice, length)
+        expected["nice"], expected["behind"] = ("none", nice, length), ("none", nice, behind)
     assert {way: in_thread(way) for way in SCHEDULING} == expected
     assert (nice_value(), read_slice()) == (nice, length)
 
@@ -59,7 +68,12 @@ def test_an_older_kernel_has_nice_values(kernel: str, monkeypatch: pytest.Monkey
         pytest.skip("no nice value is left")
     code = -1 if kernel == "without the call" else 0
     monkeypatch.setattr(thread_scheduling, "_syscall", lambda *_: code)
-    assert [in_thread(way)[0] for way in ("auto", "slice", "nice")] == ["nice", "none", "nice"]
+    assert [in_thread(way)[0] for way in ("auto", "slice", "nice", "behind")] == [
+        "nice",
+        "none",
+        "nice",
+        "behind",
+    ]
 
 
 @pytest.mark.parametrize("error", [PermissionError, AttributeError])
@@ -71,14 +85,14 @@ def test_what_the_system_refuses_is_left_as_it_is(
 
     monkeypatch.setattr(thread_scheduling, "_syscall", refuse)
     monkeypatch.setattr(os, "setpriority", refuse)
-    assert [schedule_thread(way) for way in SCHEDULING] == ["none"] * 4
+    assert [schedule_thread(way) for way in SCHEDULING] == ["none"] * len(SCHEDULING)
 
 
 def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     """On other systems the nice value is the process's, so it must not change."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "setpriority", lambda *_: pytest.fail("changed the process"))
-    assert [schedule_thread(way) for way in SCHEDULING] == ["none"] * 4
+    assert [schedule_thread(way) for way in SCHEDULING] == ["none"] * len(SCHEDULING)
 
 
 def test_processors_whose_call_numbers_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +112,6 @@ def test_a_predictor_changes_its_computing_thread_alone(make_session: Any) -> No
             assert seen == {("", *in_thread(way)[1:])}
         assert (nice_value(), read_slice()) == before
     with pytest.raises(
-        ValueError, match="scheduling must be one of auto, slice, nice, none, found"
+        ValueError, match="scheduling must be one of auto, slice, nice, behind, none, found"
     ):
         AnytimePredictor(session, scheduling="fifo")

@@ -63,7 +63,7 @@ class AnytimePredictor:
         threads: within one kernel; None leaves it to the backend.
         device: of torch: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
         scheduling: how Linux schedules the computing thread, so that callers wake on time:
-            ``"slice"``, ``"nice"``, ``"auto"`` or ``"none"`` (docs/thread_scheduling.md).
+            ``"slice"``, ``"nice"``, ``"auto"``, ``"behind"`` or ``"none"`` (docs/thread_scheduling.md).
         monotone: ``"product"``, ``"support"`` or ``"caching"``: confidence grows from stage to
             stage (docs/early_stopping.md); None uses each stage's softmax.
         info: classes and preprocessing, where the source does not have them.

@@ -3,7 +3,8 @@
 The kernel may place caller and computing thread on one core, and a waking thread does not preempt
 one that is within its time slice. Under EEVDF (Linux 6.6) a thread with a longer slice has a later
 virtual deadline, so the caller with the default slice goes first. A larger nice value has the same
-effect, but gives up CPU time where other programs load every core.
+effect, but gives up CPU time where other programs load every core. A server's event loop wakes often
+and on the same core, so that its own use of time makes it wait: there both serve together.
 
 Slices: ``sched_setattr(2)`` with ``sched_runtime`` for SCHED_OTHER, Linux 6.12 and later, without
 privileges. docs/thread_scheduling.md has measurements.
@@ -17,9 +18,10 @@ import platform
 import sys
 import threading
 
-SCHEDULING = ("auto", "slice", "nice", "none")
+SCHEDULING = ("auto", "slice", "nice", "behind", "none")
 SLICE = 20_000_000  # nanoseconds; the kernel's default is about 3 ms, its maximum 100 ms
 NICE = 5  # added to the thread's nice value
+BEHIND_NICE = 10  # the same where a thread is to stay behind all others of its program
 FAIR = (0, 3)  # SCHED_OTHER, SCHED_BATCH
 MAX_NICE = 19
 
@@ -60,18 +62,23 @@ def schedule_thread(scheduling: str) -> str:
 
     Args:
         scheduling: ``"slice"``: a time slice of 20 ms; ``"nice"``: a nice value 5 larger;
-            ``"auto"``: a slice where the kernel has it, else nice; ``"none"``.
+            ``"auto"``: a slice where the kernel has it, else nice; ``"behind"``: the slice where the
+            kernel has it, and a nice value 10 larger; ``"none"``.
 
     Returns:
-        What took effect: ``"slice"``, ``"nice"`` or ``"none"``. Always ``"none"`` on other systems
-        than Linux, and for a thread that is not scheduled as an ordinary one.
+        What took effect: ``"slice"``, ``"nice"``, ``"behind"`` (the nice value at least) or
+        ``"none"``. Always ``"none"`` on other systems than Linux, and for a thread that is not
+        scheduled as an ordinary one.
     """
     if scheduling == "none" or sys.platform != "linux":
         return "none"
     try:
+        if scheduling == "behind":
+            _lengthen_slice()
+            return "behind" if _raise_nice(BEHIND_NICE) else "none"
         if scheduling in ("auto", "slice") and _lengthen_slice():
             return "slice"
-        if scheduling in ("auto", "nice") and _raise_nice():
+        if scheduling in ("auto", "nice") and _raise_nice(NICE):
             return "nice"
     except (OSError, AttributeError, ValueError):
         pass
@@ -95,10 +102,10 @@ def _lengthen_slice() -> bool:
     return read_slice() == SLICE  # older kernels ignore the field
 
 
-def _raise_nice() -> bool:
+def _raise_nice(by: int) -> bool:
     thread = threading.get_native_id()
     before = os.getpriority(os.PRIO_PROCESS, thread)
-    os.setpriority(os.PRIO_PROCESS, thread, min(MAX_NICE, before + NICE))
+    os.setpriority(os.PRIO_PROCESS, thread, min(MAX_NICE, before + by))
     return os.getpriority(os.PRIO_PROCESS, thread) > before
 
 

@@ -60,7 +60,7 @@ class Settings:
     threads: int = 1
     backend: str | None = None
     device: str = "cpu"
-    scheduling: str = "auto"
+    scheduling: str = "behind"
     saved_policy: bool = False
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ def test_every_metric_is_in_the_table() -> None:
     load = SimpleNamespace(waiting_rows=0, held_rows=0, mandatory=0.0)
     service: Any = SimpleNamespace(
         **{"observers": [], "ready": True, "draining": False, "in_flight": 0},
-        **{"bytes_in_flight": 0, "lag": SimpleNamespace(value=0.0), "load": lambda: load},
+        **{"bytes_in_flight": 0, "reply": 0.0, "load": lambda: load},
     )
     metrics = Metrics()
     metrics.watch(service)

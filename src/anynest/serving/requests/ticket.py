@@ -34,7 +34,8 @@ class Desk(Protocol):
 
     Attributes:
         settings: bounds and defaults.
-        lag: from a timer to the answer that it sends: timers are set so much before deadlines.
+        lag: from a timer to the answer that it sends.
+        reply: seconds before deadlines that timers are set: the lag and more.
         worker: that computes.
         bytes_in_flight: of the bodies of all accepted requests.
     """
@@ -43,6 +44,9 @@ class Desk(Protocol):
     lag: RunningQuantile
     worker: Worker
     bytes_in_flight: int
+
+    @property
+    def reply(self) -> float: ...
 
     def require_time(self, ticket: Ticket, due: float) -> None:
         """ProtocolError if a request's time is over."""
@@ -183,7 +187,7 @@ class Ticket:
                 400, f"a request may have {service.settings.max_batch} rows, found {rows}; split it"
             )
         self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
-        due = self.due - service.lag.value
+        due = self.due - service.reply
         self.start_timer()
         try:
             service.require_time(self, due)
@@ -205,7 +209,7 @@ class Ticket:
             return model.read(inputs, most)
         reading = self.service.in_reader(model.read, inputs, most, lambda: self._over)
         try:
-            async with asyncio.timeout_at(self.due - self.service.lag.value):
+            async with asyncio.timeout_at(self.due - self.service.reply):
                 found: dict[str, Tensor] = await reading
         except TimeoutError:
             self._over = True
@@ -302,11 +306,11 @@ class Ticket:
         return self._over or self._error is not None or bool(newest and newest.stop_reason)
 
     def start_timer(self) -> None:
-        """Answer by the deadline, less the lag that the server has."""
+        """Answer by the deadline, less the time that this takes the server."""
         loop = asyncio.get_running_loop()
         if self._timer is not None:
             self._timer.cancel()
-        self._answer_at = self.due - self.service.lag.value
+        self._answer_at = self.due - self.service.reply
         self._timer = loop.call_at(self._answer_at, self._time_up)
 
     def progress(self) -> None:

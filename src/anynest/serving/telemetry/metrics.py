@@ -172,8 +172,8 @@ class _State(Collector):
             ),
             (
                 "wakeup_lag_seconds",
-                "The event loop's lag, 99th percentile: answers are sent so much earlier.",
-                service.lag.value,
+                "By how much answers are sent before deadlines: the event loop's lag and the network's.",
+                service.reply,
             ),
         ):
             yield GaugeMetricFamily(f"anynest_{name}", text, value)
