@@ -83,13 +83,14 @@ class Plan:
 
 
 class Writer:
-    """The bytes of a request; a v2 request states how many microseconds are left of its deadline."""
+    """The bytes of a request. A v2 request states how much is left of its deadline: in microseconds
+    in its body, and before that, rounded up, in the header from which a server may refuse it.
+    """
 
     DIGITS = 9
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.v2 = plan, plan.dialect == "v2"
-        self.head = b""
         self.bodies = plan.bodies
         if plan.dialect == "base64":
             self.bodies = [self._base64(body) for body in plan.bodies]
@@ -98,11 +99,14 @@ class Writer:
         if self.v2:
             self.before, self.after = self._json(plan.tensor, size)
             length = len(self.before) + self.DIGITS + len(self.after)
+            lines += ["anynest-timeout-ms: {}"]
             lines += [f"Inference-Header-Content-Length: {length}"]
             size += length
         media = "json" if plan.dialect == "base64" else "octet-stream"
         lines += [f"Content-Type: application/{media}", f"Content-Length: {size}"]
-        self.head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        self.head, _, self.rest = (
+            part.encode() for part in ("\r\n".join(lines) + "\r\n\r\n").partition("{}")
+        )
 
     def _json(self, tensor: dict[str, Any], size: int) -> tuple[bytes, bytes]:
         """The JSON header before and after the number of microseconds."""
@@ -125,8 +129,11 @@ class Writer:
         pixels = self.bodies[number % len(self.bodies)]
         if not self.v2:
             return self.head + pixels
-        microseconds = b"%*d" % (self.DIGITS, max(1, int(1e6 * left)))
-        return b"".join((self.head, self.before, microseconds, self.after, pixels))
+        microseconds = max(1, int(1e6 * left))
+        milliseconds, exact = b"%d" % -(-microseconds // 1000), b"%*d" % (self.DIGITS, microseconds)
+        return b"".join(
+            (self.head, milliseconds, self.rest, self.before, exact, self.after, pixels)
+        )
 
     def malformed(self, number: int) -> bytes:
         """One of several wrong requests, each of which ends where its Content-Length says."""

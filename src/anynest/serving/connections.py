@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 ARRIVED = "anynest.arrived"  # key of an ASGI scope: time.monotonic() when the headers were parsed
+CLIENT = "anynest.client"  # key of an ASGI scope: the ``Client``
 MAX_HEAD = 64 << 10  # bytes of a request's headers; one read more may be held in memory
 REASONS = {
     400: "Bad Request",
@@ -35,6 +37,35 @@ def limited(*, header_seconds: float, max_connections: int) -> Callable[..., Con
     return partial(Connection, header_seconds=header_seconds, max_connections=max_connections)
 
 
+class Client:
+    """Whoever is at the other end of a connection.
+
+    Attributes:
+        gone: whether the connection is closed.
+    """
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._callbacks: set[Callable[[], None]] = set()
+
+    @contextmanager
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call a function once if the client goes, or has gone, before the block ends."""
+        if self.gone:
+            callback()
+        self._callbacks.add(callback)
+        try:
+            yield
+        finally:
+            self._callbacks.discard(callback)
+
+    def leave(self) -> None:
+        """The connection is closed."""
+        self.gone = True
+        for callback in list(self._callbacks):
+            callback()
+
+
 class Connection(HttpToolsProtocol):
     """One connection; see the module."""
 
@@ -43,6 +74,7 @@ class Connection(HttpToolsProtocol):
         self.header_seconds, self.max_connections = header_seconds, max_connections
         self._timer: asyncio.TimerHandle | None = None  # runs while headers are awaited
         self._head = 0  # bytes received while headers are awaited
+        self._client = Client()
 
     # -- asyncio ----------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,9 +86,10 @@ class Connection(HttpToolsProtocol):
             self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and tell whoever computes for this client."""
         self._headers_are_there()
         super().connection_lost(exc)
+        self._client.leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless the headers do not end."""
@@ -77,7 +110,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note the request's arrival, from which its deadline counts."""
         self._headers_are_there()
-        cast(dict[str, Any], self.scope)[ARRIVED] = time.monotonic()
+        scope = cast(dict[str, Any], self.scope)
+        scope[ARRIVED], scope[CLIENT] = time.monotonic(), self._client
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:

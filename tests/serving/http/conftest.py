@@ -15,6 +15,7 @@ import torch
 import uvicorn
 from torch import Tensor
 
+from anynest.serving.connections import limited
 from anynest.serving.estimates import StepTimes
 from anynest.serving.http import unread
 from anynest.serving.http.app import create_app
@@ -142,9 +143,17 @@ async def running(extra_routes: Sequence[Any] = (), **settings: Any) -> AsyncIte
 
 
 @asynccontextmanager
-async def listening(served: Served) -> AsyncIterator[int]:
-    """The port of a server in this event loop, which ends with the block."""
-    config = uvicorn.Config(served.app, port=0, log_level="critical", lifespan="off", ws="none")
+async def listening(served: Served, *, own: bool = False) -> AsyncIterator[int]:
+    """The port of a server in this event loop, which ends with the block.
+
+    Args:
+        served: by it.
+        own: whether its connections are those of ``anynest serve``, not uvicorn's.
+    """
+    http: Any = limited(header_seconds=60.0, max_connections=1000) if own else "auto"
+    config = uvicorn.Config(
+        served.app, port=0, http=http, log_level="critical", lifespan="off", ws="none"
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server.serve())

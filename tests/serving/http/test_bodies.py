@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable
@@ -19,8 +18,6 @@ from starlette.datastructures import Headers
 from anynest.serving.http import bodies
 from anynest.serving.http.bodies import Body, accepted_encoding, compress
 from anynest.serving.protocol.errors import ProtocolError
-
-LATER = 1e9  # seconds on any clock
 
 
 def pack(data: bytes, encoding: str) -> bytes:
@@ -47,14 +44,14 @@ def body_of(pieces: Iterable[bytes | None], max_bytes: int = 1 << 20, **headers:
     return Body(receive, Headers(given), max_bytes)
 
 
-def read(body: Body, until: float = LATER, count: Callable[[int], None] = lambda held: None) -> Any:
+def read(body: Body, count: Callable[[int], None] = lambda held: None) -> Any:
     body.check()
-    return asyncio.run(body.read(until, count))
+    return asyncio.run(body.read(count))
 
 
-def refused(body: Body, until: float = LATER) -> ProtocolError:
+def refused(body: Body) -> ProtocolError:
     with pytest.raises(ProtocolError) as caught:
-        read(body, until)
+        read(body)
     return caught.value
 
 
@@ -116,7 +113,7 @@ def test_others_run_while_a_body_is_inflated() -> None:
         packed = gzip.compress(bytes(8 << 20))
         try:
             body = body_of([packed], 16 << 20, content_encoding="gzip")
-            return await body.read(LATER, lambda held: None)
+            return await body.read(lambda held: None)
         finally:
             other.cancel()
 
@@ -176,18 +173,6 @@ def test_a_length_beyond_the_bound_is_refused_unread() -> None:
     with pytest.raises(ProtocolError) as caught:
         body.check()
     assert caught.value.status == 413
-
-
-def test_a_slow_body() -> None:
-    async def slow() -> None:
-        async def receive() -> Any:
-            return await asyncio.Event().wait()
-
-        body = Body(receive, Headers({}), 1000)
-        await body.read(time.monotonic() + 0.01, lambda held: None)
-
-    with pytest.raises(TimeoutError):
-        asyncio.run(slow())
 
 
 def test_a_client_that_goes() -> None:

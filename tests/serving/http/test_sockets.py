@@ -38,12 +38,13 @@ async def response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], b
     return int(head[0].split()[1]), headers, body
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("reset", [True, False])
-def test_a_disconnect_at_each_byte(play: Play, reset: bool) -> None:
+def test_a_disconnect_at_each_byte(play: Play, reset: bool, own: bool) -> None:
     sent = question()
 
     async def scenario(served: Served) -> None:
-        async with listening(served) as port:
+        async with listening(served, own=own) as port:
             for length in range(len(sent)):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(sent[:length])
@@ -64,10 +65,11 @@ def test_a_disconnect_at_each_byte(play: Play, reset: bool) -> None:
     play(scenario)
 
 
-def test_gone_while_it_is_computed(play: Play) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_gone_while_it_is_computed(play: Play, own: bool) -> None:
     async def scenario(served: Served) -> None:
         served.session.gates[1].clear()
-        async with listening(served) as port:
+        async with listening(served, own=own) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(question())
             await asyncio.to_thread(served.session.begun[1].wait)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 uvicorn = pytest.importorskip("uvicorn")
-from anynest.serving.connections import ARRIVED, MAX_HEAD, limited  # noqa: E402
+from anynest.serving.connections import ARRIVED, MAX_HEAD, Client, limited  # noqa: E402
 
 PATIENCE = 60.0
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -205,3 +205,14 @@ def test_connections_beyond_the_limit_are_refused() -> None:
                     return
 
     serve(test, max_connections=2)
+
+
+def test_a_client_that_goes_is_told_once_to_those_who_asked() -> None:
+    client, told = Client(), []
+    with client.calling(lambda: told.append("before")):
+        pass
+    with client.calling(lambda: told.append("while")):
+        client.leave()
+    with client.calling(lambda: told.append("after")):
+        assert told == ["while", "after"]
+    assert told == ["while", "after"]

@@ -79,7 +79,7 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
         draining=False,
         in_flight=9,
         bytes_in_flight=1000,
-        lag=SimpleNamespace(value=0.002),
+        reply=0.002,
         load=lambda: load,
     )
     metrics.watch(service)

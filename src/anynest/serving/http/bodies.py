@@ -7,7 +7,6 @@ everybody, so a body is decompressed in pieces, and others run between two of th
 from __future__ import annotations
 
 import asyncio
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -63,22 +62,20 @@ class Body:
             return 1
         return model.least_rows(self.length, header_length)
 
-    async def read(self, until: float, count: Callable[[int], None] = lambda held: None) -> bytes:
+    async def read(self, count: Callable[[int], None] = lambda held: None) -> bytes:
         """All of it, after decompression.
 
         Args:
-            until: by when the client must have sent it, on ``time.monotonic``.
             count: called with the number of bytes held each time that it grows.
 
         Raises:
-            TimeoutError: it is later.
             ProtocolError: 400 if the compressed data are damaged, 413 if it is too large, 499 if
                 the client has gone.
         """
         chunks: list[bytes] = []
         received = held = 0
         inflater = Inflater(self._encoding) if self._encoding in WINDOW_BITS else None
-        async for data in self._messages(until):
+        async for data in self._messages():
             received += len(data)
             if received > self._max_bytes:
                 raise too_large("this body", self._max_bytes, "more")
@@ -95,11 +92,10 @@ class Body:
             inflater.close()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _messages(self, until: float) -> AsyncIterator[bytes]:
+    async def _messages(self) -> AsyncIterator[bytes]:
         more = True
         while more:
-            async with asyncio.timeout(until - time.monotonic()):
-                message = await self._receive()
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             more = message.get("more_body", False)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from ..connections import CLIENT, Client
 from ..deadlines import duration
 from ..models import ServedModel
 from ..protocol.errors import ProtocolError
@@ -144,8 +145,8 @@ class InferenceEndpoint:
         ) as ticket:
             late = arrived + settings.receive_seconds
             try:
-                async with ticket.receiving():
-                    data = await body.read(min(late, ticket.due), ticket.hold)
+                async with ticket.receiving(min(late, ticket.due)):
+                    data = await body.read(ticket.hold)
             except TimeoutError:
                 if ticket.due < late:
                     raise ProtocolError(504, "the deadline came before the body's end") from None
@@ -157,16 +158,24 @@ class InferenceEndpoint:
             if self._stream and (found.binary or any(found.outputs.values())):
                 raise ProtocolError(400, "infer_stream answers in JSON; ask for no binary output")
             await ticket.begin(found)
-            async with watched(request.receive, ticket):
+            with watched(request, ticket):
                 yield Accepted(model, found, ticket)
 
 
-@asynccontextmanager
-async def watched(receive: Receive, ticket: Ticket) -> AsyncIterator[None]:
-    """Leave a ticket when its client closes the connection."""
+@contextmanager
+def watched(request: Request, ticket: Ticket) -> Iterator[None]:
+    """Leave a ticket when its client closes the connection.
+
+    Our own connections call back; with those of other servers a task waits for the message.
+    """
+    client: Client | None = request.scope.get(CLIENT)
+    if client is not None:
+        with client.calling(ticket.leave):
+            yield
+        return
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
+        while (await request.receive())["type"] != "http.disconnect":
             pass
         ticket.leave()
 

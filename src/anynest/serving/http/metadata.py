@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -118,7 +119,8 @@ async def _read_object(service: Service, request: Request) -> dict[str, Any]:
     body.check()
     seconds = service.settings.receive_seconds
     try:
-        data = await body.read(request.scope[ARRIVED] + seconds)
+        async with asyncio.timeout_at(request.scope[ARRIVED] + seconds):
+            data = await body.read()
     except TimeoutError:
         raise slow_body(seconds) from None
     return parse_object(data) if data.strip() else {}

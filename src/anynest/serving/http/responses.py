@@ -26,9 +26,12 @@ SECURITY = {
 }
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # made once
+
+
 def to_json(value: Any) -> bytes:
     """JSON on one line."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 async def json_response(request: Request, value: Any) -> Response:

@@ -182,7 +182,7 @@ def write_response(
     if parameters:
         header["parameters"] = dict(parameters)
     header["outputs"] = described
-    text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
+    text = _ENCODER.encode(header).encode()
     return (text + b"".join(chunks), len(text)) if chunks else (text, None)
 
 
@@ -191,7 +191,7 @@ def parse_object(data: bytes | memoryview) -> dict[str, Any]:
     data = bytes(data)
     _check_depth(data)
     try:
-        value = json.loads(data.decode(), parse_constant=_no_constant)
+        value = _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as error:
         raise ProtocolError(400, f"the request must be JSON: {error}") from None
     if not isinstance(value, dict):
@@ -215,6 +215,10 @@ def _check_depth(data: bytes) -> None:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number; send such values in binary")
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # made once
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _name(tensor: Any, what: str) -> tuple[str, str]:

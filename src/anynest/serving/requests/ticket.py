@@ -137,10 +137,14 @@ class Ticket:
         self._nbytes = nbytes
 
     @asynccontextmanager
-    async def receiving(self) -> AsyncIterator[None]:
-        """Receive the body; should the request be ended meanwhile, stop with that error."""
+    async def receiving(self, until: float) -> AsyncIterator[None]:
+        """Receive the body; should the request be ended meanwhile, stop with that error.
+
+        Raises:
+            TimeoutError: it is later than ``until``.
+        """
         try:
-            async with asyncio.timeout(None) as self._receiving:
+            async with asyncio.timeout_at(until) as self._receiving:
                 yield
         except TimeoutError:
             if self._error is None:
@@ -307,11 +311,13 @@ class Ticket:
 
     def start_timer(self) -> None:
         """Answer by the deadline, less the time that this takes the server."""
-        loop = asyncio.get_running_loop()
+        at = self.due - self.service.reply
         if self._timer is not None:
+            if at == self._answer_at:
+                return
             self._timer.cancel()
-        self._answer_at = self.due - self.service.reply
-        self._timer = loop.call_at(self._answer_at, self._time_up)
+        self._answer_at = at
+        self._timer = asyncio.get_running_loop().call_at(at, self._time_up)
 
     def progress(self) -> None:
         """There is a new result."""
