@@ -9,12 +9,13 @@ computes to the last stage, over all batch sizes; ``first`` the same for stage 1
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Facts:
         batches: sizes.
         seconds: ``[S][k]`` median seconds of each stage at each batch size.
         high: ``[S][k]`` their 95th percentiles.
+        digest: of the weights.
     """
 
     model: str
@@ -56,6 +58,7 @@ class Facts:
     batches: list[int]
     seconds: list[list[float]]
     high: list[list[float]]
+    digest: str
 
     @property
     def capacity(self) -> float:
@@ -180,7 +183,29 @@ def facts(run: Path, data: str, core: int | None, *, count: int, seconds: float)
     summary = json.loads((run / "summary.json").read_text())
     name = f"{read_info(run).model}, {summary['data']}"
     accuracy = [bits.count("1") / len(x) for bits in right]
-    return Facts(name, len(x), accuracy, right, confidence, list(BATCHES), median, high)
+    digest = digest_of(run)
+    return Facts(name, len(x), accuracy, right, confidence, list(BATCHES), median, high, digest)
+
+
+def known_facts(records: Path | None, run: Path) -> Facts | None:
+    """What was measured before any of these records: all their loads are multiples of one C.
+
+    Raises:
+        SystemExit: the records are of another network.
+    """
+    if records is None or not records.exists():
+        return None
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    for record in (line for line in lines if line["kind"] == "facts"):
+        if record["digest"] != digest_of(run):
+            raise SystemExit(f"--out must hold records of this network, found others in {records}")
+        return Facts(**{field.name: record[field.name] for field in fields(Facts)})
+    return None
+
+
+def digest_of(run: Path) -> str:
+    """Of a run's weights."""
+    return hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def write_static(run: Path, folder: Path) -> list[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from _pages import replace_between
 from _serve_arrivals import BURSTS, SHOWN
+from _serve_rounds import merged
 
 from anynest.store.figures import new_figure, save_figure, stage_colors
 
@@ -18,12 +19,12 @@ OURS, FIRST = "anynest", "first stage first"
 
 
 def read_records(path: Path) -> list[Record]:
-    """The newest record of each measurement, in the order of the first."""
+    """The newest record of each measurement, in the order of the first; rounds are one record."""
     found: dict[str, Record] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
-        found[json.dumps(identity(record))] = record
-    return list(found.values())
+        found[json.dumps([*identity(record), record.get("round")])] = record
+    return merged(found.values(), identity)
 
 
 def identity(record: Record) -> list[Any]:
@@ -42,6 +43,14 @@ def percent(share: float, digits: int = 2) -> str:
 
 def ms(seconds: float, digits: int = 2) -> str:
     return f"{1e3 * seconds:.{digits}f}"
+
+
+def ranged(record: Record, key: str, show: Callable[[float], str]) -> str:
+    """``99.4 (98.7 to 99.9)``: the median of the rounds, and their range."""
+    if record.get("rounds", 1) == 1:
+        return show(record[key])
+    low, high = record["spread"][key]
+    return f"{show(record[key])} ({show(low)} to {show(high)})"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -93,12 +102,12 @@ def ours_lines(records: list[Record], facts: Record) -> list[str]:
             load_name(r, facts),
             f"{1e3 * r['deadline']:.0f}",
             str(r["requests"]),
-            percent(r["in_time"]),
-            f"{r['mean_stage']:.3f}",
+            ranged(r, "in_time", percent),
+            ranged(r, "mean_stage", "{:.2f}".format),
             str(r["timeouts"]),
             percent(r["refused"]),
             ms(r["refusal"]["p99"]) if r["refused"] else "",
-            percent(r["accuracy"], 1),
+            ranged(r, "accuracy", lambda share: percent(share, 1)),
             f"{ms(r['overshoot']['p99.9'])} ({ms(r['bare']['p99.9'])})",
             late_work(r),
             f"{r['memory'][1] / 2**20:.0f}",
@@ -299,6 +308,14 @@ def markdown(records: list[Record]) -> str:
     own = [r for r in loads if not r.get("tuned")]
     commands = dict.fromkeys(r["command"] for r in records if "command" in r)
     lines = [*heading(facts), *(f"    {command}" for command in commands), "", *facts_lines(facts)]
+    rounds = max((r.get("rounds", 1) for r in own), default=1)
+    if rounds > 1:
+        lines += [
+            f"Loads of this server and its policies ran in {rounds} rounds, each with servers that "
+            "were started anew: medians (and ranges) of shares, sums of counts, the worst round's "
+            "quantiles.",
+            "",
+        ]
     parts = [
         ("Goals", goal_lines(records)),
         ("This server", ours_lines([r for r in own if r["server"] == OURS], facts)),

@@ -10,7 +10,8 @@
 
 The server runs on one core, the load generator on another (``_serve_load.py``): an open loop, with
 latency from the scheduled send. Loads are multiples of C, the engine's full-depth capacity of one
-core. A late answer counts as wrong. All servers get the same images at the same times.
+core, which is measured once for all records of a file. A late answer counts as wrong. All servers
+get the same images at the same times.
 
 ``ours`` measures this server, ``policies`` its scheduler with *first stage first* and, behind the
 same HTTP, the static network of each stage; ``peers`` other servers with those static networks,
@@ -105,10 +106,12 @@ class Bench:
         count = 200 if options.quick else _serve_network.IMAGES
         self.images, self.labels = _serve_network.test_images(options.data, count)
         self.classes = list(read_info(self.run).classes)
-        self.facts: Facts = _serve_network.facts(
+        known = _serve_network.known_facts(options.out, self.run)
+        self.facts: Facts = known or _serve_network.facts(
             self.run, options.data, self.server_core, count=count, seconds=options.profile_seconds
         )
-        self.record("facts", **self.facts.to_json(), **surroundings("cpu"))
+        if known is None:
+            self.record("facts", **self.facts.to_json(), **surroundings("cpu"))
         for line in _serve_report.facts_lines(self.facts.to_json()):
             print(line, flush=True)
 
@@ -217,28 +220,33 @@ def show(record: Record) -> None:
 # -- parts ------------------------------------------------------------------------------------------
 def measure_ours(bench: Bench) -> None:
     points = QUICK if bench.options.quick else OWN
-    with bench.ours() as server:
-        traffic = bench.traffic(server)
-        bench.warm(server, traffic)
-        idle(bench, server, traffic)
-        calibrate(bench, server, traffic)
-        for record in bench.measure(OURS, server, traffic, points):
-            show(record)
+    for number in range(bench.options.rounds):
+        with bench.ours() as server:
+            traffic = bench.traffic(server)
+            bench.warm(server, traffic)
+            if number == 0:
+                idle(bench, server, traffic)
+                calibrate(bench, server, traffic)
+            for record in bench.measure(OURS, server, traffic, points, round=number):
+                show(record)
 
 
 def measure_policies(bench: Bench) -> None:
     points = QUICK if bench.options.quick else COMPARED
-    with bench.ours(first=True) as server:
-        traffic = bench.traffic(server)
-        bench.warm(server, traffic)
-        for record in bench.measure(FIRST, server, traffic, points):
-            show(record)
-    for depth, file in enumerate(_serve_network.write_static(bench.run, bench.folder), 1):
-        with bench.ours(file) as server:
+    files = _serve_network.write_static(bench.run, bench.folder)
+    for number in range(bench.options.rounds):
+        with bench.ours(first=True) as server:
             traffic = bench.traffic(server)
             bench.warm(server, traffic)
-            for record in bench.measure(f"static {depth}", server, traffic, points, depth):
+            for record in bench.measure(FIRST, server, traffic, points, round=number):
                 show(record)
+        for depth, file in enumerate(files, 1):
+            with bench.ours(file) as server:
+                traffic = bench.traffic(server)
+                bench.warm(server, traffic)
+                name = f"static {depth}"
+                for record in bench.measure(name, server, traffic, points, depth, round=number):
+                    show(record)
 
 
 def idle(bench: Bench, server: Server, traffic: Traffic) -> None:
@@ -409,6 +417,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="of that training (default: 3)")
     parser.add_argument("--limit", type=int, help="training images (default: 10000)")
     parser.add_argument("--seconds", type=float, help="of each load (default: 6)")
+    parser.add_argument("--rounds", type=int, help="of ours and policies (default: 3)")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")
     parser.add_argument(
         "--names",
@@ -434,6 +443,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.epochs = options.epochs or (1 if options.quick else 3)
     options.limit = options.limit or (None if options.data == "digits" else 10_000)
     options.seconds = options.seconds or (1.0 if options.quick else 6.0)
+    options.rounds = options.rounds or (1 if options.quick else 3)
     options.profile_seconds = 1.0 if options.quick else 8.0
     return options
 

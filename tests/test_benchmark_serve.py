@@ -302,7 +302,7 @@ def test_late_and_refused_answers_are_wrong(bench: Any) -> None:
 
 def test_capacity_is_that_of_the_best_batch(bench: Any) -> None:
     seconds = [[0.001, 0.0018, 0.004], [0.003, 0.0042, 0.012]]
-    facts = bench.network.Facts("m", 1, [0.5, 0.6], [], [], [1, 2, 4], seconds, seconds)
+    facts = bench.network.Facts("m", 1, [0.5, 0.6], [], [], [1, 2, 4], seconds, seconds, "")
     assert facts.capacity == pytest.approx(2 / 0.006)
     assert facts.first == pytest.approx(2 / 0.0018)
 
@@ -356,7 +356,9 @@ def records(bench: Any) -> list[dict[str, Any]]:
     seconds = [[0.001, 0.006], [0.002, 0.012]]
     right = ["10" * 50, "1011101101" * 10]
     confidence = [[0.5] * 100, [0.7] * 100]
-    facts = bench.network.Facts("net", 100, [0.5, 0.7], right, confidence, [1, 8], seconds, seconds)
+    facts = bench.network.Facts(
+        "net", 100, [0.5, 0.7], right, confidence, [1, 8], seconds, seconds, ""
+    )
     environment = {"processor": "p", "cores": 2, "python": "3"}
     found = [
         {"kind": "facts", **facts.to_json(), "environment": environment, "versions": {"x": "1"}},
@@ -441,6 +443,34 @@ def test_later_records_replace_earlier_ones(bench: Any, tmp_path: Path) -> None:
     assert found[2]["accuracy"] == 0.1
     bench.report.draw(found, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_rounds_of_a_load_are_one_record(bench: Any, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    (load,) = [row for row in records(bench) if row["kind"] == "load"][:1]
+    rounds = [
+        load | {"round": number, "in_time": share, "requests": 10, "overshoot": {"p99.9": worst}}
+        for number, (share, worst) in enumerate([(0.9, 0.3), (0.5, 0.1), (0.8, 0.2)])
+    ]
+    replaced = rounds[1] | {"in_time": 0.1}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [replaced, *rounds]))
+    (found,) = bench.report.read_records(file)
+    assert (found["in_time"], found["requests"], found["rounds"]) == (0.8, 30, 3)
+    assert found["spread"]["in_time"] == [0.5, 0.9]
+    assert found["overshoot"] == {"p99.9": 0.3}
+    assert bench.report.ranged(found, "in_time", bench.report.percent) == "80.00 (50.00 to 90.00)"
+
+
+def test_one_c_for_all_records_of_a_network(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    out, digest = tmp_path / "out.jsonl", bench.network.digest_of(tmp_path)
+    assert bench.network.known_facts(out, tmp_path) is None
+    facts = bench.network.Facts("m", 1, [0.5], [], [], [1], [[0.1]], [[0.1]], digest)
+    out.write_text(json.dumps({"kind": "facts", **facts.to_json()}) + "\n")
+    assert bench.network.known_facts(out, tmp_path) == facts
+    (tmp_path / "weights.safetensors").write_bytes(b"others")
+    with pytest.raises(SystemExit, match="must hold records of this network"):
+        bench.network.known_facts(out, tmp_path)
 
 
 @pytest.mark.slow
