@@ -83,11 +83,7 @@ class Plan:
 
 
 class Writer:
-    """The bytes of a request. A v2 request states how much is left of its deadline: in microseconds
-    in its body, and before that, rounded up, in the header from which a server may refuse it.
-    """
-
-    DIGITS = 9
+    """The bytes of a request; a v2 request states in a header how much is left of its deadline."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.v2 = plan, plan.dialect == "v2"
@@ -97,29 +93,24 @@ class Writer:
         size = len(self.bodies[0])
         lines = [f"POST {plan.path} HTTP/1.1", "Host: localhost"]
         if self.v2:
-            self.before, self.after = self._json(plan.tensor, size)
-            length = len(self.before) + self.DIGITS + len(self.after)
+            self.json = self._json(plan.tensor, size)
             lines += ["anynest-timeout-ms: {}"]
-            lines += [f"Inference-Header-Content-Length: {length}"]
-            size += length
+            lines += [f"Inference-Header-Content-Length: {len(self.json)}"]
+            size += len(self.json)
         media = "json" if plan.dialect == "base64" else "octet-stream"
         lines += [f"Content-Type: application/{media}", f"Content-Length: {size}"]
         self.head, _, self.rest = (
             part.encode() for part in ("\r\n".join(lines) + "\r\n\r\n").partition("{}")
         )
 
-    def _json(self, tensor: dict[str, Any], size: int) -> tuple[bytes, bytes]:
-        """The JSON header before and after the number of microseconds."""
-        parameters: dict[str, Any] = {"timeout": "TIMEOUT"}
-        if self.plan.stages:
-            parameters["stages"] = self.plan.stages
+    def _json(self, tensor: dict[str, Any], size: int) -> bytes:
         header = {
             "inputs": [tensor | {"parameters": {"binary_data_size": size}}],
             "outputs": [{"name": "label", "parameters": {"binary_data": False}}],
-            "parameters": parameters,
         }
-        before, _, after = json.dumps(header).partition('"TIMEOUT"')
-        return before.encode(), after.encode()
+        if self.plan.stages:
+            header["parameters"] = {"stages": self.plan.stages}
+        return json.dumps(header).encode()
 
     def _base64(self, body: bytes) -> bytes:
         tensor = self.plan.tensor | {"data": [base64.b64encode(body).decode()]}
@@ -129,15 +120,12 @@ class Writer:
         pixels = self.bodies[number % len(self.bodies)]
         if not self.v2:
             return self.head + pixels
-        microseconds = max(1, int(1e6 * left))
-        milliseconds, exact = b"%d" % -(-microseconds // 1000), b"%*d" % (self.DIGITS, microseconds)
-        return b"".join(
-            (self.head, milliseconds, self.rest, self.before, exact, self.after, pixels)
-        )
+        milliseconds = b"%.3f" % max(0.001, 1e3 * left)
+        return b"".join((self.head, milliseconds, self.rest, self.json, pixels))
 
     def malformed(self, number: int) -> bytes:
         """One of several wrong requests, each of which ends where its Content-Length says."""
-        body = b"".join((self.before, b"%*d" % (self.DIGITS, 25_000), self.after, b"\0" * 100))
+        body = self.json + b"\0" * 100
         bodies = [
             (b"{", None),  # no JSON
             (b'{"inputs": 3}', None),  # not the protocol's

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -118,6 +119,12 @@ def litserve(options: dict[str, Any]) -> None:
     )
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 # -- MLServer ----------------------------------------------------------------------------------------
 def mlserver(options: dict[str, Any]) -> None:
     """MLServer reads a folder of settings; the model's class is ``_serve_mlserver.Model``."""
@@ -126,8 +133,8 @@ def mlserver(options: dict[str, Any]) -> None:
         settings = {
             "host": "127.0.0.1",
             "http_port": options["port"],
-            "grpc_port": options["port"] + 1,
-            "metrics_port": options["port"] + 2,
+            "grpc_port": free_port(),
+            "metrics_port": free_port(),
             "parallel_workers": 0,
             "debug": False,
         }

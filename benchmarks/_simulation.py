@@ -209,7 +209,7 @@ def simulate(
             scheduler.finish(step, now, told, seconds=now - began if adapt else None)
             last = scheduler.lanes[step.lane].times.num_stages
             ended = [request for request in step.requests if request.stage == last]
-            for request in [*ended, *scheduler.expire(now)]:
+            for request in [*ended, *scheduler.expire(now), *scheduler.shed(now)]:
                 end(server, request, now)
             start(server, now)
         else:

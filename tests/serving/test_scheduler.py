@@ -202,13 +202,14 @@ def test_an_increment_never_endangers_a_first_answer() -> None:
     """However much it gains; where there is time for both, it may go first."""
     for due, stage in ((0.004, 1), (0.012, 2)):
         one = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2))
-        one.lanes[0].answered[0] = [Request(due=1.0, stage=1) for _ in range(2)]  # 3 ms together
+        for _ in range(2):
+            one.hold(Request(due=1.0, stage=1))  # 3 ms together
         assert one.admit(Request(due=due), now=0.0)
         step = one.next_step(0.0)
         assert step is not None
         assert step.stage == stage
     reference = scheduler(gains=Gains(1e-6, [[1.0] * 5] * 2), first_stage_first=True)
-    reference.lanes[0].answered[0] = [Request(due=1.0, stage=1)]
+    reference.hold(Request(due=1.0, stage=1))
     assert reference.admit(Request(due=1.0), now=0.0)
     step = reference.next_step(0.0)
     assert step is not None
@@ -219,7 +220,8 @@ def test_the_most_valuable_increment_goes_first() -> None:
     one = scheduler(gains=Gains(0.5, [[0.4, 0.3, 0.2, 0.1, 0.0]] * 2))
     requests = [Request(due=1.0, stage=1, confidence=c) for c in (0.9, 0.1, 0.5)]
     requests.append(Request(due=1.0, stage=1, confidence=0.9, weight=100.0))
-    one.lanes[0].answered[0] = list(requests)
+    for request in requests:
+        one.hold(request)
     step = one.next_step(0.0)
     assert step is not None
     assert step.stage == 2
@@ -390,9 +392,9 @@ def test_rows_between_stages_are_bounded() -> None:
     step = one.next_step(0.0)
     assert step is not None
     one.finish(step, 0.01)
-    assert one.shed() == [requests[1], requests[0]]  # by gain per row; 5 rows, of which 3 may stay
-    assert [request.gone for request in requests] == [True, True, False, False]
-    assert one.shed() == []
+    assert one.shed(0.01) == [requests[0]]  # by gain per row; 5 rows, of which 3 may stay
+    assert [request.gone for request in requests] == [True, False, False, False]
+    assert one.shed(0.01) == []
 
 
 def test_requests_that_cannot_be_refined_in_time_end() -> None:
@@ -406,7 +408,8 @@ def test_requests_that_cannot_be_refined_in_time_end() -> None:
     one.finish(step, one.free_at)
     assert one.expire(0.0023) == [tight]  # stage 2 takes 2 ms
     assert one.expire(0.0023) == []
-    one.lanes[0].answered[1] = [deep]  # stage 3 takes 5 ms
+    deep.stage = 2
+    one.hold(deep)  # stage 3 takes 5 ms
     assert one.expire(0.0014) == []
     assert one.expire(0.0016) == [deep]
     assert not wide.gone
@@ -434,7 +437,7 @@ def test_an_idle_server_whose_estimates_went_up_serves_again() -> None:
 def test_all_requests_are_dropped_at_once() -> None:
     one = scheduler()
     requests = [Request(due=1.0) for _ in range(3)]
-    one.lanes[0].answered[0] = [answered := Request(due=1.0, stage=1)]
+    one.hold(answered := Request(due=1.0, stage=1))
     for request in requests:
         assert one.admit(request, 0.0)
     one.drop(requests[0])
@@ -456,3 +459,34 @@ def test_how_long_the_queue_is() -> None:
     assert one.wait(0.0) == pytest.approx(TIMES[0][3] + TIMES[0][2])  # 8 rows and 4
     assert one.next_step(0.0) is not None
     assert one.wait(0.001) == pytest.approx(TIMES[0][3] + TIMES[0][2] - 0.001)
+
+
+def test_what_the_time_left_cannot_carry_ends_with_the_answer_it_has() -> None:
+    """Stage 2 of 8 rows takes 10 ms, 1.25 ms a row: in 6 ms it is done for four."""
+    one = scheduler()
+    requests = [Request(due=0.0165, weight=1 + n / 10) for n in range(8)]
+    for request in requests:
+        assert one.admit(request, 0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    assert step.rows == 8
+    one.finish(step, 0.0105)
+    one.mandatory = lambda now: 0.0  # type: ignore[assignment, misc]
+    waiting = Request(due=1.0)
+    assert one.admit(waiting, 0.0105)  # its stage 1 comes first: 1.4 ms
+    assert {request.weight for request in one.shed(0.0105)} == {1 + n / 10 for n in range(5)}
+    assert one.shed(0.0105) == []
+    one.mandatory = lambda now: 0.5  # type: ignore[assignment, misc]
+    assert one.shed(0.0105) == [requests[6], requests[5]]  # half of the time is one row's
+
+
+def test_nothing_is_held_where_stage_one_takes_all_the_time(simulation: Any) -> None:
+    held: list[int] = []
+
+    def watch(server: Any, step: Step, now: float) -> None:
+        held.append(sum(one.rows for one in server.scheduler.held if not one.gone))
+
+    arrivals = simulation.poisson(3 * FIRST, 4000, 0.025, seed=2)
+    simulation.simulate(arrivals, scheduler, reply=REPLY, watch=watch)
+    later = held[len(held) // 10 :]  # when the load is known
+    assert sum(later) / len(later) < 1

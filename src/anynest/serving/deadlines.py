@@ -26,14 +26,14 @@ def duration(
     Args:
         timeout_us: the parameter ``timeout``, an integer of microseconds.
         envoy_ms: the header ``x-envoy-expected-rq-timeout-ms``, digits.
-        anynest_ms: the header ``anynest-timeout-ms``, digits.
+        anynest_ms: the header ``anynest-timeout-ms``, a number.
         grpc_seconds: what is left until the gRPC deadline.
 
     Raises:
-        ProtocolError: 400, no integer where one must be.
+        ProtocolError: 400, no number where one must be.
 
-    >>> duration(timeout_us=20_000, anynest_ms="5")
-    0.005
+    >>> duration(timeout_us=20_000, anynest_ms="5"), duration(anynest_ms="12.5")
+    (0.005, 0.0125)
     """
     given: list[float] = []
     if timeout_us is not None:
@@ -41,7 +41,7 @@ def duration(
     if envoy_ms is not None:
         given.append(_digits(envoy_ms, "the header x-envoy-expected-rq-timeout-ms") * 1e-3)
     if anynest_ms is not None:
-        given.append(_digits(anynest_ms, "the header anynest-timeout-ms") * 1e-3)
+        given.append(_decimal(anynest_ms, "the header anynest-timeout-ms") * 1e-3)
     if grpc_seconds is not None and math.isfinite(grpc_seconds):
         given.append(grpc_seconds)
     return min(given, default=None)
@@ -65,6 +65,18 @@ def _digits(value: object, name: str) -> int:
     digits = text.removeprefix("-")
     whole = digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS
     return _integer(int(text) if whole else text, name)
+
+
+def _decimal(value: object, name: str) -> float:
+    """A number in a header's text, such as ``12`` or ``12.5``."""
+    text = str(value)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (abs(number) < 10**MAX_DIGITS and text.isascii() and "_" not in text):
+        raise ProtocolError(400, f"{name} must be a number, found {text[:60]!r}")
+    return number
 
 
 def _integer(value: object, name: str) -> int:

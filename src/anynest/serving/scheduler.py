@@ -17,6 +17,10 @@ small batches, which waste up to a third of stage 1's capacity (in simulations w
 a third per call). So where stage 1 has taken more than ``OVERLOAD`` of the recent time, batches of
 full length must be in time.
 
+An answered request is held for a later stage only while there is time for that: of the time until it
+is due, what the waiting requests and, at the recent rate, those to come leave of it. The others end
+at once with the answer they have ("load"), and cost nothing more.
+
 Times are seconds on the caller's clock. A call takes O(n log n) for n requests.
 """
 
@@ -58,6 +62,7 @@ class Request:
     confidence: float | None = None
     gone: bool = False
     ready: bool = True
+    gain: float = 0.0  # of its next stage
 
 
 @dataclass(eq=False)
@@ -67,7 +72,8 @@ class Lane:
     Attributes:
         times: estimated seconds of each step.
         gains: expected gain of each step.
-        answered: requests to go on with, by the stage of their newest answer, from 1.
+        answered: requests to go on with, by the stage of their newest answer, from 1; those of most
+            gain per row first.
     """
 
     times: StepTimes
@@ -204,6 +210,7 @@ class Scheduler:
             request
             for lane in self.lanes.values()
             for stage, pool in enumerate(lane.answered[:-1], 2)
+            if pool
             for request in pool
             if not request.gone and now + lane.times(stage, request.rows) > request.due
         ]
@@ -211,24 +218,35 @@ class Scheduler:
             self.drop(request)
         return late
 
-    def shed(self) -> list[Request]:
-        """Drop the requests of least gain beyond ``max_held``: their newest answer is their last."""
+    def shed(self, now: float) -> list[Request]:
+        """Drop held requests of least gain per second: their newest answer is their last.
+
+        Dropped is what ``max_held`` does not admit, and what the time left cannot carry: the later
+        stages before it, by gain, and its own must take no more than the share of the time until it
+        is due that stage 1 leaves.
+        """
         self._forget_gone()
-        held = [
-            (self._gain(stage, request) / request.rows, number, request)
-            for lane in self.lanes.values()
-            for stage, pool in enumerate(lane.answered, 2)
-            for number, request in enumerate(pool)
-        ]
-        excess = sum(request.rows for *_, request in held) - self.max_held
+        held: list[tuple[float, float, Request]] = []  # gain per second, seconds
+        for lane in self.lanes.values():
+            for stage, pool in enumerate(lane.answered[:-1], 2):
+                row = lane.times(stage, lane.times.max_batch) / lane.times.max_batch
+                for request in pool:
+                    seconds = row * request.rows  # at the best batch size: few are dropped wrongly
+                    held.append((request.gain / seconds, seconds, request))
+        if not held:
+            return []
+        free = max(0.0, 1 - self.mandatory(now))
+        start = now + self.wait(now)
+        held.sort(key=lambda one: -one[0])
+        rows, needed = 0, 0.0
         dropped: list[Request] = []
-        if excess > 0:
-            for _, _, request in sorted(held, key=lambda one: one[:2]):
-                if excess <= 0:
-                    break
-                excess -= request.rows
+        for _, seconds, request in held:
+            full = rows + request.rows > self.max_held
+            if full or needed + seconds > free * (request.due - start):
                 self.drop(request)
                 dropped.append(request)
+            else:
+                rows, needed = rows + request.rows, needed + seconds
         return dropped
 
     @property
@@ -293,7 +311,12 @@ class Scheduler:
         for request, confidence in zip(step.requests, told, strict=True):
             request.stage, request.confidence = step.stage, confidence
             if not request.gone and step.stage < min(lane.times.num_stages, request.last_stage):
-                lane.answered[step.stage - 1].append(request)
+                self.hold(request)
+
+    def hold(self, request: Request) -> None:
+        """Keep an answered request for its next stage."""
+        request.gain = self._gain(request.stage + 1, request)
+        insort(self.lanes[request.lane].answered[request.stage - 1], request, key=_least_gain)
 
     def fail(self, step: Step, now: float) -> None:
         """Give up a step whose computation failed, and its requests with it."""
@@ -378,22 +401,19 @@ class Scheduler:
         for lane in self.lanes.values():
             times = lane.times
             for stage, pool in enumerate(lane.answered[:-1], 2):
-                gains = {id(one): self._gain(stage, one) for one in pool}
-                ranked = sorted(pool, key=lambda one: -gains[id(one)] / one.rows)
                 chosen: list[Request] = []
                 rows, gain, soonest = 0, 0.0, math.inf
-                for request in ranked:
+                for request in pool:
                     more = rows + request.rows
                     if more > times.max_batch:
                         continue
-                    if now + times(stage, more) > min(soonest, request.due):
+                    seconds, due = times(stage, more), min(soonest, request.due)
+                    if now + seconds > due:
                         continue
                     chosen.append(request)
-                    rows, gain = more, gain + gains[id(request)]
-                    soonest = min(soonest, request.due)
-                    density = gain / times(stage, rows)
-                    if density > highest:
-                        best, highest = (stage, list(chosen)), density
+                    rows, gain, soonest = more, gain + request.gain, due
+                    if gain / seconds > highest:
+                        best, highest = (stage, chosen[:]), gain / seconds
         return None if best is None else self._step(*best)
 
     def _step(self, stage: int, requests: Sequence[Request]) -> Step:
@@ -416,3 +436,7 @@ class Scheduler:
 
 def _due(request: Request) -> float:
     return request.due
+
+
+def _least_gain(request: Request) -> float:
+    return -request.gain / request.rows

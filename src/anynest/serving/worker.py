@@ -252,7 +252,8 @@ class Worker:
                 [None if c is None else c[0] for c in confidences],
                 now - self._free_since if failure is None else None,
             )
-            late, excess = self._scheduler.expire(time.monotonic()), self._scheduler.shed()
+            late = self._scheduler.expire(time.monotonic())
+            excess = self._scheduler.shed(time.monotonic())
             others: dict[Job, str] = dict.fromkeys(late, "deadline")  # type: ignore[arg-type]
             others |= dict.fromkeys(excess, "load")  # type: ignore[arg-type]
             self._gone.extend([*ended, *others])

@@ -132,7 +132,7 @@ HEADERS = [
         "description": description,
     }
     for name, schema, description in (
-        ("anynest-timeout-ms", {"type": "integer"}, "Deadline in milliseconds from arrival."),
+        ("anynest-timeout-ms", {"type": "number"}, "Deadline in milliseconds from arrival."),
         ("x-envoy-expected-rq-timeout-ms", {"type": "integer"}, "The same, as Envoy sends it."),
         (
             "Inference-Header-Content-Length",

@@ -190,6 +190,9 @@ class Ticket:
             raise ProtocolError(
                 400, f"a request may have {service.settings.max_batch} rows, found {rows}; split it"
             )
+        known = self._seconds is not None and (seconds is None or seconds >= self._seconds)
+        if known and rows == self.job.rows:
+            return  # the first admission was with these
         self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
         due = self.due - service.reply
         self.start_timer()
@@ -311,13 +314,10 @@ class Ticket:
 
     def start_timer(self) -> None:
         """Answer by the deadline, less the time that this takes the server."""
-        at = self.due - self.service.reply
         if self._timer is not None:
-            if at == self._answer_at:
-                return
             self._timer.cancel()
-        self._answer_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._time_up)
+        self._answer_at = self.due - self.service.reply
+        self._timer = asyncio.get_running_loop().call_at(self._answer_at, self._time_up)
 
     def progress(self) -> None:
         """There is a new result."""
