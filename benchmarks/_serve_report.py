@@ -308,12 +308,12 @@ def markdown(records: list[Record]) -> str:
     own = [r for r in loads if not r.get("tuned")]
     commands = dict.fromkeys(r["command"] for r in records if "command" in r)
     lines = [*heading(facts), *(f"    {command}" for command in commands), "", *facts_lines(facts)]
-    rounds = max((r.get("rounds", 1) for r in own), default=1)
-    if rounds > 1:
+    rounds = sorted({r.get("rounds", 1) for r in own})
+    if rounds and rounds[-1] > 1:
         lines += [
-            f"Loads of this server and its policies ran in {rounds} rounds, each with servers that "
-            "were started anew: medians (and ranges) of shares, sums of counts, the worst round's "
-            "quantiles.",
+            f"Loads of this server and its policies ran in {' or '.join(map(str, rounds))} rounds, "
+            "each with servers that were started anew: medians (and ranges) of shares, sums of "
+            "counts, the worst round's quantiles.",
             "",
         ]
     parts = [
@@ -331,10 +331,12 @@ def markdown(records: list[Record]) -> str:
         lag = max(r["lag"]["p99"] for r in loads)
         busy = max(g["busy"] for g in generators)
         limit = min(g["limit"] for g in generators)
+        taken = max(r.get("stolen", 0.0) for r in loads)
         lines += [
             f"The generator was busy {percent(busy, 0)} % of the time at most, which puts its own "
             f"limit at {limit:.0f} requests/s or more; it sent {ms(lag)} ms late at p99 of its worst "
-            "run.",
+            f"run. The hypervisor took {percent(taken, 1)} % of a core from both at most; runs from "
+            "which it took over 2 % were repeated up to twice.",
             "",
         ]
         slow = [r for r in loads if bottleneck(r)]

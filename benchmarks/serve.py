@@ -52,6 +52,7 @@ from _serve_processes import (
     free_port,
     serving,
     start_load,
+    stolen,
     summarise,
 )
 from _serve_report import FIRST, OURS, Record
@@ -65,6 +66,8 @@ CALIBRATION_RATE = 400.0  # requests per second, all refused
 CALIBRATION_LOADS = (0.6, 3.0)  # many steps a request, and few
 QUICK_RATE = 100.0  # stands for C, so that a small network on a busy machine can do it
 SEED = 1
+MOST_STOLEN = 0.02  # seconds of each second that the hypervisor may take from both cores ...
+RETRIES = 2  # ... or the load is measured once more
 
 
 @dataclass(frozen=True)
@@ -158,35 +161,51 @@ class Bench:
         depth: int | None = None,
         **more: Any,
     ) -> Iterator[Record]:
-        """Run points against a server, each after a short warm-up."""
+        """Run points against a server; those that the hypervisor disturbed once more."""
         for point in points:
-            rate, seconds = self.rate(point), self.options.seconds * point.length
-            times = arrival_times(point.arrivals, rate, seconds, SEED)
-            probe = probe_file(self.folder, server.port)
-            probed = "tuned" not in more
-            before = server.usage()
-            if probed:
-                read_probe(server.process.pid, probe)
-            load = start_load(self.folder, server.port, times, self.images, traffic, point.deadline)
-            found = summarise(load.outcome(), self.labels, point.deadline, depth)
-            if probed:
-                found["probe"] = read_probe(server.process.pid, probe)
-                found["reply"] = server.metric("anynest_wakeup_lag_seconds")
-            after = server.usage()
-            yield self.record(
-                "load",
-                server=name,
-                arrivals=point.arrivals,
-                load=round(rate / self.facts.capacity, 4),
-                deadline=point.deadline,
-                rate=rate,
-                seconds=seconds,
-                **found,
-                memory=[before["memory"], after["memory"]],
-                cpu=after["cpu"] - before["cpu"],
-                **more,
-            )
-            time.sleep(0.3)
+            for _ in range(1 + RETRIES):
+                record = self.measure_point(name, server, traffic, point, depth, **more)
+                if record["stolen"] <= MOST_STOLEN:
+                    break
+            yield self.record("load", **record)
+
+    def measure_point(
+        self,
+        name: str,
+        server: Server,
+        traffic: Traffic,
+        point: Point,
+        depth: int | None,
+        **more: Any,
+    ) -> Record:
+        """One run."""
+        rate, seconds = self.rate(point), self.options.seconds * point.length
+        times = arrival_times(point.arrivals, rate, seconds, SEED)
+        probe = probe_file(self.folder, server.port)
+        probed = "tuned" not in more
+        before, took = server.usage(), stolen()
+        if probed:
+            read_probe(server.process.pid, probe)
+        load = start_load(self.folder, server.port, times, self.images, traffic, point.deadline)
+        found = summarise(load.outcome(), self.labels, point.deadline, depth)
+        if probed:
+            found["probe"] = read_probe(server.process.pid, probe)
+            found["reply"] = server.metric("anynest_wakeup_lag_seconds")
+        after = server.usage()
+        time.sleep(0.3)
+        return {
+            "server": name,
+            "arrivals": point.arrivals,
+            "load": round(rate / self.facts.capacity, 4),
+            "deadline": point.deadline,
+            "rate": rate,
+            "seconds": seconds,
+            **found,
+            "memory": [before["memory"], after["memory"]],
+            "cpu": after["cpu"] - before["cpu"],
+            "stolen": (stolen() - took) / seconds,
+            **more,
+        }
 
     def warm(self, server: Server, traffic: Traffic) -> None:
         """A second of moderate load that is not counted."""

@@ -222,8 +222,8 @@ class Scheduler:
         """Drop held requests of least gain per second: their newest answer is their last.
 
         Dropped is what ``max_held`` does not admit, and what the time left cannot carry: the later
-        stages before it, by gain, and its own must take no more than the share of the time until it
-        is due that stage 1 leaves.
+        stages before its own, by gain, must take no more than the share that stage 1 leaves of the
+        time until its own must begin.
         """
         self._forget_gone()
         held: list[tuple[float, float, Request]] = []  # gain per second, seconds
@@ -242,7 +242,7 @@ class Scheduler:
         dropped: list[Request] = []
         for _, seconds, request in held:
             full = rows + request.rows > self.max_held
-            if full or needed + seconds > free * (request.due - start):
+            if full or needed > free * (request.due - start - seconds):
                 self.drop(request)
                 dropped.append(request)
             else:

@@ -25,7 +25,7 @@ class Answer:
         deadline: likewise, until it must be answered.
         deadline_met: whether it is sent before the deadline.
         stop_reason: ``complete``, ``deadline``, ``confident``, ``requested`` (the request's
-            ``stages``), ``load`` (too many rows wait for later stages) or ``failure``; an empty
+            ``stages``), ``load`` (no time is left for later stages) or ``failure``; an empty
             string where later stages may follow.
         timings: of the steps that computed it, in seconds since the request arrived.
     """

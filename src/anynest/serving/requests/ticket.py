@@ -191,14 +191,14 @@ class Ticket:
                 400, f"a request may have {service.settings.max_batch} rows, found {rows}; split it"
             )
         known = self._seconds is not None and (seconds is None or seconds >= self._seconds)
-        if known and rows == self.job.rows:
-            return  # the first admission was with these
-        self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
+        same = known and rows == self.job.rows  # as at the first admission
+        if not same:
+            self.due = self.arrived + bounded(service.settings, self._seconds, seconds)
+            self.start_timer()
         due = self.due - service.reply
-        self.start_timer()
         try:
             service.require_time(self, due)
-            if not service.worker.readmit(self.job, rows, due, time.monotonic()):
+            if not (same or service.worker.readmit(self.job, rows, due, time.monotonic())):
                 raise service.late(self.job)
         except ProtocolError:
             self._told = True  # as refused
