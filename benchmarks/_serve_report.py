@@ -88,6 +88,16 @@ def facts_lines(facts: Record) -> list[str]:
 
 
 def ours_lines(records: list[Record], facts: Record) -> list[str]:
+    kinds = list(SHOWN)
+    records = sorted(
+        records,
+        key=lambda r: (
+            r["deadline"] != 0.025,
+            r["deadline"],
+            kinds.index(r["arrivals"]),
+            r["load"],
+        ),
+    )
     heads = (
         "arrivals", "load", "deadline, ms", "requests", "in time, %", "mean stage", "504",
         "refused, %", "refusal p99, ms", "accuracy by deadline, %",

@@ -13,9 +13,10 @@ latency from the scheduled send. Loads are multiples of C, the engine's full-dep
 core, which is measured once for all records of a file. A late answer counts as wrong. All servers
 get the same images at the same times.
 
-``ours`` measures this server, ``policies`` its scheduler with *first stage first* and, behind the
-same HTTP, the static network of each stage; ``peers`` other servers with those static networks,
-each with the batch size and waiting time that serve most requests in time at 1.5 C.
+``ours`` measures this server; ``policies`` measures it at other loads, by turns with its scheduler
+with *first stage first* and, behind the same HTTP, the static network of each stage; ``peers``
+measures other servers with those static networks, each with the batch size and waiting time that
+serve most requests in time at 1.5 C.
 
 --run trains a network into the folder if it holds none: the one part that uses both cores.
 """
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,15 @@ class Point:
     beyond: bool = False
 
 
-STEADY = [Point("poisson", load) for load in (0.3, 1.0, 1.5, 2.0, 3.0, 4.0)]
-GOAL = Point("poisson", 0.6, length=4)
+GOAL = Point("poisson", 0.6, length=3)
 OVER = Point("poisson", 1.3, beyond=True)
 BURSTY = [Point(kind, load, length=1.5) for kind in BURSTS for load in (1.0, 1.5)]
 TIGHT = [
     Point("poisson", load, deadline) for deadline in (0.010, 0.050) for load in (0.6, 1.5, 3.0)
 ]
-OWN = [GOAL, *STEADY, *BURSTY, *TIGHT, OVER]  # the last one's lag stays for seconds
-COMPARED = [*(Point("poisson", load) for load in (0.6, 1.5, 3.0)), *BURSTY, OVER]
+OWN = [Point("poisson", load) for load in (0.3, 2.0, 4.0)] + TIGHT
+# of this server and its policies; the last one's lag stays for seconds
+COMPARED = [GOAL, *(Point("poisson", load) for load in (1.0, 1.5, 3.0)), *BURSTY, OVER]
 RIVALS = [*(Point("poisson", load) for load in (0.6, 1.0, 1.5, 3.0)), Point("gamma", 1.5)]
 QUICK = [Point("poisson", 0.6), Point("gamma", 1.5)]
 
@@ -254,18 +255,21 @@ def measure_policies(bench: Bench) -> None:
     points = QUICK if bench.options.quick else COMPARED
     files = _serve_network.write_static(bench.run, bench.folder)
     for number in range(bench.options.rounds):
-        with bench.ours(first=True) as server:
-            traffic = bench.traffic(server)
-            bench.warm(server, traffic)
-            for record in bench.measure(FIRST, server, traffic, points, round=number):
-                show(record)
-        for depth, file in enumerate(files, 1):
-            with bench.ours(file) as server:
+        with ExitStack() as stack:
+            contexts = [(OURS, bench.ours(), None), (FIRST, bench.ours(first=True), None)]
+            contexts += [(f"static {d}", bench.ours(file), d) for d, file in enumerate(files, 1)]
+            opened = []  # all at once: they take turns at each load
+            for name, context, depth in contexts:
+                server = stack.enter_context(context)
                 traffic = bench.traffic(server)
                 bench.warm(server, traffic)
-                name = f"static {depth}"
-                for record in bench.measure(name, server, traffic, points, depth, round=number):
-                    show(record)
+                opened.append((name, server, traffic, depth))
+            for point in points:
+                for name, server, traffic, depth in opened:
+                    for record in bench.measure(
+                        name, server, traffic, [point], depth, round=number
+                    ):
+                        show(record)
 
 
 def idle(bench: Bench, server: Server, traffic: Traffic) -> None:
