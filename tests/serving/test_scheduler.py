@@ -480,6 +480,18 @@ def test_what_the_time_left_cannot_carry_ends_with_the_answer_it_has() -> None:
     assert one.shed(0.0105) == [requests[5]]  # half of the time before it is one row's
 
 
+def test_a_burst_does_not_end_requests_whose_deadline_is_far() -> None:
+    one = scheduler()
+    requests = [*(Request(due=10.0) for _ in range(7)), Request(due=0.05, weight=0.5)]
+    for request in requests:
+        assert one.admit(request, 0.0)
+    step = one.next_step(0.0)
+    assert step is not None
+    one.finish(step, 0.01)
+    one.mandatory = lambda now: 3.0  # type: ignore[assignment, misc]
+    assert one.shed(0.01) == requests[7:]  # nothing is left before 0.05 s, much before 10 s
+
+
 def test_nothing_is_held_where_stage_one_takes_all_the_time(simulation: Any) -> None:
     held: list[int] = []
 

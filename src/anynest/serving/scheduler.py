@@ -17,9 +17,9 @@ small batches, which waste up to a third of stage 1's capacity (in simulations w
 a third per call). So where stage 1 has taken more than ``OVERLOAD`` of the recent time, batches of
 full length must be in time.
 
-An answered request is held for a later stage only while there is time for that: of the time until it
-is due, what the waiting requests and, at the recent rate, those to come leave of it. The others end
-at once with the answer they have ("load"), and cost nothing more.
+An answered request is held for a later stage only while there is time for that: what is left of the
+time until it is due when the waiting requests and, at the recent rate, those to come have had
+theirs. The others end at once with the answer they have ("load"), and cost nothing more.
 
 Times are seconds on the caller's clock. A call takes O(n log n) for n requests.
 """
@@ -222,8 +222,8 @@ class Scheduler:
         """Drop held requests of least gain per second: their newest answer is their last.
 
         Dropped is what ``max_held`` does not admit, and what the time left cannot carry: the later
-        stages before its own, by gain, must take no more than the share that stage 1 leaves of the
-        time until its own must begin.
+        stages before its own, by gain, must take no more than what stage 1 leaves of the time until
+        its own must begin, if it goes on for ``WINDOW`` as it did.
         """
         self._forget_gone()
         held: list[tuple[float, float, Request]] = []  # gain per second, seconds
@@ -235,14 +235,15 @@ class Scheduler:
                     held.append((request.gain / seconds, seconds, request))
         if not held:
             return []
-        free = max(0.0, 1 - self.mandatory(now))
+        taken = min(1.0, self.mandatory(now))
         start = now + self.wait(now)
         held.sort(key=lambda one: -one[0])
         rows, needed = 0, 0.0
         dropped: list[Request] = []
         for _, seconds, request in held:
             full = rows + request.rows > self.max_held
-            if full or needed > free * (request.due - start - seconds):
+            left = request.due - start - seconds
+            if full or needed > left - taken * min(left, WINDOW):
                 self.drop(request)
                 dropped.append(request)
             else:
