@@ -14,13 +14,13 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _serve_ports import free_port
 
 
 class Network:
@@ -117,12 +117,6 @@ def litserve(options: dict[str, Any]) -> None:
         log_level="warning",
         access_log=False,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 # -- MLServer ----------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from _serve_processes import HERE, Server, Traffic, free_port, serving
+from _serve_ports import free_port
+from _serve_processes import HERE, Server, Traffic, serving
 
 from anynest.store import read_info
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from _pages import replace_between
 from _serve_arrivals import BURSTS, SHOWN
-from _serve_rounds import merged
+from _serve_rounds import Record, merged
 
 from anynest.store.figures import new_figure, save_figure, stage_colors
 
-Record = dict[str, Any]
 IDENTITY = ("server", "arrivals", "load", "deadline", "replicas", "front", "fault")
 OURS, FIRST = "anynest", "first stage first"
 

@@ -46,11 +46,11 @@ from _serve_arrivals import BURSTS, arrival_times
 from _serve_network import Facts
 from _serve_ours import command as our_command
 from _serve_ours import read_probe
+from _serve_ports import free_port
 from _serve_processes import (
     Server,
     Traffic,
     cores,
-    free_port,
     serving,
     start_load,
     stolen,

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-ARRIVED = "anynest.arrived"  # key of an ASGI scope: time.monotonic() when the headers were parsed
-CLIENT = "anynest.client"  # key of an ASGI scope: the ``Client``
+from .http.scope import ARRIVED, CLIENT, Client
+
 MAX_HEAD = 64 << 10  # bytes of a request's headers; one read more may be held in memory
 REASONS = {
     400: "Bad Request",
@@ -35,35 +34,6 @@ def limited(*, header_seconds: float, max_connections: int) -> Callable[..., Con
         max_connections: open at a time; further ones get 503 and are closed.
     """
     return partial(Connection, header_seconds=header_seconds, max_connections=max_connections)
-
-
-class Client:
-    """Whoever is at the other end of a connection.
-
-    Attributes:
-        gone: whether the connection is closed.
-    """
-
-    def __init__(self) -> None:
-        self.gone = False
-        self._callbacks: set[Callable[[], None]] = set()
-
-    @contextmanager
-    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call a function once if the client goes, or has gone, before the block ends."""
-        if self.gone:
-            callback()
-        self._callbacks.add(callback)
-        try:
-            yield
-        finally:
-            self._callbacks.discard(callback)
-
-    def leave(self) -> None:
-        """The connection is closed."""
-        self.gone = True
-        for callback in list(self._callbacks):
-            callback()
 
 
 class Connection(HttpToolsProtocol):

@@ -332,11 +332,11 @@ class ServedModel:
             makers["output"] = lambda: values
         else:
             logits = values.astype(np.float32, copy=False)
-            softmax = cache(lambda: _softmax(logits))  # once for both outputs that need it
-            makers["probabilities"] = softmax
+            shares = cache(lambda: softmax(logits))  # once for both outputs that need it
+            makers["probabilities"] = shares
             makers["logits"] = lambda: logits
             makers["label"] = lambda: self._names(logits.argmax(axis=1))
-            makers["confidence"] = lambda: softmax().max(axis=1)
+            makers["confidence"] = lambda: shares().max(axis=1)
         makers["stage"] = lambda: np.full(len(values), stage, np.int32)
         return {name: make() for name, make in makers.items() if wanted is None or name in wanted}
 
@@ -365,9 +365,11 @@ class ServedModel:
         ]
 
 
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: Array = powers / powers.sum(axis=1, keepdims=True)
+def softmax(logits: Array) -> Array:
+    """Probabilities ``[B, K]``; rows with an infinite logit are not-a-number, as in torch."""
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found: Array = powers / powers.sum(axis=1, keepdims=True)
     return found
 
 

@@ -210,7 +210,6 @@ class Scheduler:
             request
             for lane in self.lanes.values()
             for stage, pool in enumerate(lane.answered[:-1], 2)
-            if pool
             for request in pool
             if not request.gone and now + lane.times(stage, request.rows) > request.due
         ]

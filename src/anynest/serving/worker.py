@@ -19,13 +19,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..predict.thread_scheduling import schedule_thread
 from .batches import Job, Result, Timing, advance, begin, run_step
-from .models import ServedModel
+from .models import ServedModel, softmax
 from .scheduler import Scheduler, Step
 
 _log = logging.getLogger(__name__)
@@ -347,9 +346,7 @@ def _confidences(
         return [None] * len(outputs)
     together = logits[0] if len(logits) == 1 else torch.cat(logits)
     values = together.float().cpu().numpy()  # whose calls cost a third of torch's
-    with np.errstate(invalid="ignore"):  # not-a-number stays so, as in torch
-        exponentials = np.exp(values - values.max(axis=1, keepdims=True))
-        rows = iter((1 / exponentials.sum(axis=1)).tolist())  # the largest of each softmax
+    rows = iter(softmax(values).max(axis=1).tolist())
     found: list[tuple[float, float] | None] = []
     for output in outputs:
         if isinstance(output, Exception):

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 uvicorn = pytest.importorskip("uvicorn")
-from anynest.serving.connections import ARRIVED, MAX_HEAD, Client, limited  # noqa: E402
+from anynest.serving.connections import MAX_HEAD, limited  # noqa: E402
+from anynest.serving.http.scope import ARRIVED, Client  # noqa: E402
 
 PATIENCE = 60.0
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]

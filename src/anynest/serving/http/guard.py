@@ -17,8 +17,8 @@ from ..authorization import check_token
 from ..protocol.errors import ProtocolError
 from ..settings import Settings
 from .responses import SECURITY, error_response
+from .scope import ARRIVED
 
-ARRIVED = "anynest.arrived"  # key of the scope: when the headers were parsed, on time.monotonic
 PROBES = frozenset({"/v2/health/live", "/v2/health/ready"})
 WITHOUT_TOKEN = PROBES | {"/"}  # the page has no data of its own: its requests carry the token
 

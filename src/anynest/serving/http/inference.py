@@ -11,7 +11,6 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from ..connections import CLIENT, Client
 from ..deadlines import duration
 from ..models import ServedModel
 from ..protocol.errors import ProtocolError
@@ -20,9 +19,9 @@ from ..requests.answer import Answer
 from ..requests.ticket import Ticket
 from ..service import Service
 from .bodies import Body, read_length, slow_body, too_large
-from .guard import ARRIVED
 from .raw import read_raw
 from .responses import bytes_response, send_part, send_start
+from .scope import ARRIVED, CLIENT, Client
 from .streams import stream_format
 
 HEADER_LENGTH = "inference-header-content-length"

@@ -22,9 +22,9 @@ from ..protocol.errors import ProtocolError
 from ..protocol.inference import parse_object
 from ..service import Service
 from .bodies import Body, slow_body
-from .guard import ARRIVED
 from .openapi import describe
 from .responses import json_response
+from .scope import ARRIVED
 
 MAX_BODY = 1 << 16  # bytes of a request that changes or lists models
 STEMS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")

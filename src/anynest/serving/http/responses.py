@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from ..protocol.errors import ProtocolError
+from ..protocol.inference import write_object
 from .bodies import compress
 
 # of every response; a route that says otherwise is left as it is
@@ -26,17 +26,9 @@ SECURITY = {
 }
 
 
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # made once
-
-
-def to_json(value: Any) -> bytes:
-    """JSON on one line."""
-    return _ENCODER.encode(value).encode()
-
-
 async def json_response(request: Request, value: Any) -> Response:
     """A value as JSON, compressed where the client takes it."""
-    return await bytes_response(request, to_json(value), "application/json")
+    return await bytes_response(request, write_object(value), "application/json")
 
 
 async def bytes_response(
@@ -58,7 +50,7 @@ def error_response(error: ProtocolError) -> Response:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    body = to_json({"error": error.message})
+    body = write_object({"error": error.message})
     return Response(body, error.status, headers, media_type="application/json")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .responses import to_json
+from ..protocol.inference import write_object
 
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
@@ -31,7 +31,7 @@ class StreamFormat:
 
     def error(self, message: str) -> bytes:
         """The frame of an error that ends the stream."""
-        text = to_json({"error": message})
+        text = write_object({"error": message})
         return b"event: error\ndata: " + text + b"\n\n" if self.events else text + b"\n"
 
 

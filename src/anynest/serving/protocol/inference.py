@@ -182,8 +182,13 @@ def write_response(
     if parameters:
         header["parameters"] = dict(parameters)
     header["outputs"] = described
-    text = _ENCODER.encode(header).encode()
+    text = write_object(header)
     return (text + b"".join(chunks), len(text)) if chunks else (text, None)
+
+
+def write_object(value: Mapping[str, Any]) -> bytes:
+    """An object as JSON on one line."""
+    return _ENCODER.encode(value).encode()
 
 
 def parse_object(data: bytes | memoryview) -> dict[str, Any]:
