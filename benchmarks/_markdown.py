@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _pages import replace_between
+from _pages import replace_between, wrapped
 from _report import HEADS, facts_of, rows_of, title_of
 
 
@@ -64,7 +64,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = heading(report) + models([result for result in results if "sweep" not in result])
     for sweep in dict.fromkeys(result["sweep"] for result in results if "sweep" in result):
         lines += curve(sweep, [result for result in results if result.get("sweep") == sweep])
-    return "\n".join(lines) + "\n"
+    return wrapped("\n".join(lines) + "\n")
 
 
 def write_into(path: Path, report: dict[str, Any]) -> None:

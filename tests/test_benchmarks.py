@@ -24,6 +24,7 @@ def bench() -> Any:
     try:
         import _markdown
         import _memory
+        import _pages
         import _probes
         import _problems
         import _rounds
@@ -33,6 +34,7 @@ def bench() -> Any:
         yield SimpleNamespace(
             markdown=_markdown,
             memory=_memory,
+            pages=_pages,
             problems=_problems,
             probes=_probes,
             rounds=_rounds,
@@ -178,6 +180,20 @@ def test_the_benchmark_runs_and_writes_what_it_found(bench: Any, tmp_path: Path)
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold the marks"):
         bench.markdown.write_into(page, report)
+
+
+def test_prose_is_wrapped_and_nothing_else(bench: Any) -> None:
+    words = "word " * 18 + "about - 1. more words than fit"
+    kept = [f"| {words} |", f"    {words}", f"![{words}](a.png)", "```", words, "```"]
+    lines = bench.pages.wrapped("\n".join([words, f"- {words}", *kept])).split("\n")
+    assert lines[4:] == kept
+    assert all(len(line) <= 100 for line in lines[:4])
+    # The continuation of an item is indented; a mark of a list does not begin a line.
+    assert lines[2].startswith("- word")
+    assert lines[3].startswith("  ")
+    assert not any(line.lstrip().startswith(("- 1", "1. ")) for line in (lines[1], lines[3]))
+    assert " ".join(lines[:2]) == words
+    assert bench.pages.wrapped("\n".join(lines)) == "\n".join(lines)
 
 
 def test_a_curve_is_one_table(bench: Any) -> None:

@@ -72,3 +72,14 @@ def test_forms_and_citation_are_whole() -> None:
     ):
         assert said in bibtex
     assert "vulnerability" in read("SECURITY.md")
+
+
+def test_lines_of_prose_are_at_most_100_characters_long() -> None:
+    """Tables, code, pictures and links alone are longer."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "results/README.md"]:
+        fenced = False
+        for number, line in enumerate(page.read_text().split("\n"), 1):
+            fenced ^= line.startswith("```")
+            prose = not fenced and not line.lstrip().startswith(("|", "!", "<", "["))
+            if prose and not line.startswith("    "):
+                assert len(line) <= 100, f"{page.name}, line {number}: {len(line)} characters"
