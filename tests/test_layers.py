@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"nets", "data", "store", "engines"},
     "predict": {"nets", "data", "store", "engines", "profiling"},
     "serving": {"nets", "data", "store", "engines", "profiling", "predict"},
-    "sharing": {"nets", "data", "store", "training", "engines", "profiling"},
+    "sharing": {"nets", "data", "store", "training", "engines", "profiling", "predict"},
     "experiments": {
         *("nets", "multitask", "data", "store"),
         *("training", "engines", "profiling", "predict"),

@@ -129,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         for line in map(json.loads, data.splitlines()):
             if line["key"] == "header":
                 self.server.messages.append(line["value"]["summary"])
+            elif line["key"] == "deletedFile":
+                del files[line["value"]["path"]]
             else:
                 value = line["value"]
                 assert value["encoding"] == "base64"

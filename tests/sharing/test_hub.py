@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import anynest
 from anynest.cli import main
 from anynest.nets import registry
+from anynest.predict.early_stopping.saved_policy import SavedPolicy, policy_file, revision_of
 from anynest.store import RunError, RunFolderError, hub, read_info
 from anynest.training import TrainConfig, train
 
@@ -84,6 +86,54 @@ def test_a_revision_is_another_file(server: Hub, run: Path, tmp_path: Path) -> N
         assert all(torch.equal(found[name], local[name]) for name in local)
     with pytest.raises(RunError, match="hf://user/name@v9: there is no such revision"):
         anynest.load("hf://user/name@v9")
+
+
+@pytest.fixture
+def calibrated(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run with a policy of ``anynest calibrate``."""
+    folder = tmp_path / "calibrated"
+    shutil.copytree(run, folder)
+    SavedPolicy((0.75,), "a goal", revision_of(folder), "net", "digits", "validation").save(
+        folder / "policy.json"
+    )
+    return folder
+
+
+def test_the_policy_goes_with_the_weights(
+    server: Hub, calibrated: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anynest.push_to_hub(calibrated, "user/name")
+    files = server.repositories["user/name"][-1]
+    assert files["policy.json"] == (calibrated / "policy.json").read_bytes()
+    assert "`policy.json` has confidences" in files["README.md"].decode()
+    assert SavedPolicy.read("hf://user/name").policy.thresholds == (0.75,)
+    image = str(calibrated.parent / "image.png")
+    Image.new("L", (8, 8)).save(image)
+    assert main(["predict", "hf://user/name", image]) == 0
+    assert "stops early by" in capsys.readouterr().err
+    # Weights without a policy take the place of those with one: theirs does not stay.
+    anynest.push_to_hub(run, "user/name")
+    files = server.repositories["user/name"][-1]
+    assert "policy.json" not in files
+    assert "policy.json" not in files["README.md"].decode()
+    assert not policy_file("hf://user/name").exists()
+
+
+def test_a_policy_of_other_weights_is_not_pushed(server: Hub, calibrated: Path) -> None:
+    saved = json.loads((calibrated / "policy.json").read_text())
+    (calibrated / "policy.json").write_text(json.dumps({**saved, "revision": "0" * 12}))
+    with pytest.raises(RunFolderError, match=r"calibrated for these weights .* remove the file"):
+        anynest.push_to_hub(calibrated, "user/name")
+    assert not server.repositories
+
+
+def test_without_the_hub_the_cache_is_enough(
+    server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anynest.push_to_hub(run, "user/name")
+    anynest.load("hf://user/name")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert not policy_file("hf://user/name").exists()
 
 
 def test_the_licence_of_an_earlier_card_is_kept(server: Hub, run: Path) -> None:

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from .._version import __version__
 from ..engines.inputs import InputSpec
 from ..nets import StageCost
+from ..predict.early_stopping.saved_policy import SavedPolicy, policy_file
 from ..profiling.costs import stage_costs
 from ..store import RunFolderError, WeightsInfo, load, local_source, read_info
 from ..training import read_config
@@ -85,6 +86,12 @@ print(prediction.label, prediction.stage)
     anynest predict {{ source }} picture.png --deadline 10ms{{ imported }}
 
 `anynest.load("{{ source }}")` gives the network. Loading the file executes nothing.
+{% if policy %}
+
+`policy.json` has confidences at which a prediction stops early, chosen on {{ policy.data | text }},
+split {{ policy.split | text }}: {{ policy.goal | text }}. `anynest predict` stops by it;
+`--policy none` does not.
+{% endif %}
 
 Classes, in the order of the outputs: {{ classes }}.
 {% if run %}
@@ -115,12 +122,14 @@ def model_card(source: str | Path, repository: str, front_matter: str = "") -> s
         front_matter: of an earlier card, kept as it is; default: without a licence.
 
     Raises:
-        RunFolderError: the source is damaged or unfinished, or its network is not registered.
+        RunFolderError: the source is damaged or unfinished, its network is not registered, or its
+            policy is of other weights.
     """
     path = Path(local_source(source))
     info = read_info(path)
     run = _run(path, info) if path.is_dir() else None
     model = load(path)
+    policy = saved_policy(source)
     is_module = all(part.isidentifier() for part in info.module.split("."))
     module = info.module if is_module else ""
     imported = f" --import {module}" if module else ""
@@ -142,6 +151,7 @@ def model_card(source: str | Path, repository: str, front_matter: str = "") -> s
         stages=range(model.num_stages),
         run=run,
         costs=_cost_table(costs_of(model, info)),
+        policy=policy and policy[0],
         channels=len(info.mean),
         size=info.image_size,
         mean=", ".join(f"{value:.4g}" for value in info.mean),
@@ -150,6 +160,23 @@ def model_card(source: str | Path, repository: str, front_matter: str = "") -> s
         limits=[*_limits(info, run, f"{hub}{imported}"), *_code_limit(info, module)],
         version=__version__,
     )
+
+
+def saved_policy(source: str | Path) -> tuple[SavedPolicy, Path] | None:
+    """The policy beside a run's weights or a weights file, and its file; None where there is none.
+
+    Raises:
+        RunFolderError: it is damaged or of other weights.
+    """
+    file = policy_file(source)
+    if not file.is_file():
+        return None
+    try:
+        policy = SavedPolicy.read(file)
+        policy.require_fit(source, load(source).num_stages, file)
+    except ValueError as error:
+        raise RunFolderError(f"{error}, or remove the file") from error
+    return policy, file
 
 
 def costs_of(model: StagedModule, info: WeightsInfo) -> tuple[StageCost, ...]:

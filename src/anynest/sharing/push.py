@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..predict.early_stopping.saved_policy import FILE as POLICY
 from ..store import local_source, weights_file
-from ..store.hub import check_repository, read_text, upload
+from ..store.hub import HubSource, check_repository, find, upload
 from ..store.weights import FILE
-from .card import model_card
+from .card import model_card, saved_policy
 
 CARD = "README.md"
+MOST = 1 << 20  # characters of an earlier card that are read
 
 
 def push_to_hub(
@@ -17,9 +19,10 @@ def push_to_hub(
 ) -> str:
     """Upload a trained network and its model card as one commit.
 
-    The repository gets two files, ``weights.safetensors`` and ``README.md``; nothing else of the
-    run is uploaded. What an earlier card says between its ``---`` lines, such as the licence, is
-    kept; the rest is written anew. Needs ``huggingface_hub`` (``pip install 'anynest[hub]'``) and
+    The repository gets ``weights.safetensors`` and ``README.md``, and ``policy.json`` where
+    ``anynest calibrate`` has saved one; nothing else of the run is uploaded. An earlier policy,
+    which was for other weights, is removed. What an earlier card says between its ``---`` lines,
+    such as the licence, is kept; the rest is written anew. Needs ``huggingface_hub`` (``pip install 'anynest[hub]'``) and
     its login.
 
     Args:
@@ -32,7 +35,7 @@ def push_to_hub(
         The commit's address.
 
     Raises:
-        RunFolderError: the source or the repository's name cannot be used.
+        RunFolderError: the source, its policy or the repository's name cannot be used.
         RunError: the upload failed.
 
     Example:
@@ -43,8 +46,16 @@ def push_to_hub(
     source = local_source(source)
     weights = weights_file(source)
     model_card(source, repository)  # refuse a damaged source before anything is asked of the Hub
-    card = model_card(source, repository, front_matter(read_text(repository, CARD) or ""))
-    files: dict[str, Path | bytes] = {FILE: weights, CARD: card.encode()}
+    target = HubSource(repository)
+    earlier = find(target, CARD)
+    text = earlier.read_text(encoding="utf-8", errors="replace")[:MOST] if earlier else ""
+    card = model_card(source, repository, front_matter(text))
+    files: dict[str, Path | bytes | None] = {FILE: weights, CARD: card.encode()}
+    policy = saved_policy(source)
+    if policy is not None:
+        files[POLICY] = policy[1]
+    elif find(target, POLICY) is not None:
+        files[POLICY] = None
     return upload(
         repository, files, private=private, message=message or "Weights and card from anynest"
     )

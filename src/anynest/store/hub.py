@@ -21,9 +21,11 @@ _SOURCE = re.compile(r"hf:/{1,2}(?P<repository>[^@]*)(?:@(?P<revision>.*))?", re
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
+_MISSING = ("EntryNotFoundError", "RemoteEntryNotFoundError", "RepositoryNotFoundError")
+_UNREACHED = "LocalEntryNotFoundError"
 # huggingface_hub's errors by the names of their classes, the most special first
 _MEANINGS = {
-    "LocalEntryNotFoundError": "the Hub cannot be reached, and no copy is in the cache",
+    _UNREACHED: "the Hub cannot be reached, and no copy is in the cache",
     "OfflineModeIsEnabled": "offline mode is on, and no copy is in the cache",
     "RevisionNotFoundError": "there is no such revision",
     "RepositoryNotFoundError": "there is no such repository, or it is private: `hf auth login`",
@@ -99,32 +101,38 @@ def download(source: HubSource, name: str) -> Path:
         return Path(_api().hf_hub_download(source.repository, name, revision=source.revision))
 
 
-def read_text(repository: str, name: str, most: int = 1 << 20) -> str | None:
-    """The text of a small file of a repository; None where there is none.
+def find(source: HubSource, name: str, *, cache_is_enough: bool = False) -> Path | None:
+    """A local copy of a file of a repository; None where the repository or the file is missing.
+
+    Args:
+        source: the repository.
+        name: of the file.
+        cache_is_enough: None also where the Hub cannot be reached and the cache has no copy.
 
     Raises:
         RunFolderError: huggingface_hub is not installed.
         RunError: it could not be downloaded.
     """
-    with _explained(f"download {name} of hf://{repository}"):
+    with _explained(f"download {name} of {source}"):
         try:
-            path = _api().hf_hub_download(repository, name)
+            return Path(_api().hf_hub_download(source.repository, name, revision=source.revision))
         except Exception as error:
-            if type(error).__name__ in (
-                "EntryNotFoundError",
-                "RemoteEntryNotFoundError",
-                "RepositoryNotFoundError",
-            ):
+            kind = type(error).__name__
+            if kind in _MISSING or (cache_is_enough and kind == _UNREACHED):
                 return None
             raise
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(most)
 
 
 def upload(
-    repository: str, files: Mapping[str, Path | bytes], *, private: bool, message: str
+    repository: str, files: Mapping[str, Path | bytes | None], *, private: bool, message: str
 ) -> str:
     """Write files into a repository as one commit; the repository is created where it is missing.
+
+    Args:
+        repository: OWNER/NAME.
+        files: by their names in the repository; None removes a file that is there.
+        private: whether a new repository is private.
+        message: of the commit.
 
     Returns:
         The commit's address.
@@ -136,19 +144,17 @@ def upload(
     check_repository(repository)
     with _explained(f"upload to hf://{repository}"):
         api = _api()
-        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        for name, data in files.items():
+            if data is None:
+                operations.append(CommitOperationDelete(name))
+            else:
+                content = str(data) if isinstance(data, Path) else data
+                operations.append(CommitOperationAdd(name, content))
         api.create_repo(repository, private=private, exist_ok=True)
-        made = api.create_commit(
-            repository,
-            [
-                CommitOperationAdd(
-                    path_in_repo=name, path_or_fileobj=str(data) if isinstance(data, Path) else data
-                )
-                for name, data in files.items()
-            ],
-            commit_message=message,
-        )
+        made = api.create_commit(repository, operations, commit_message=message)
         return str(made.commit_url)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from ..._version import __version__
 from ...engines.onnx.manifest import FILE as MANIFEST
 from ...store import local_source, weights_file, write_whole
+from ...store.hub import find, is_hub, parse_source
 from .calibration import CalibrationReport
 from .policies import Confidence, Policy, check_fit
 
@@ -108,7 +109,7 @@ class SavedPolicy:
         Raises:
             ValueError: it is missing, damaged or of another format.
         """
-        file = policy_file(path) if Path(path).is_dir() else Path(path)
+        file = policy_file(path) if is_hub(path) or Path(path).is_dir() else Path(path)
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
@@ -124,8 +125,13 @@ class SavedPolicy:
 
 
 def policy_file(source: str | Path) -> Path:
-    """Where the policy of a run, an exported folder or a weights file lies, if it has one."""
+    """Where the policy of a run, an exported folder or a weights file lies, if it has one.
+
+    The one of ``hf://OWNER/NAME`` is downloaded.
+    """
     path = Path(local_source(source))
+    if is_hub(source):
+        find(parse_source(source), FILE, cache_is_enough=True)  # beside the weights
     return (path if path.is_dir() else path.parent) / FILE
 
 
