@@ -22,8 +22,8 @@ def push_to_hub(
     The repository gets ``weights.safetensors`` and ``README.md``, and ``policy.json`` where
     ``anynest calibrate`` has saved one; nothing else of the run is uploaded. An earlier policy,
     which was for other weights, is removed. What an earlier card says between its ``---`` lines,
-    such as the licence, is kept; the rest is written anew. Needs ``huggingface_hub`` (``pip install 'anynest[hub]'``) and
-    its login.
+    such as the licence, is kept; the rest is written anew. Needs ``huggingface_hub`` (``pip install
+    'anynest[hub]'``) and its login.
 
     Args:
         source: a finished run's folder or a weights file.
