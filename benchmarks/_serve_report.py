@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _pages import replace_between
+from _pages import replace_between, wrapped
 from _serve_arrivals import BURSTS, SHOWN
 from _serve_rounds import Record, merged
 
@@ -353,7 +353,7 @@ def markdown(records: list[Record]) -> str:
             lines.append(
                 f"- The generator was the bottleneck: {r['server']}, {r['arrivals']}, {r['load']} C."
             )
-    return "\n".join(lines).rstrip() + "\n"
+    return wrapped("\n".join(lines).rstrip() + "\n")
 
 
 def bottleneck(record: Record) -> bool:

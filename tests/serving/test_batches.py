@@ -15,7 +15,7 @@ from anynest.engines.onnx.session import OnnxSession
 from anynest.engines.segment_engine import SegmentSession
 from anynest.engines.torch_engine import TorchSession
 from anynest.nets import create_model
-from anynest.serving.batches import Job, run_step
+from anynest.serving.batches import Job, free, run_step
 from anynest.serving.models import ServedModel
 
 from .fakes import FakeSession
@@ -165,3 +165,22 @@ def test_rows_that_have_gone_are_not_kept() -> None:
     assert batch.size == 2
     run_step(session, 2, [b])
     assert session.log[-1] == (2, (2.0, 2.0))
+
+
+def test_a_batch_that_several_leave_is_compacted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, (a, b, c, d) = fakes(1, 1, 1, 1)
+    run_step(session, 1, [a, b, c, d])
+    assert a.batch is not None
+    evaluation: Any = a.batch.evaluation
+    kept: list[list[int]] = []
+    compact = evaluation.compact
+    monkeypatch.setattr(
+        evaluation, "compact", lambda rows: (kept.append(rows.tolist()), compact(rows))
+    )
+    free([a, d, b])
+    assert kept == [[2]]
+    assert (a.inputs, a.batch, d.batch) == (None, None, None)
+    free([c])
+    assert kept == [[2]]  # it is empty: closed
+    assert session.open == set()
+    free([a])  # had no rows any more

@@ -141,6 +141,18 @@ def run_step(session: Session, stage: int, jobs: Sequence[Job]) -> list[Tensor]:
     return [found[job] for job in jobs]
 
 
+def free(jobs: Iterable[Job]) -> None:
+    """Forget jobs' inputs and rows. A batch that several leave is compacted once."""
+    left: dict[Batch, None] = {}
+    for job in jobs:
+        job.inputs = None
+        if job.batch is not None:
+            left[job.batch] = None
+            job.batch.remove(job)
+    for batch in left:
+        batch.compact()
+
+
 def begin(session: Session, inputs: Sequence[Mapping[str, Tensor]]) -> list[Evaluation]:
     """Evaluations of requests' inputs: one of all, if the session divides batches, else one each.
 

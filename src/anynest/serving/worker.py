@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..predict.thread_scheduling import schedule_thread
-from .batches import Job, Result, Timing, advance, begin, run_step
+from .batches import Job, Result, Timing, advance, begin, free, run_step
 from .models import ServedModel, softmax
 from .scheduler import Scheduler, Step
 
@@ -203,13 +203,7 @@ class Worker:
 
     def _clean_up(self) -> None:
         """Free the rows of jobs that have gone, and the sessions of retired models."""
-        while self._gone:
-            job = self._gone.popleft()
-            job.inputs = None
-            if job.batch is not None:
-                batch = job.batch
-                batch.remove(job)
-                batch.compact()
+        free([self._gone.popleft() for _ in range(len(self._gone))])
         for model in [model for model, retires in self._models.items() if retires]:
             if self._scheduler.is_empty(model):
                 self._scheduler.remove_lane(model)
@@ -234,7 +228,9 @@ class Worker:
             outputs = self._compute_alone(step.stage, jobs, error)
         now = time.monotonic()
         timing = Timing(step.stage, step.rows, now - began, now)
-        confidences = _confidences(model, outputs)
+        confidences: list[tuple[float, float] | None] = [None] * len(jobs)
+        if step.stage < model.num_stages:  # else there is nothing to decide by them
+            confidences = _confidences(model, outputs)
         for job, output, confidence in zip(jobs, outputs, confidences, strict=True):
             job.inputs = None
             job.timings.append(timing)
