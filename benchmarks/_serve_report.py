@@ -377,9 +377,11 @@ def draw(records: list[Record], path: Path) -> None:
     colors = stage_colors(depth)
     figure = new_figure(10.0, 4.4)
     left, right = figure.subplots(1, 2)
-    for server in dict.fromkeys(r["server"] for r in chosen):
+    others = {r["server"] for r in chosen if r.get("tuned")}
+    names = dict.fromkeys(r["server"] for r in chosen)
+    for server in sorted(names, key=others.__contains__):  # the others last
         rows = sorted((r for r in chosen if r["server"] == server), key=lambda r: r["load"])
-        if rows[0].get("tuned") and not server.endswith(f" {depth}"):
+        if server in others and not server.endswith(f" {depth}"):
             continue
         style: dict[str, Any] = {"color": "#999999", "lw": 1.2, "ls": ":", "marker": "."}
         if server == OURS:
@@ -388,7 +390,7 @@ def draw(records: list[Record], path: Path) -> None:
             style = {"color": "black", "lw": 1.2, "ls": "--", "marker": "."}
         elif server.startswith("static"):
             style = {"color": colors[int(server[-1]) - 1], "lw": 1.4, "marker": "."}
-        if rows[0].get("tuned"):
+        if server in others:
             style["marker"] = {"starlette": "x", "litserve": "+", "mlserver": "1"}.get(
                 server.split()[0], "2"
             )
