@@ -1,8 +1,9 @@
-"""Shared by all tests: signals as by default, one thread, torch's generator in one state."""
+"""Shared by all tests: signals as by default, one thread, torch's generator in one state, real data."""
 
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,3 +27,12 @@ def _same_start() -> None:
     """Small tensors: a second thread costs more than it gives, and on a busy machine much more."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_parquet() -> Path:
+    """The folder of CIFAR-10 as JPEG-75 in Parquet."""
+    root = os.environ.get("ANYNEST_DATA")
+    if not root or not (Path(root) / "cifar10-jpeg75").is_dir():
+        pytest.skip("ANYNEST_DATA does not name a folder that holds cifar10-jpeg75/")
+    return Path(root) / "cifar10-jpeg75"

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import pickle
 import struct
 import tarfile
@@ -19,15 +18,6 @@ from PIL import Image
 
 from anynest.data.known_sets import CIFAR10
 from anynest.data.readers.cifar_versions import CifarVersion
-
-
-@pytest.fixture
-def real_parquet() -> Path:
-    """The folder of CIFAR-10 as JPEG-75 in Parquet."""
-    root = os.environ.get("ANYNEST_DATA")
-    if not root or not (Path(root) / "cifar10-jpeg75").is_dir():
-        pytest.skip("ANYNEST_DATA does not name a folder that holds cifar10-jpeg75/")
-    return Path(root) / "cifar10-jpeg75"
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:

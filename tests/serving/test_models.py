@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anynest.data import load as load_data
 from anynest.data.augment import Normalize
 from anynest.data.readers.image_reader import ImageFileReader
+from anynest.engines.session import stages
 from anynest.nets import create_model
+from anynest.nets.pretrained import read_card
 from anynest.predict import Confidence, SavedPolicy
 from anynest.predict.early_stopping.saved_policy import revision_of
 from anynest.serving.models import ServedModel, _errors
@@ -27,6 +30,7 @@ from anynest.store import WeightsInfo, save_weights
 from .fakes import FakeSession, fake_model
 
 MANY = 1 << 20  # pixels
+TRAINED = "cifar10-jpeg75-16px"  # weights of the package
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
@@ -325,6 +329,32 @@ def test_a_summary_without_sound_errors_is_passed_over(errors: Any, tmp_path: Pa
     assert _errors(tmp_path, 3) is None
     (tmp_path / "summary.json").write_text(json.dumps({"validation": {"error": errors}}))
     assert _errors(tmp_path, 3) is None
+
+
+def test_trained_weights_of_the_package_are_served_by_name(real_parquet: Path) -> None:
+    """Real pictures, as a client sends them: each stage is as good as the card says."""
+    card = read_card(TRAINED)
+    served = ServedModel.open("net", "1", TRAINED)
+    assert served.gains.first == pytest.approx(1 - card["held_out_error"][0])
+    data, count = load_data(str(real_parquet)), 256
+    split = data.test
+    pictures = []
+    for pixels in split.images[:count].numpy():
+        stream = io.BytesIO()
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(stream, "PNG")
+        pictures.append(stream.getvalue())
+    images = served.read({"x": encoded(*pictures)}, MANY)["x"]
+    evaluation = served.session.begin(images)
+    found = []
+    for stage, logits in stages(evaluation):
+        given = served.outputs(logits, stage, {"label"})["label"]
+        truth = [data.classes[label] for label in split.labels[:count].tolist()]
+        wrong = [name.decode() != right for name, right in zip(given, truth, strict=True)]
+        found.append(sum(wrong) / count)
+    served.close()
+    for error, told in zip(found, card["error"], strict=True):
+        assert abs(error - told) < 4 * (told * (1 - told) / count) ** 0.5
+    assert found[0] > found[-1]
 
 
 def test_a_network_without_a_known_size_is_refused() -> None:

@@ -23,6 +23,7 @@ from ..engines.model_source import Source, resolve
 from ..engines.onnx.manifest import read_manifest
 from ..engines.open import open_session
 from ..engines.session import Session
+from ..nets.pretrained import list_pretrained, read_card
 from ..predict.early_stopping.policies import Confidence
 from ..predict.early_stopping.saved_policy import SavedPolicy, policy_file, revision_of
 from ..store import WeightsInfo
@@ -125,7 +126,7 @@ class ServedModel:
             except ValueError:
                 session.close()
                 raise
-        errors = _errors(Path(source), session.num_stages)
+        errors = _errors(source, session.num_stages)
         if errors is not None:
             model.gains = Gains.of_errors(errors)
         return model
@@ -424,10 +425,13 @@ def _example(found: Source, session: Session, info: WeightsInfo | None) -> dict[
     )
 
 
-def _errors(source: Path, num_stages: int) -> list[float] | None:
-    """Each stage's error on the validation images, as a run folder's summary has it."""
+def _errors(source: str | Path, num_stages: int) -> list[float] | None:
+    """Each stage's error on held-out images: from a run folder's summary, or a card's."""
     try:
-        errors = json.loads((source / SUMMARY).read_bytes())["validation"]["error"]
+        if str(source) in list_pretrained() and not Path(source).exists():
+            errors = read_card(str(source))["held_out_error"]
+        else:
+            errors = json.loads((Path(source) / SUMMARY).read_bytes())["validation"]["error"]
         sound = len(errors) == num_stages and all(0 <= float(error) <= 1 for error in errors)
     except (OSError, ValueError, LookupError, TypeError):
         return None
