@@ -1,7 +1,7 @@
 """When is the projection worth it? An experiment that can refute our two explanations.
 
-    python benchmarks/conflict.py --out results/conflict.jsonl
-    python benchmarks/conflict.py --read results/conflict.jsonl --into docs/conflict.md
+    python benchmarks/conflict.py --out results/conflict/conflict.jsonl
+    python benchmarks/conflict.py --read results/conflict/conflict.jsonl --into docs/conflict.md
 
 Two tasks classify scikit-learn's digits through one hidden layer. Two things vary: what the tasks
 *share* (8 of 80 units, all 80, 4 units and no others, all 80 and the classifier), and for how many
