@@ -47,6 +47,16 @@ def one(shown: Any) -> None:
     draw(shown, (0.5, 0.2), (0.5, 0.8))
 
 
+def whole_stroke(shown: Any, server: Any) -> Any:
+    """The newest request with the end of ``one``: the page asks while a stroke is drawn, too."""
+    for _ in range(400):
+        for sent in reversed(server.received):
+            if np.frombuffer(sent.data, np.uint8).reshape(8, 8)[5].max() > 100:
+                return sent
+        shown.wait_for_timeout(25)
+    raise AssertionError("the end of the stroke was not sent")
+
+
 def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
@@ -81,6 +91,7 @@ def test_drawing_shows_every_stage(watch: Any, server: Any) -> None:
     shown = open_page(watch, server)
     expect(shown.locator("#status")).to_have_text(EMPTY)
     one(shown)
+    sent = whole_stroke(shown, server)
     expect(shown.locator("#status")).to_have_text("90 % sure. All 3 stages in 7.5 ms, of 50 ms.")
     expect(shown.locator("#label")).to_have_text("7")
     assert heads(shown) == ["2.5 ms", "5 ms", "7.5 ms"]
@@ -90,7 +101,6 @@ def test_drawing_shows_every_stage(watch: Any, server: Any) -> None:
     assert rows.nth(7).locator("td.top").count() == 3
     widths = rows.nth(7).locator("i").evaluate_all("bars => bars.map(bar => bar.style.width)")
     assert [round(float(width[:-1])) for width in widths] == [57, 73, 90]
-    sent = server.received[-1]
     assert sent.path == "/v2/models/digits/versions/1/infer_stream"
     assert sent.header["parameters"] == {"timeout": 50_000}
     assert sent.header["inputs"][0]["shape"] == [1, 8, 8, 1]
