@@ -129,7 +129,6 @@ def model_card(source: str | Path, repository: str, front_matter: str = "") -> s
     info = read_info(path)
     run = _run(path, info) if path.is_dir() else None
     model = load(path)
-    policy = saved_policy(source)
     is_module = all(part.isidentifier() for part in info.module.split("."))
     module = info.module if is_module else ""
     imported = f" --import {module}" if module else ""
@@ -151,7 +150,7 @@ def model_card(source: str | Path, repository: str, front_matter: str = "") -> s
         stages=range(model.num_stages),
         run=run,
         costs=_cost_table(costs_of(model, info)),
-        policy=policy and policy[0],
+        policy=_policy(source, model.num_stages),
         channels=len(info.mean),
         size=info.image_size,
         mean=", ".join(f"{value:.4g}" for value in info.mean),
@@ -162,8 +161,14 @@ def model_card(source: str | Path, repository: str, front_matter: str = "") -> s
     )
 
 
-def saved_policy(source: str | Path) -> tuple[SavedPolicy, Path] | None:
-    """The policy beside a run's weights or a weights file, and its file; None where there is none.
+def costs_of(model: StagedModule, info: WeightsInfo) -> tuple[StageCost, ...]:
+    """Parameters and multiply-adds of every stage for one of the network's images."""
+    x = torch.zeros(1, len(info.mean), info.image_size, info.image_size)
+    return stage_costs(model, {InputSpec.of(model).names[0]: x})
+
+
+def _policy(source: str | Path, num_stages: int) -> SavedPolicy | None:
+    """The policy beside the weights; None where there is none.
 
     Raises:
         RunFolderError: it is damaged or of other weights.
@@ -173,16 +178,10 @@ def saved_policy(source: str | Path) -> tuple[SavedPolicy, Path] | None:
         return None
     try:
         policy = SavedPolicy.read(file)
-        policy.require_fit(source, load(source).num_stages, file)
+        policy.require_fit(source, num_stages, file)
     except ValueError as error:
         raise RunFolderError(f"{error}, or remove the file") from error
-    return policy, file
-
-
-def costs_of(model: StagedModule, info: WeightsInfo) -> tuple[StageCost, ...]:
-    """Parameters and multiply-adds of every stage for one of the network's images."""
-    x = torch.zeros(1, len(info.mean), info.image_size, info.image_size)
-    return stage_costs(model, {InputSpec.of(model).names[0]: x})
+    return policy
 
 
 def _run(folder: Path, info: WeightsInfo) -> dict[str, Any]:

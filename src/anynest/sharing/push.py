@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..predict.early_stopping.saved_policy import FILE as POLICY
+from ..predict.early_stopping.saved_policy import policy_file
 from ..store import local_source, weights_file
 from ..store.hub import HubSource, check_repository, find, upload
 from ..store.weights import FILE
-from .card import model_card, saved_policy
+from .card import model_card
 
 CARD = "README.md"
 MOST = 1 << 20  # characters of an earlier card that are read
@@ -51,9 +52,9 @@ def push_to_hub(
     text = earlier.read_text(encoding="utf-8", errors="replace")[:MOST] if earlier else ""
     card = model_card(source, repository, front_matter(text))
     files: dict[str, Path | bytes | None] = {FILE: weights, CARD: card.encode()}
-    policy = saved_policy(source)
-    if policy is not None:
-        files[POLICY] = policy[1]
+    policy = policy_file(source)  # the card has checked it
+    if policy.is_file():
+        files[POLICY] = policy
     elif find(target, POLICY) is not None:
         files[POLICY] = None
     return upload(
