@@ -1,6 +1,6 @@
 """A Ray Serve ingress round the server of ``anynest serve``: replicas, restarts, rolling updates.
 
-    pip install 'anynest[serve]' 'ray[serve]'
+    pip install '.[serve]' 'ray[serve]'    # in the clone
     python examples/ray_serve.py runs/a
 
 Each replica is one server of its own, with its own deadline, admission and shedding; Ray starts

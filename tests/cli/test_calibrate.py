@@ -11,6 +11,7 @@ from anynest.cli import main
 from anynest.cli.commands.predict import Answers
 from anynest.data import load as load_data
 from anynest.data import make_loader
+from anynest.nets.pretrained import list_pretrained, pretrained_file
 from anynest.predict import SavedPolicy
 from anynest.store import RunError, load
 
@@ -124,6 +125,21 @@ def test_predict_takes_it_up_and_says_so(
     monkeypatch.setattr(Answers, "answer", lambda self, path, x: seen.append(self.policy))
     assert main([*argv, "--policy", "saved"]) == 0
     assert seen[0].thresholds == (0.0001,)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "export"])
+def test_nothing_is_written_beside_weights_of_the_package(command: str, capsys: Out) -> None:
+    name = list_pretrained()[0]
+    before = set(pretrained_file(name).parent.iterdir())
+    assert main([command, name]) == 2
+    assert f"{name} lies in no folder of yours: give --out" in capsys.readouterr().err
+    assert set(pretrained_file(name).parent.iterdir()) == before
+
+
+def test_a_policy_is_read_by_the_weights_it_lies_beside(calibrated: Path) -> None:
+    saved = SavedPolicy.read(calibrated)
+    for source in ("weights.safetensors", "policy.json"):
+        assert SavedPolicy.read(calibrated / source) == saved
 
 
 def test_evaluate_measures_it(calibrated: Path, capsys: Out) -> None:

@@ -204,6 +204,19 @@ def test_evaluate_weights_alone(finished: Path, tmp_path: Path, capsys: Out) -> 
     assert json.loads(capsys.readouterr().out)["error"] == summary["test"]["error"]
 
 
+def test_evaluate_resizes_as_the_training_did(tmp_path: Path, tiny: list[str], capsys: Out) -> None:
+    """Also where the weights alone tell the size."""
+    run = tmp_path / "run"
+    assert main([*tiny, "--image-size", "12", "--out", str(run), "--quiet"]) == 0
+    alone = tmp_path / "w.safetensors"
+    alone.write_bytes((run / "weights.safetensors").read_bytes())
+    capsys.readouterr()
+    assert main(["evaluate", str(alone), "--data", "digits", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"] == "digits (resized to 12)"
+    assert found["error"] == json.loads((run / "summary.json").read_text())["test"]["error"]
+
+
 def test_models(capsys: Out) -> None:
     assert main(["models", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)

@@ -63,6 +63,18 @@ def test_the_default_place_and_force(finished: Path, capsys: Out) -> None:
     assert report(["export", weights, "--force"], capsys)["folder"] == str(finished / "onnx")
 
 
+def test_force_replaces_an_export_that_was_calibrated(
+    finished: Path, tmp_path: Path, capsys: Out
+) -> None:
+    argv = ["export", str(finished), "--out", str(tmp_path / "out")]
+    report(argv, capsys)
+    calibrate = ["calibrate", str(tmp_path / "out"), "--data", "digits", "--split", "validation"]
+    assert main(calibrate) == 0
+    assert (tmp_path / "out/policy.json").is_file()
+    report([*argv, "--force"], capsys)
+    assert not (tmp_path / "out/policy.json").exists(), "it was made for the other graphs"
+
+
 def test_int8_tells_what_it_costs(finished: Path, tmp_path: Path, capsys: Out) -> None:
     out = tmp_path / "out"
     argv = ["export", str(finished), "--int8", "--calibration-images", "50"]

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from anynest.data import Dataset
 from anynest.experiments.catalog.cell import Cell, overlay
 from anynest.experiments.results.records import add_results, read_results
+from anynest.experiments.sweep import job as job_module
 from anynest.experiments.sweep.job import (
     COSINE_EPOCHS,
     Job,
@@ -26,6 +28,7 @@ from anynest.experiments.sweep.launcher import Event
 from anynest.experiments.sweep.local_launcher import LocalLauncher
 from anynest.experiments.sweep.sweep import Sweep
 from anynest.store import RunError, RunFolderError, load
+from anynest.training import DataConfig
 from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder
 
@@ -238,6 +241,28 @@ def test_a_cell_goes_on_within_and_equals_an_uninterrupted_one(
     assert cut["error"] == whole["error"]
     weights = [load(cells[1].folder(tmp_path / name)).state_dict() for name in ("cut", "whole")]
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_images_may_move_while_a_cell_is_trained(
+    tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load_once = job_module.load_once
+
+    def load(config: DataConfig) -> Dataset:
+        read.append(config.source)
+        return load_once(replace(config, source="digits"))
+
+    class Stop(NullReporter):
+        def batch(self, label: str, images: int) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "load_once", load)
+    machine = {"device": "cpu", "threads": 1, "save_batches": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run_job(Job(cells[0], tmp_path, "here", machine), Stop())
+    run_job(Job(cells[0], tmp_path, "there", machine))
+    assert read == ["here", "there"]
 
 
 def test_folders_may_move_but_hold_one_run(tmp_path: Path, cells: list[Cell]) -> None:

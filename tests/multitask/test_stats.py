@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest.multitask import OSGD, gradient_stats, list_methods, make_combiner
+from anynest.multitask import (
+    OSGD,
+    Combiner,
+    NormSGD,
+    gradient_stats,
+    list_methods,
+    make_combiner,
+)
 
 Make = Callable[..., nn.Module]
 Losses = Callable[[nn.Module, int], list[Tensor]]
@@ -114,6 +121,32 @@ def test_a_measurement_leaves_grad_and_graph(method: str) -> None:
     done = combiner.backward(losses)
     assert w.grad is not None
     torch.testing.assert_close(measured.loss_weights, done.loss_weights)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OSGD(refresh=3),
+        lambda: OSGD(normalize=True, C="calibrated", calibration_steps=4),
+        lambda: NormSGD(C="calibrated", calibration_steps=4),
+    ],
+    ids=["refresh", "osgd-norm", "normsgd"],
+)
+def test_a_measurement_leaves_the_steps_after_it(make: Callable[[], Combiner]) -> None:
+    """Steps with measurements of other losses between them are those without."""
+
+    def steps(measures: bool) -> Tensor:
+        combiner, w = make(), nn.Parameter(torch.ones(3))
+        torch.manual_seed(0)
+        for batch in torch.randn(7, 2, 2, 3):
+            other, here = batch
+            if measures:
+                combiner.measure([(w * w) @ row for row in other])
+            combiner.backward([(w * w) @ row for row in here])
+        assert w.grad is not None
+        return w.grad
+
+    torch.testing.assert_close(steps(True), steps(False), rtol=0, atol=0)
 
 
 def test_gradient_stats_measure_without_a_trace(three_exits: Make, digit_losses: Losses) -> None:

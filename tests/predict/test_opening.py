@@ -134,6 +134,14 @@ def test_wrong_arguments(
             open_session(source, **options)
 
 
+def test_the_backend_of_an_open_session(model: AnytimeNetwork) -> None:
+    session = open_session(model, backend="onnxruntime")
+    with AnytimePredictor(session, "onnxruntime") as predictor:
+        assert predictor.session is session
+    with pytest.raises(ValueError, match="that of the session, onnxruntime, found torch: leave it"):
+        AnytimePredictor(session, "torch")
+
+
 def test_devices_by_any_name(model: AnytimeNetwork) -> None:
     x = torch.randn(1, 8, 8)
     for device in ("cpu", torch.device("cpu")):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from anynest import add_exits
 from anynest.engines.folding import FoldedNetwork
 from anynest.engines.module_engine import ModuleSession
 from anynest.engines.onnx.session import OnnxSession
@@ -58,6 +59,37 @@ async def ask(service: Service, name: str, x: np.ndarray[Any, Any], **given: Any
     with service.admit(model, nbytes=x.nbytes, arrived=time.monotonic(), seconds=PATIENCE) as one:
         await one.begin(InferRequest("", {model.session.input_names[0]: x}, {}, False, given))
         return await one.answer()
+
+
+@pytest.mark.parametrize("classes", [4, None])
+def test_a_network_in_bfloat16(classes: int | None) -> None:
+    """Its outputs are sent in float32, which is what the metadata say."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, 4)
+    ).bfloat16()
+    example = torch.zeros(2, *SHAPE, dtype=torch.bfloat16)
+    network = add_exits(body, example, num_classes=4, after={"1": "auto"}).bfloat16().eval()
+    if classes is None:
+        network.num_classes = None
+    repository = Repository()
+    repository.add(network, "net")
+
+    async def main() -> None:
+        service = Service(repository, Settings())
+        await service.start()
+        try:
+            (model,) = repository.loaded()
+            described = {one["name"]: one["datatype"] for one in model.metadata()["outputs"]}
+            answer = await ask(service, "net", np.zeros((1, *SHAPE), np.float32))
+            found = answer.model.outputs(answer.output, answer.stage)
+            name = "output" if classes is None else "logits"
+            assert found[name].dtype == np.float32
+            assert described[name] == "FP32"
+        finally:
+            await service.stop(PATIENCE)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

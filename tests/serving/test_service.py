@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from anynest.predict import Confidence
 from anynest.predict.thread_scheduling import BEHIND_NICE
 from anynest.serving import worker
+from anynest.serving.batches import Result
 from anynest.serving.models import ServedModel
 from anynest.serving.protocol.errors import ProtocolError
 from anynest.serving.requests.answer import Answer
@@ -237,6 +239,25 @@ def test_a_stream_has_every_stage_also_for_a_late_reader() -> None:
                 gate.opened.set()
                 found += [one.stage async for one in answers]
         assert found == [1, 2, 3]
+
+    run(main)
+
+
+def test_a_stream_has_every_stage_also_in_the_middle_of_a_step() -> None:
+    """The compute thread tells the newest result before it appends it to the list."""
+    gate = Gate(1)
+
+    async def main() -> None:
+        async with serving(lambda: fake_model(FakeSession(on_step=gate))) as service:
+            with admit(service) as ticket:
+                await ticket.begin(request(1.0))
+                assert gate.reached.wait(PATIENCE)
+                one, two, three = (Result(stage, torch.ones(1, 4), 0.0) for stage in (1, 2, 3))
+                ticket.job.results.extend([one, two])
+                ticket.job.newest = replace(three, stop_reason="complete")
+                found = [(one.stage, one.stop_reason) async for one in ticket.answers()]
+            gate.opened.set()
+        assert found == [(1, ""), (2, ""), (3, "complete")]
 
     run(main)
 
@@ -479,6 +500,8 @@ def test_bounds() -> None:
                     admit(service, nbytes=0, client="b").release()
                     with pytest.raises(Refused, match="may have 100 bytes"):
                         second.hold(41)
+                assert service.bytes_in_flight == 60
+                ticket.hold(10)  # the first chunk of what was announced
                 assert service.bytes_in_flight == 60
                 ticket.hold(100)
                 assert service.bytes_in_flight == 100

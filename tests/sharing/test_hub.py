@@ -106,17 +106,26 @@ def test_the_policy_goes_with_the_weights(
     files = server.repositories["user/name"][-1]
     assert files["policy.json"] == (calibrated / "policy.json").read_bytes()
     assert "`policy.json` has confidences" in files["README.md"].decode()
-    assert SavedPolicy.read("hf://user/name").policy.thresholds == (0.75,)
     image = str(calibrated.parent / "image.png")
     Image.new("L", (8, 8)).save(image)
     assert main(["predict", "hf://user/name", image]) == 0
     assert "stops early by" in capsys.readouterr().err
+    assert SavedPolicy.read("hf://user/name").policy.thresholds == (0.75,)
     # Weights without a policy take the place of those with one: theirs does not stay.
     anynest.push_to_hub(run, "user/name")
     files = server.repositories["user/name"][-1]
     assert "policy.json" not in files
     assert "policy.json" not in files["README.md"].decode()
     assert not policy_file("hf://user/name").exists()
+
+
+def test_evaluate_fetches_the_policy(
+    server: Hub, calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anynest.push_to_hub(calibrated, "user/name")
+    argv = ["evaluate", "hf://user/name", "--data", "digits", "--policy", "saved", "--json"]
+    assert main(argv) == 0
+    assert "policy" in json.loads(capsys.readouterr().out)
 
 
 def test_a_policy_of_other_weights_is_not_pushed(server: Hub, calibrated: Path) -> None:
@@ -176,6 +185,16 @@ def test_what_is_missing_is_said(server: Hub) -> None:
     server.repositories["user/name"] = [{"README.md": b""}]
     with pytest.raises(RunError, match="hf://user/name: it has no such file"):
         anynest.load("hf://user/name")
+
+
+def test_a_gated_repository_is_told_from_a_missing_one() -> None:
+    """The error of the first is a kind of that of the second, in huggingface_hub as here."""
+    missing = type("RepositoryNotFoundError", (Exception,), {})
+    gated = type("GatedRepoError", (missing,), {})
+    with pytest.raises(RunError, match="access must be asked for"), hub._explained("download"):
+        raise gated
+    with pytest.raises(RunError, match="there is no such repository"), hub._explained("download"):
+        raise missing
 
 
 def test_a_refused_upload_is_one_line(server: Hub, run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anynest import AnytimePredictor, add_exits, load, register
+from anynest import AnytimePredictor, add_exits, create_model, load, register
 from anynest.nets import registry
 from anynest.store import RunFolderError, read_info
 from anynest.training import (
@@ -279,6 +280,25 @@ def test_outputs_that_are_no_logits_of_the_classes(
         train(tiny(), tmp_path / "run", model=Wrong(give))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "channels", "words"),
+    [
+        (100, 1, "must return a list of num_stages = 2 logits [2, 10], found [[2, 100], [2, 100]]"),
+        (5, 1, "found [[2, 5], [2, 5]]"),
+        (10, 3, "must take images [2, 1, 8, 8] of digits"),
+    ],
+)
+def test_a_nested_network_of_other_classes_or_channels(
+    tiny: Tiny, tmp_path: Path, classes: int, channels: int, words: str
+) -> None:
+    model = create_model(
+        "width_nested_resnet10", num_classes=classes, in_channels=channels, growth=((1, 1), (2, 1))
+    )
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        train(tiny(), tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_to_train_and_state_that_no_file_holds(tiny: Tiny) -> None:

@@ -86,6 +86,8 @@ def test_types_survive() -> None:
             ["rprop has no weight decay", "0.5"],
         ),
         ({"optimizer": {"options": {"momntum": 1}}}, ["'momntum'", "momentum"]),
+        ({"optimizer": {"options": {"lr": 0.05}}}, ["optimizer.lr (--lr)", "0.05"]),
+        ({"optimizer": {"options": {"weight_decay": 0}}}, ["optimizer.weight_decay", "(--weight-"]),
         ({"optimizer": {"clip": 0}}, ["optimizer.clip", "above 0"]),
         ({"method": {"name": "osdg"}}, ["'osdg'", "near matches: osgd"]),
         ({"method": {"name": "gredy"}}, ["'gredy'", "greedy"]),

@@ -69,6 +69,22 @@ def test_float16_scales(tiny: Tiny) -> None:
     assert not make_step(tiny(run={"precision": "bf16"})).scaler.is_enabled()
 
 
+def test_cosines_of_small_losses_under_float16(tiny: Tiny) -> None:
+    """Whose gradients would be zeros in float16 without the loss scale."""
+    images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for precision in ("float16", "float32"):
+        train_step = make_step(tiny(run={"precision": precision}))
+        with train_step.autocast():
+            logits = train_step.phase.network(images)
+        losses = [1e-7 * logit.float().logsumexp(1).mean() for logit in logits]
+        found.append(train_step.cosines(losses, None))
+    half, single = found
+    assert half is not None
+    assert single is not None
+    torch.testing.assert_close(half, single, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("stages", [(2,), (1, 2)])
 def test_losses_left_out(tiny: Tiny, precision: str, stages: tuple[int, ...]) -> None:

@@ -12,8 +12,8 @@ from operator import or_
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..data.limits import MAX_WORKERS
 from ..training.config.config_io import coerce, describe, require_bounds
-from ..training.config.data_config import MAX_SIDE, MAX_WORKERS
 from ..training.config.run_config import MAX_THREADS
 from ..training.config.train_config import TrainConfig
 from ..training.errors import ConfigError
@@ -21,6 +21,7 @@ from .parser import Parser, integer, shorten
 
 SPLITS = ("train", "validation", "test")
 BACKENDS = ("onnxruntime", "torch")
+MAX_SIDE = 1 << 16  # pixels of a network's images, as in store.weights, which imports torch
 
 
 def add_threads_flag(parser: Any, default: int | None = 1) -> None:

@@ -45,9 +45,10 @@ def stopping(
     if confidence is not None:
         return Confidence(confidence), ""
     if choice is None:
-        choice = SAVED if policy_file(source).is_file() else NONE
+        file = policy_file(source)
+        choice = str(file) if file.is_file() else NONE
     found = read_policy(choice, source, num_stages)
     if found is None:
         return None, ""
-    saved, file = found
-    return saved.policy, f"stops early by {file} ({saved.goal}); --policy none: never"
+    saved, read = found
+    return saved.policy, f"stops early by {read} ({saved.goal}); --policy none: never"

@@ -25,7 +25,9 @@ def open_data(
         RunFolderError: the network was trained for other classes or channels.
     """
     config = find_config(Path(weights), info, source)
-    config = replace(config, evaluation_batch_size=batch_size, workers=workers)
+    config = replace(
+        config, image_size=info.image_size, evaluation_batch_size=batch_size, workers=workers
+    )
     data = config.load()
     require_fit(info, data)
     return config, replace(data, mean=info.mean, std=info.std)

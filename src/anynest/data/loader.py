@@ -12,12 +12,10 @@ from .dataset import AnySplit, FolderSplit, Split
 from .errors import DataError, check_integer
 from .folder_loader import FolderLoader
 from .in_memory_loader import InMemoryLoader
+from .limits import MAX_WORKERS
 from .transforms import SMALL
 
 AUGMENTATIONS = ("cifar", "imagenet", "none")
-
-
-MAX_WORKERS = 256
 
 
 class Loader(Protocol):

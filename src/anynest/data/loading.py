@@ -5,6 +5,7 @@ from pathlib import Path
 from .assemble import RawDataset, assemble
 from .dataset import Dataset
 from .errors import DataError, check_integer
+from .limits import MAX_SIDE, MIN_SIDE
 from .locate import locate
 from .readers.cifar import folder_version, read_cifar
 from .readers.cifar_versions import CIFAR_VERSIONS
@@ -18,8 +19,6 @@ from .readers.folder import (
 from .readers.idx import find_idx, read_idx_folder
 from .readers.parquet import read_parquet
 from .readers.parquet_shards import find_shards
-
-MAX_IMAGE_SIZE = 4096
 
 
 def load(
@@ -67,7 +66,7 @@ def load(
     if on_corrupt not in ("raise", "skip"):
         raise DataError(f"on_corrupt must be 'raise' or 'skip', found {on_corrupt!r}")
     if image_size is not None:
-        image_size = check_integer("image_size", image_size, 2, MAX_IMAGE_SIZE, " pixels")
+        image_size = check_integer("image_size", image_size, MIN_SIDE, MAX_SIDE, " pixels")
     try:
         raw = _read(str(source), image_size, on_corrupt, label_column)
         if name is not None:

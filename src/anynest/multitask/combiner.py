@@ -1,10 +1,11 @@
 """Combiners: several losses in, one gradient into ``.grad``."""
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -220,12 +221,21 @@ class Combiner(ABC):
     def measure(
         self, losses: Losses, parameters: Parameters | None = None, samples: float | None = None
     ) -> Stats:
-        """As ``backward``, with ``.grad`` unchanged and the graph kept; one pass per loss."""
+        """What ``backward`` would return; ``.grad`` and the method's state stay as they are, and so
+        does the graph. One pass per loss.
+        """
         self._require_no_step("measure")
-        batch = self._check(losses, parameters, samples)
+        twin = self.twin()
+        batch = twin._check(losses, parameters, samples)
         step = Step(batch.parameters, 1.0, only_measure=True)
-        self._differentiate(step, batch, retain_graph=True, is_whole=True)
-        return self._combine(step)
+        twin._differentiate(step, batch, retain_graph=True, is_whole=True)
+        return twin._combine(step)
+
+    def twin(self) -> Self:
+        """A copy whose steps leave this one's state as it is; extended where a step changes more
+        than attributes.
+        """
+        return copy.copy(self)
 
     def _check(
         self, losses: Losses, parameters: Parameters | None, samples: float | None

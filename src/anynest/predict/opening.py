@@ -101,6 +101,11 @@ def open_source(
     read = Profile.read(profile) if isinstance(profile, str | Path) else profile
     count = threads or torch.get_num_threads()
     if hasattr(source, "begin") and not isinstance(source, nn.Module | str | Path):
+        if backend not in (None, source.backend):
+            raise ValueError(
+                f"backend must be that of the session, {source.backend}, found {backend}: leave "
+                "it out, or pass the network in place of a session"
+            )
         way = (source.backend, str(device), count)
         opened = Opened(source, False, way, info, profile=read)
     else:

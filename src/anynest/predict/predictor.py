@@ -60,7 +60,8 @@ class AnytimePredictor:
         profile: a ``Profile`` of this network or its file; needed for
             ``min_completion_probability``, and for budgets of multiply-adds where the source does
             not tell the costs.
-        threads: within one kernel; None leaves it to the backend.
+        threads: within one kernel; None leaves it to the backend. Of a ``Session``, threads and
+            device are those that it was opened with; they choose the profile's times.
         device: of torch: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
         scheduling: how Linux schedules the computing thread, so that callers wake on time:
             ``"slice"``, ``"nice"``, ``"auto"``, ``"behind"`` or ``"none"`` (docs/thread_scheduling.md).

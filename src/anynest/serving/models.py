@@ -73,6 +73,7 @@ class ServedModel:
         self.gains = Gains.uniform(session.num_stages)
         self.policy: Confidence | None = None
         self.output_shape: tuple[int, ...] = ()  # without the batch; set by the warm-up
+        self.output_type = "FP32"  # of an output that is no class logits; set by the warm-up
         self._normalize: Normalize | None = None
         self._pictures: ImageFileReader | None = None
         if session.in_channels is not None and info is not None:
@@ -327,7 +328,7 @@ class ServedModel:
             stage: that gave it.
             wanted: names of those to compute; None: all.
         """
-        values = output.detach().cpu().numpy()
+        values = as_array(output)
         makers: dict[str, Callable[[], Array]] = {}
         if self.num_classes is None or values.ndim != 2:
             makers["output"] = lambda: values
@@ -355,7 +356,7 @@ class ServedModel:
 
     def _output_types(self) -> list[tuple[str, str, tuple[int, ...]]]:
         if self.num_classes is None or len(self.output_shape) > 1:
-            return [("output", "FP32", self.output_shape), ("stage", "INT32", ())]
+            return [("output", self.output_type, self.output_shape), ("stage", "INT32", ())]
         classes = (self.num_classes,)
         return [
             ("probabilities", "FP32", classes),
@@ -364,6 +365,13 @@ class ServedModel:
             ("confidence", "FP32", ()),
             ("stage", "INT32", ()),
         ]
+
+
+def as_array(output: Tensor) -> Array:
+    """A network's output; of float16 and bfloat16, in float32."""
+    small = output.is_floating_point() and output.element_size() < 4
+    found: Array = output.detach().to("cpu", torch.float32 if small else output.dtype).numpy()
+    return found
 
 
 def softmax(logits: Array) -> Array:
@@ -405,7 +413,16 @@ def _example(found: Source, session: Session, info: WeightsInfo | None) -> dict[
     given = getattr(found.network, "example_inputs", None)
     if given:
         known = InputSpec.of(found.require_network()).names
-        return dict(zip(known, given, strict=False))
+        example = dict(zip(known, given, strict=False))
+        if channels is not None:  # images are cast to the network's type
+            return {name: value.float() for name, value in example.items()}
+        for name, value in example.items():
+            if value.dtype == torch.bfloat16:
+                raise ValueError(
+                    f"{name} must have a type that NumPy has, found bfloat16: serve the network in "
+                    "float32"
+                )
+        return example
     if found.export is not None:
         manifest = read_manifest(found.export)
         shapes = [

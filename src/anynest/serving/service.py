@@ -32,7 +32,7 @@ from .protocol.errors import ProtocolError
 from .repository import Entry, Repository, load
 from .requests.observer import Observer
 from .requests.refused import Refused
-from .requests.ticket import Ticket, is_awaited, weight_of
+from .requests.ticket import Ticket, is_awaited
 from .scheduler import Scheduler
 from .settings import Settings
 from .statistics import Statistics
@@ -222,7 +222,6 @@ class Service:
         arrived: float,
         rows: int = 1,
         seconds: float | None = None,
-        priority: int = 0,
         client: str = "",
     ) -> Ticket:
         """Accept a request when its headers are known; ``Ticket.begin`` is the second admission.
@@ -233,7 +232,6 @@ class Service:
             arrived: when the headers were parsed.
             rows: as many as it has at least (``ServedModel.least_rows``).
             seconds: until the deadline, as far as the headers tell; None: they do not.
-            priority: 1 is the highest, 0 the default, as ``PRIORITY``.
             client: its address, for ``client_limit``.
 
         Raises:
@@ -257,7 +255,6 @@ class Service:
             due=due - self.reply,
             lane=model,
             rows=min(rows, self.settings.max_batch),
-            weight=weight_of(priority),
             ready=False,
             model=model,
         )

@@ -74,7 +74,11 @@ class Settings:
             if str(field.type).startswith("float") and not (is_time or optional):
                 raise ValueError(f"{field.name} must be a time above 0 s, found {value!r}")
         check_scheduling(self.scheduling)
-        if self.token is not None and (len(self.token) < 8 or not self.token.isprintable()):
+        token = self.token
+        if token is not None and not (
+            len(token) >= 8 and token.isascii() and token.isprintable() and token == token.strip()
+        ):
             raise ValueError(
-                f"token must have at least 8 printable characters, found {len(self.token)}"
+                "token must have at least 8 printable ASCII characters, without spaces at its ends,"
+                f" found {len(token)} characters"
             )

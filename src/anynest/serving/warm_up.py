@@ -14,7 +14,8 @@ from PIL import Image
 
 from .batches import advance, begin
 from .estimates import StepTimes
-from .models import ServedModel
+from .models import ServedModel, as_array
+from .protocol.tensors import datatype_of
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def _run(model: ServedModel, size: int) -> list[float]:
     finally:
         for evaluation in evaluations:
             evaluation.close()
-    model.output_shape = tuple(output.shape[1:])
+    values = as_array(output)
+    model.output_shape, model.output_type = values.shape[1:], datatype_of(values)
     return seconds
 
 

@@ -2,12 +2,13 @@
 
 from .errors import RunError, RunFolderError
 from .files import write_whole
-from .weights import WeightsInfo, load, local_source, read_info, save_weights, weights_file
+from .weights import WeightsInfo, is_own, load, local_source, read_info, save_weights, weights_file
 
 __all__ = [
     "RunError",
     "RunFolderError",
     "WeightsInfo",
+    "is_own",
     "load",
     "local_source",
     "read_info",

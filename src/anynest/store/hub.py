@@ -28,8 +28,8 @@ _MEANINGS = {
     _UNREACHED: "the Hub cannot be reached, and no copy is in the cache",
     "OfflineModeIsEnabled": "offline mode is on, and no copy is in the cache",
     "RevisionNotFoundError": "there is no such revision",
-    "RepositoryNotFoundError": "there is no such repository, or it is private: `hf auth login`",
     "GatedRepoError": "access must be asked for on the repository's page",
+    "RepositoryNotFoundError": "there is no such repository, or it is private: `hf auth login`",
     "EntryNotFoundError": "it has no such file",
     "LocalTokenNotFoundError": "no token is stored: `hf auth login`",
 }
@@ -98,7 +98,7 @@ def download(source: HubSource, name: str) -> Path:
         RunError: there is no such file, or it could not be downloaded.
     """
     with _explained(f"download {name} of {source}"):
-        return Path(_api().hf_hub_download(source.repository, name, revision=source.revision))
+        return _fetch(source, name)
 
 
 def find(source: HubSource, name: str, *, cache_is_enough: bool = False) -> Path | None:
@@ -115,7 +115,7 @@ def find(source: HubSource, name: str, *, cache_is_enough: bool = False) -> Path
     """
     with _explained(f"download {name} of {source}"):
         try:
-            return Path(_api().hf_hub_download(source.repository, name, revision=source.revision))
+            return _fetch(source, name)
         except Exception as error:
             kind = type(error).__name__
             if kind in _MISSING or (cache_is_enough and kind == _UNREACHED):
@@ -156,6 +156,10 @@ def upload(
         api.create_repo(repository, private=private, exist_ok=True)
         made = api.create_commit(repository, operations, commit_message=message)
         return str(made.commit_url)
+
+
+def _fetch(source: HubSource, name: str) -> Path:
+    return Path(_api().hf_hub_download(source.repository, name, revision=source.revision))
 
 
 def _api() -> Any:

@@ -142,6 +142,13 @@ def local_source(source: str | Path) -> str | Path:
     return source
 
 
+def is_own(source: str | Path) -> bool:
+    """Whether a source is a file or folder of the user's, beside which something may be written;
+    False for ``hf://OWNER/NAME`` and for trained weights that come with the package.
+    """
+    return not is_hub(source) and local_source(source) is source
+
+
 def weights_file(path: str | Path) -> Path:
     """The weights file of ``path``: itself, the one in a finished run's folder, or a local copy.
 

@@ -198,7 +198,8 @@ def build_network(
             f"stages, found {len(method.weights)}"
         )
     model = model.to(device)
-    check_network(model, data, device)
+    if given is not None or not isinstance(model, AnytimeNetwork):
+        check_network(model, data, device)
     if config.run.channels_last:
         for parameter in model.parameters():
             if parameter.dim() == 4:
@@ -214,8 +215,6 @@ def check_network(model: StagedModule, data: Dataset, device: torch.device) -> N
             ``num_stages`` logits [B, K].
     """
     name = type(model).__name__
-    if isinstance(model, AnytimeNetwork):
-        return
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"{name} must have parameters that require a gradient, found none")
     for key, value in model.state_dict().items():

@@ -134,10 +134,15 @@ class TrainStep:
             self.combiner.kept.count(refreshed=not single)
 
     def cosines(self, losses: list[Tensor], samples: int | None) -> Tensor | None:
-        """Cosines [S, S] of the whole batch's gradients; None where a loss is not finite."""
+        """Cosines [S, S] of the whole batch's gradients; None where a loss is not finite.
+
+        Under float16 the losses carry the loss scale, which cosines do not depend on: without it
+        small gradients would be zeros.
+        """
+        scaled = [self.scaler.scale(loss) for loss in losses]
         try:
             return gradient_stats(
-                losses, self.phase.parameters, group=self.world.group, samples=samples
+                scaled, self.phase.parameters, group=self.world.group, samples=samples
             ).cosines
         except NonFiniteLossError:
             return None

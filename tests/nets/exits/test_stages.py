@@ -244,3 +244,14 @@ def test_in_place_operations_on_views(copied: bool) -> None:
     model = anynest.add_exits(Views(copied), torch.randn(2, 6), 3, {"one": "auto"})
     assert not isinstance(model._program, str)
     check(model, lambda batch: [torch.randn(batch, 6)])
+
+
+def test_the_cost_of_inputs_of_another_type() -> None:
+    """A predictor gives float32; they are cast as the body is."""
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    example = torch.randn(2, 3, 8, 8)
+    model = anynest.add_exits(body, example, 5, {"1": "auto"}).eval()
+    wanted = model.cost()
+    model.bfloat16()
+    assert model.cost(torch.randn(1, 3, 8, 8)) == wanted
+    assert model.cost(torch.randn(1, 3, 8, 8, dtype=torch.float64)) == wanted

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from anynest.serving.http import unread
+from anynest.serving.telemetry.records import Record, RecordedApp, RecordingObserver
 
 from .asgi import INFER, encode
 from .conftest import TIME, Served, listening
@@ -77,8 +78,18 @@ def test_gone_while_it_is_computed(play: Play, own: bool) -> None:
             writer.close()
             await served.until(lambda: not served.service.in_flight)
             served.session.gates[1].set()
+            await served.until(lambda: bool(records))
 
-    play(scenario)
+    records: list[Record] = []
+
+    async def recorded(served: Served) -> None:
+        served.service.observers.append(RecordingObserver([records.append]))
+        served.app = RecordedApp(served.app, [records.append])
+        await scenario(served)
+
+    play(recorded)
+    (record,) = records
+    assert (record.found["model"], record.found["outcome"]) == ("tiny", "left")
 
 
 def test_a_connection_goes_on(play: Play) -> None:

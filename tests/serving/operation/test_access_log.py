@@ -62,6 +62,32 @@ def test_rotation(tmp_path: Path) -> None:
     assert "/two" in file.read_text()
 
 
+def test_a_rotation_that_fails_loses_nothing_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder is gone for a while: the log says so, and goes on when it is back."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with AccessLog(str(folder / "log")) as log:
+        log(record("/one"))
+        while not (folder / "log").read_text():
+            pass
+        folder.rename(tmp_path / "old")
+        log.reopen()
+        while not caplog.records:
+            pass
+        folder.mkdir()
+        log.reopen()
+        while not (folder / "log").exists():
+            pass
+        log(record("/two"))
+    assert "/one" in (tmp_path / "old/log").read_text()
+    assert "/two" in (folder / "log").read_text()
+    begun, ended = caplog.messages
+    assert "No such file or directory" in begun
+    assert "written again" in ended
+
+
 def test_a_reader_that_stalls_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

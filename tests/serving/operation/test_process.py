@@ -414,11 +414,11 @@ def test_the_walk_through_of_the_docs(runs: list[Path], tmp_path: Path) -> None:
     """The requests of docs/serve.md, as a shell sends them."""
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
-    Image.new("L", (30, 20), 128).save(tmp_path / "seven.png")
+    Image.new("L", (30, 20), 128).save(tmp_path / "digit.png")
     text = (Path(__file__).parents[3] / "docs/serve.md").read_text()
     (block,) = (block for block in text.split("```") if "curl --json" in block)
     _, *lines = block.splitlines()  # the fence names the language
-    commands = [line for line in lines if not line.startswith(("anynest", "kill"))]
+    commands = [line for line in lines if not line.startswith(("anynest", "until", "kill"))]
     with serving(runs[0]) as server:
         script = "\n".join(commands).replace("models/digits", "models/m")
         script = script.replace("localhost:8000", urlsplit(server.ready["http"]).netloc)

@@ -11,8 +11,7 @@ from ...engines.model_source import resolve
 from ...predict.early_stopping.calibration import CalibrationReport, HeldOut, calibrate
 from ...predict.early_stopping.policies import Confidence
 from ...predict.early_stopping.saved_policy import SavedPolicy, policy_file
-from ...store import local_source
-from ...store.hub import is_hub
+from ...store import is_own, local_source
 from ...training import ConfigError
 from ...training.output.reporting import percent
 from ..console import Console, make_table, print_json
@@ -23,7 +22,7 @@ from ..usage.calibrate import MAX_DROP
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, save and print."""
-    if is_hub(arguments.source) and not arguments.out:
+    if not is_own(arguments.source) and not arguments.out:
         raise ConfigError(f"{arguments.source} lies in no folder of yours: give --out FILE")
     arguments.source = str(local_source(arguments.source))
     out = Path(arguments.out or policy_file(arguments.source))

@@ -22,11 +22,12 @@ from . import deadlines
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print a table or JSON."""
-    arguments.weights = str(local_source(arguments.weights))
+    named = arguments.weights  # a repository's policy is fetched by the name of the repository
+    arguments.weights = str(local_source(named))
     info = read_info(arguments.weights)
     device = find_device(arguments.device)
     model = load(arguments.weights).to(device)
-    chosen = read_policy(arguments.policy, arguments.weights, model.num_stages)
+    chosen = read_policy(arguments.policy, named, model.num_stages)
     config, data = open_data(
         arguments.weights, info, arguments.data, arguments.batch_size, arguments.workers
     )

@@ -14,8 +14,7 @@ from ...engines.onnx.export.export import export
 from ...engines.onnx.export.quantize import stage_errors
 from ...engines.onnx.manifest import Manifest
 from ...engines.open import open_session
-from ...store import load, local_source, read_info
-from ...store.hub import is_hub
+from ...store import is_own, load, local_source, read_info
 from ...training import ConfigError, DataConfig
 from ...training.output.reporting import ProgressBar, percent
 from ..console import Console, make_table, print_json
@@ -28,7 +27,7 @@ CPU = torch.device("cpu")
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and print what was written."""
-    if is_hub(arguments.weights) and not arguments.out:
+    if not is_own(arguments.weights) and not arguments.out:
         raise ConfigError(f"{arguments.weights} lies in no folder of yours: give --out FOLDER")
     arguments.weights = str(local_source(arguments.weights))
     info = read_info(arguments.weights)

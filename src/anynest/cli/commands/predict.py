@@ -32,10 +32,9 @@ from ..policy_choice import stopping
 def run(arguments: argparse.Namespace) -> int:
     """Predict every picture; 1 where one of them failed, else 0."""
     failed = False
+    named = arguments.source  # a repository's policy is fetched by the name of the repository
     with opened(arguments) as (predictor, reader):
-        policy, told = stopping(
-            arguments.policy, arguments.confidence, arguments.source, predictor.num_stages
-        )
+        policy, told = stopping(arguments.policy, arguments.confidence, named, predictor.num_stages)
         if told:
             print(f"anynest: {told}", file=sys.stderr, flush=True)
         answers = Answers(predictor, arguments, policy)

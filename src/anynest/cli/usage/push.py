@@ -4,8 +4,9 @@ from ..flags import add_import_flag
 from ..parser import Parser
 
 DESCRIPTION = (
-    "Upload a trained network to the Hugging Face Hub: its weights file and a model card made from "
-    "the run's summary. `hf://OWNER/NAME` then stands for it wherever a run folder does."
+    "Upload a trained network to the Hugging Face Hub: its weights file, the policy of `anynest "
+    "calibrate` if there is one, and a model card made from the run's summary. `hf://OWNER/NAME` "
+    "then stands for it wherever a run folder does."
 )
 EXAMPLES = """examples:
   anynest push runs/a user/name

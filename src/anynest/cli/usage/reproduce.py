@@ -3,7 +3,6 @@
 from ...experiments.catalog.experiment import SEEDS
 from ...experiments.catalog.experiments import ALL, EXPERIMENTS
 from ...experiments.catalog.protocols import PROTOCOLS
-from ...training.config.data_config import MAX_WORKERS
 from ..flags import add_device_flag, add_json_flag, key_value
 from ..parser import Parser, integer
 
@@ -19,6 +18,7 @@ EXAMPLES = """examples:
 
 After Ctrl-C or a crash the same command resumes, also within a cell."""
 MAX_SEEDS = 1000
+MAX_JOBS = 1024
 
 
 def names(text: str) -> list[str]:
@@ -60,7 +60,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=integer(1, MAX_WORKERS),
+        type=integer(1, MAX_JOBS),
         help="cells at once (default: one per core; 1 on a GPU)",
     )
     parser.add_argument(

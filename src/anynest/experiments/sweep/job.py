@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def run_job(job: Job, reporter: Reporter | None = None) -> Record:
     result = folder.path / RESULT
     if not result.is_file():
         wait_for_lock(folder)
-        data = load_once(config.data)
+        data = load_once(replace(config.data, source=job.source))
         train(
             None if folder.started else config,
             folder.path,

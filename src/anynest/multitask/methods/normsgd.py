@@ -3,8 +3,9 @@
 The average over participants is described below equation 2. A zero gradient stays zero.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -69,6 +70,11 @@ class NormSGD(Combiner):
         scaled = ones * self.constant.value() * loss_scale
         weights = unit.in_terms_of_stored(scaled) / count
         return Combination(weights, gram=gradients.known_gram, importances=each)
+
+    def twin(self) -> Self:
+        twin = super().twin()
+        twin.constant = copy.copy(self.constant)
+        return twin
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.constant.state_dict()}

@@ -6,9 +6,10 @@ without normalization. The update is the sum of the remainders (line 14). Deviat
 of its gradient counts as zero; zero gradients stay zero where the paper divides by their norm.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -218,6 +219,11 @@ class OSGD(Combiner):
             for w, loss in zip(kept.unbind(), losses, strict=True)
         ]
         return OnePass(seeds, kept, refreshed=False)
+
+    def twin(self) -> Self:
+        twin = super().twin()
+        twin.kept, twin.constant = copy.deepcopy(self.kept), copy.copy(self.constant)
+        return twin
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

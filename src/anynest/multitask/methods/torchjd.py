@@ -4,8 +4,9 @@ Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization" (2024): an 
 combines the rows of a Jacobian J into ``J^T w``, with w computed from ``J J^T`` alone.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -101,6 +102,11 @@ class GramWeighting(Combiner):
             first = weights if collectives.rank == 0 else torch.zeros_like(weights)
             weights = collectives.all_reduce(first)
         return Combination(weights, gram=gram)
+
+    def twin(self) -> Self:
+        twin = super().twin()
+        twin.weighting = copy.deepcopy(self.weighting)  # some keep the weights of the last step
+        return twin
 
     def __repr__(self) -> str:
         return f"from_torchjd({self.method}, on_nonfinite={self.on_nonfinite!r})"

@@ -224,9 +224,14 @@ class ExitNetwork(nn.Module):
         """Parameters, and multiply-adds per row of the batch, of each stage.
 
         Args:
-            example: inputs; without them, those given to ``add_exits``.
+            example: inputs; without them, those given to ``add_exits``. They are moved and cast as
+                these are with the body.
         """
-        inputs = example or self._inputs.example_like(self.body)
+        own = self._inputs.example_like(self.body)
+        inputs = own
+        if example:
+            inputs = tuple(t.to(like) for t, like in zip(example, own, strict=True))
+        self._current_program()  # built here: what builds it must not be counted
         with evaluating(self, self.body):
             return count_costs(self, len(inputs[0]), lambda reached: self._visit(inputs, reached))
 

@@ -10,12 +10,13 @@ from typing import Any, Self
 
 from ..._version import __version__
 from ...engines.onnx.manifest import FILE as MANIFEST
-from ...store import local_source, weights_file, write_whole
+from ...store import is_own, local_source, weights_file, write_whole
 from ...store.hub import find, is_hub, parse_source
 from .calibration import CalibrationReport
 from .policies import Confidence, Policy, check_fit
 
 FILE = "policy.json"
+WEIGHTS_SUFFIX = ".safetensors"
 FORMAT = "anynest-policy-1"
 
 
@@ -104,12 +105,17 @@ class SavedPolicy:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a file, or the one beside a network.
+        """Read a file of policies, or the one beside a network.
+
+        Args:
+            path: of the file, or a run folder, weights or an exported folder.
 
         Raises:
             ValueError: it is missing, damaged or of another format.
         """
-        file = policy_file(path) if is_hub(path) or Path(path).is_dir() else Path(path)
+        named = Path(path)
+        beside = not is_own(path) or named.is_dir() or named.suffix == WEIGHTS_SUFFIX
+        file = policy_file(path) if beside else named
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:

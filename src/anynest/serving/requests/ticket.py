@@ -111,7 +111,7 @@ class Ticket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not self._told:
+        if not self._told and (error is not None or isinstance(self._error, ClientGone)):
             if isinstance(error, ProtocolError) and not isinstance(error, ClientGone):
                 self._tell("failed", self.model, error.status)
             else:
@@ -126,6 +126,7 @@ class Ticket:
             Refused: too many bytes are in flight.
         """
         service = self.service
+        nbytes = max(nbytes, self._nbytes)  # a chunk takes back nothing of what was announced
         most = service.settings.max_bytes_in_flight
         if service.bytes_in_flight - self._nbytes + nbytes > most:
             self.release()
@@ -247,7 +248,7 @@ class Ticket:
         while not self._ended:
             await self._changed.wait()
             self._changed.clear()
-        return self._conclude()
+        return self._conclude(self.job.newest)
 
     async def answers(self) -> AsyncIterator[Answer]:
         """The answer of each stage when it is there, to the last or when time is up.
@@ -258,17 +259,22 @@ class Ticket:
             ProtocolError: none in time (504), or the model failed (500).
         """
         self.job.streams = True
-        results, sent, ended = self.job.results, 0, False
-        while not ended:
-            ended = self._ended
-            count = len(results) - ended  # at the end, the newest is sent with its reason
-            for result in results[sent:count]:
+        sent = 0
+        while True:
+            # The computing thread goes on meanwhile: first whether it is the end, then what is new.
+            ended, newest = self._ended, self.job.newest
+            results = self.job.results[sent:]
+            if ended and newest is not None:  # the newest is sent last, with its reason
+                results = [result for result in results if result.stage != newest.stage]
+            for result in results:
                 yield self._answer(result, "")
-            sent = max(sent, count)
-            if not ended and sent == len(results):
+            sent += len(results)
+            if ended and not results:
+                yield self._conclude(newest)
+                return
+            if not results:
                 await self._changed.wait()
                 self._changed.clear()
-        yield self._conclude()
 
     def sending(self) -> None:
         """The answer is ready to be sent: what passed since the timer counts as the server's lag.
@@ -280,8 +286,6 @@ class Ticket:
 
     def leave(self) -> None:
         """The client has gone: compute nothing more. Whoever waits for an answer gets ClientGone."""
-        if not self._told:
-            self._tell("left", self.model)
         self.fail(ClientGone())
         self.release()
 
@@ -328,9 +332,8 @@ class Ticket:
         self.service.worker.drop(self.job)
         self._changed.set()
 
-    def _conclude(self) -> Answer:
+    def _conclude(self, newest: Result | None) -> Answer:
         """The last answer."""
-        newest = self.job.newest
         error = self._error
         if isinstance(error, ClientGone):
             raise error

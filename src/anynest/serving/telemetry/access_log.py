@@ -1,13 +1,15 @@
 """The access log: one line of JSON for each request, written by a thread of its own.
 
 A disk or a reader of the output that stalls must not hold up answers: lines wait in a bounded queue,
-beyond which they are dropped and counted.
+beyond which they are dropped and counted. What cannot be written is dropped too; the server's log has
+a line when that begins and when it ends.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 import threading
 from collections import deque
@@ -20,6 +22,7 @@ from .records import Record
 MAX_LINES = 10_000  # that wait to be written
 MAX_TEXT = 300  # characters of what a client may choose
 STDOUT = "-"
+_log = logging.getLogger(__name__)
 
 
 class AccessLog:
@@ -82,6 +85,7 @@ class AccessLog:
         return io.FileIO(self._path, "a")
 
     def _write(self) -> None:
+        fails, lost = False, 0  # since when lines are lost, and how many were by then
         while True:
             with self._changed:
                 while not (self._lines or self._reopen or self._closed):
@@ -90,14 +94,25 @@ class AccessLog:
                 self._lines.clear()
                 reopen, self._reopen = self._reopen, False
             try:
-                if reopen and self._path != STDOUT:
-                    self._file.close()
-                    self._file = self._open()
+                if (reopen or self._file.closed) and self._path != STDOUT:
+                    old, self._file = self._file, self._open()
+                    old.close()
                 data = memoryview("".join(lines).encode())
                 while data:
                     data = data[self._file.write(data) :]
-            except (OSError, ValueError):  # a full disk, a closed pipe: requests go on
+            except (OSError, ValueError) as error:  # a full disk, a closed pipe: requests go on
                 self.dropped += len(lines)
+                if not fails:
+                    fails, lost = True, self.dropped - len(lines)
+                    _log.warning("access log %s: %s; lines are dropped", self._path, error)
+            else:
+                if fails and lines:
+                    fails = False
+                    _log.warning(
+                        "access log %s: written again; %d lines were dropped",
+                        self._path,
+                        self.dropped - lost,
+                    )
             if ends:
                 self._file.close()
                 return

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..batches import Timing
+from ..grpc.calls import address_of
 from ..models import ServedModel
 from ..requests.answer import Answer
 
@@ -114,7 +115,7 @@ class RecordedCalls(aio.ServerInterceptor):  # type: ignore[misc]
         headers = {key: text for key, text in details.invocation_metadata if type(text) is str}
 
         async def recorded(messages: Any, context: Any) -> Any:
-            record = Record("grpc", "", details.method, _address(context.peer()), headers)
+            record = Record("grpc", "", details.method, address_of(context.peer()), headers)
             record.streams = details.method.endswith(STREAM)
             with recording(record, self._sinks):
                 record.status = "UNKNOWN"  # of an error that nobody handles
@@ -204,12 +205,3 @@ def outcome_of(status: int) -> str:
     ['timed_out', 'stopped', 'failed', 'invalid']
     """
     return {504: "timed_out", 503: "stopped", 500: "failed"}.get(status, "invalid")
-
-
-def _address(peer: str) -> str:
-    """The address in gRPC's name of a client, such as ``ipv4:127.0.0.1:5123``.
-
-    >>> _address("ipv4:127.0.0.1:5123"), _address("ipv6:%5B::1%5D:5123")
-    ('127.0.0.1', '::1')
-    """
-    return peer.partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...data.limits import MAX_SIDE, MAX_WORKERS, MIN_SIDE
 from .config_io import Section, option
 
 if TYPE_CHECKING:
     import torch
 
     from ...data import AnySplit, Dataset, Loader
-
-MAX_SIDE = 1 << 16  # pixels of an image's height and width
-MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class DataConfig(Section):
         "--image-size",
         "pixels a side (default: as found; image folders 224, unless all images are square, alike "
         "and at most 64)",
-        at_least=1,
+        at_least=MIN_SIDE,
         at_most=MAX_SIDE,
     )
     limit: int | None = option(

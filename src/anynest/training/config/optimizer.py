@@ -87,6 +87,13 @@ class OptimizerConfig(Section):
             raise ConfigError(
                 f"optimizer.ema (--ema) must be above 0 and below 1, found {self.ema}"
             )
+        for name in ("lr", "weight_decay"):
+            if name in self.options:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(
+                    f"optimizer.options must not hold {name}, found {self.options[name]}: give it "
+                    f"as optimizer.{name} ({flag})"
+                )
 
     def check(self) -> None:
         """ConfigError for a name that is unknown or options that it refuses (imports torch)."""

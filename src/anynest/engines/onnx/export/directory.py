@@ -11,7 +11,7 @@ from ....store import RunError, RunFolderError, write_whole
 from ....store.files import explain, sync_folder
 from ..manifest import FILE, read_manifest
 
-PROFILE = "profile.json"  # written beside the export's own files
+BESIDE = {"profile.json", "policy.json"}  # written beside the export's own files
 
 
 def require_place(folder: Path, overwrite: bool) -> None:
@@ -29,7 +29,7 @@ def require_place(folder: Path, overwrite: bool) -> None:
         )
     ours = {FILE}
     if FILE in found:
-        ours |= {PROFILE} | {entry.file for entry in read_manifest(folder).files}
+        ours |= BESIDE | {entry.file for entry in read_manifest(folder).files}
     if not found <= ours:
         raise RunFolderError(
             f"{folder} holds more than an export ({min(found - ours)}) and is not overwritten: "
