@@ -14,6 +14,7 @@ from anynest.multitask import OSGD, TaskGradients, make_combiner, task_gradients
 from anynest.multitask.gradients import task_gradients as module
 from anynest.multitask.gradients.task_gradients import LEAST_FAST, SMALL_CPU, fast_dots, fast_sum
 from anynest.multitask.methods import reference
+from anynest.multitask.methods.rules import WELL_CONDITIONED_FAST
 
 SIZE = 40_000
 
@@ -38,7 +39,9 @@ def test_float32_dots_are_those_of_float64_within_rounding(k: int, size: int) ->
     true = rows.double() @ rows.double().T
     norms = rows.double().norm(dim=1)
     assert found.shape == (k, k)
-    assert ((found - true).tril().abs() <= 2e-7 * norms[:, None] * norms).all()
+    # what makes a step exact to 1e-6 down to the smallest remainder that these dots are used for
+    bound = 1e-6 * WELL_CONDITIONED_FAST**0.5
+    assert ((found - true).tril().abs() <= bound * norms[:, None] * norms).all()
 
 
 @pytest.mark.parametrize("k", [2, 7])

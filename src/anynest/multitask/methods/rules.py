@@ -28,8 +28,8 @@ from ..gradients.task_gradients import TaskGradients, index_on
 # r is the norm of a remainder relative to its gradient. Above r^2 = 1e-6 one round is accurate to
 # about 1e-9.
 WELL_CONDITIONED = 1e-6
-# Float32 dot products, off by 1e-7 of the product of the norms, move a remainder by 1e-7 / r: above
-# this r^2 by less than 1e-6 of its gradient. Likewise a float32 sum.
+# Float32 dot products, off by up to 2e-7 of the product of the norms, move a remainder by 2e-7 / r:
+# above this r^2 by less than 1e-6 of its gradient. Likewise a float32 sum.
 WELL_CONDITIONED_FAST = 1 / 16
 # Of this squared norm, float32 loses less than 1e-7 in a gradient of 1e9 entries: squares of
 # entries below its range.
