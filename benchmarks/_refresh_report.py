@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anynest.experiments.claims.significance import interval as student
 from anynest.multitask.methods.refresh import drift
 from anynest.store import write_whole
 from anynest.store.figures import new_figure, save_figure, stage_colors
 
 Run = dict[str, Any]
 LAGS = (1, 4, 16, 64)
-# two-sided 95 % quantiles of Student's t for n - 1 degrees of freedom, n from 2
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
 
 
 def read_runs(folder: Path, methods: Sequence[str]) -> dict[str, dict[int, Run]]:
@@ -43,13 +42,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and the half width of its 95 % interval (Student's t)."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:+.2f}"
-    quantile = T95[len(values) - 2] if len(values) - 2 < len(T95) else 2.0
-    half = quantile * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.2f} ± {half:.2f}"
+    """Mean and the half width of its 95 % interval (Student's t), if the values differ."""
+    mean, ends = statistics.fmean(values), student(values)
+    return f"{mean:+.2f}" + (f" ± {(ends[1] - ends[0]) / 2:.2f}" if ends else "")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,8 @@ SPREAD = ("in_time", "mean_stage", "accuracy")
 def merged(records: Iterable[Record], identity: Callable[[Record], list[Any]]) -> list[Record]:
     """The rounds of each load as one record, in the order of the first; other records as they are.
 
-    Shares and means are medians, counts are sums, quantiles of times are the worst of the rounds.
+    Shares and means are medians, counts are sums, quantiles of times and the share of the core that
+    other machines took are the worst of the rounds.
     ``spread`` has the least and the largest of ``SPREAD``.
     """
     groups: dict[str, list[Record]] = {}
@@ -37,6 +38,7 @@ def _merge(rounds: Sequence[Record]) -> Record:
 
     found |= {key: statistics.median(values(key)) for key in MEDIANS if values(key)}
     found |= {key: sum(values(key)) for key in SUMS}
+    found["stolen"] = max(values("stolen"), default=0.0)
     for key in WORST:
         found[key] = {name: max(one[key][name] for one in rounds) for name in found[key]}
     found["generator"] = {

@@ -235,6 +235,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 def run(out: Path, seeds: int, epochs: int, quick: bool, console: Console) -> None:
     """Train what is missing."""
     records = read(out)
+    if others := {record["epochs"] for record in records} - {epochs}:
+        raise SystemExit(
+            f"{out} has runs of {others.pop()} epochs, found --epochs {epochs}: take another --out"
+        )
     done = [record["key"] for record in records]
     settings = wanted(seeds, quick)
     left = [setting for setting in settings if setting.key not in done]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 from _pages import replace_between
 from rich.console import Console
 
+from anynest.experiments.claims.significance import interval as student
 from anynest.experiments.sweep.job import revision
 from anynest.store import write_whole
 from anynest.training import TrainConfig, train
@@ -71,14 +71,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
 
 
+def settings_of(args: argparse.Namespace, method: str, recipe: str, seed: int) -> dict[str, Any]:
+    """The settings of a run, wherever its images lie on this machine."""
+    settings = config_of(args, method, recipe, seed).to_json()
+    settings["data"]["source"] = Path(args.data).name
+    return settings
+
+
 def run(args: argparse.Namespace, method: str, recipe: str, seed: int) -> dict[str, Any]:
     """Train once; a record of the run."""
     config = config_of(args, method, recipe, seed)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         summary = train(config, folder).summary
-    settings = config.to_json()
-    settings["data"]["source"] = Path(args.data).name  # not where it lies on this machine
+    settings = settings_of(args, method, recipe, seed)
     return {
         "method": method,
         "recipe": recipe,
@@ -95,15 +101,9 @@ def run(args: argparse.Namespace, method: str, recipe: str, seed: int) -> dict[s
 
 
 def interval(differences: list[float]) -> str:
-    """``-0.31 [-0.52, -0.10]``: the mean and its 95 % interval by Student's t."""
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.2f}"
-    from scipy.special import stdtrit
-
-    n = len(differences)
-    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(n)
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    """``-0.31 [-0.52, -0.10]``: the mean and its 95 % interval by Student's t, if they differ."""
+    mean, ends = statistics.mean(differences), student(differences)
+    return f"{mean:+.2f}" + (f" [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else "")
 
 
 def table(records: list[dict[str, Any]], method: str) -> list[str]:
@@ -185,6 +185,12 @@ def main() -> None:
             print(text)
         return
     records = read(args.out)
+    for record in records:
+        if record["settings"] != settings_of(args, *identity(record)):
+            raise SystemExit(
+                f"{args.out} has runs with other settings, such as {' '.join(map(str, identity(record)))}"
+                ": give the same options, or take another --out"
+            )
     done = {identity(record) for record in records}
     wanted = [
         (method, recipe, seed)

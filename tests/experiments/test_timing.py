@@ -12,7 +12,7 @@ import torch
 from anynest.cli import main
 from anynest.experiments.catalog.cell import Cell
 from anynest.experiments.catalog.protocols import Protocol
-from anynest.experiments.results.records import read_results
+from anynest.experiments.results.records import add_results, read_results
 from anynest.experiments.sweep import timing
 
 
@@ -68,6 +68,17 @@ def test_figures_9_and_10_from_start_to_end(
     planned = json.loads(capsys.readouterr().out)
     assert all(row["done"] for row in planned["cells"])
     assert planned["seconds_left"] == 0
+    # nor where the trained networks are not at hand, unless something is to be measured
+    moved = ["--results", str(tmp_path / "tiny.jsonl"), "--out", str(tmp_path / "new"), "--json"]
+    assert main([*command, *moved, "--dry-run"]) == 0
+    assert all(row["done"] for row in json.loads(capsys.readouterr().out)["cells"])
+    add_results(tmp_path / "some.jsonl", [ln for ln in lines if ln not in measured[:1]])
+    moved[1] = str(tmp_path / "some.jsonl")
+    assert main([*command, *moved, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)["cells"]
+    left = {row["network"].split(" ")[0] for row in planned if not row["done"]}
+    assert left
+    assert not any("depth" in name or "eann" in name for name in left)
 
 
 def test_the_fastest_of_the_rounds_counts_for_each_stage(

@@ -23,7 +23,7 @@ from ...experiments.sweep.estimate import estimate
 from ...experiments.sweep.launcher import Launcher
 from ...experiments.sweep.local_launcher import LocalLauncher
 from ...experiments.sweep.sweep import Sweep, records_of
-from ...experiments.sweep.timing import measure_missing
+from ...experiments.sweep.timing import measure_missing, missing
 from ...store.hardware import usable_cores
 from ...training import ConfigError, Interrupted
 from ...training.environment import find_device
@@ -55,12 +55,15 @@ class Choice:
         """ConfigError for a name that no run has, or an experiment that compares all networks."""
         variants = [run.variant for run in runs]
         methods = [*dict.fromkeys(variant.partition("+")[0] for variant in variants)]
+        later = [e for e in experiments if e.next_runs is not None]
+        designs = [*(run.design for run in runs), *(d for e in later for d in e.next_designs)]
         for flag, given, known in (
-            ("--only", self.designs, [*dict.fromkeys(run.design for run in runs)]),
+            ("--only", self.designs, [*dict.fromkeys(designs)]),
             ("--methods", self.methods, [*methods, *variants]),
         ):
             for name in given:
-                if name not in known:
+                follows = later and flag == "--methods" and name.partition("+")[0] in methods
+                if name not in known and not follows:
                     names = ", ".join(known if flag == "--only" else methods)
                     raise ConfigError(f"{flag} must be among {names}, found {name!r}")
         if self != Choice() and (whole := [e.name for e in experiments if e.measured]):
@@ -178,26 +181,26 @@ def make_parts(arguments: argparse.Namespace, protocol: Protocol, console: Conso
             names = ", ".join(e.name for e in experiments)
             console.print(f"left out without --imagenet FOLDER: {names}")
             continue
-        cells = plan_cells(experiments, protocol, arguments.seeds, {}, choice)
-        if not cells and plan_cells(experiments, protocol, arguments.seeds, {}):
-            continue  # of another family than the networks that --only leaves
+        cells = plan_cells(experiments, protocol, arguments.seeds, {})
         if not cells:
             raise ConfigError(without_cells(experiments, protocol))
+        follow = any(e.next_runs for e in experiments)
+        if not follow and not plan_cells(experiments, protocol, arguments.seeds, {}, choice):
+            continue  # of another family than the networks that --only leaves
         source = absolute(sources[family])
         machine = machine_of(arguments)
         data = cells[0].config(source, machine).data.load()
         results = Path(arguments.results or out / f"{protocol.name}.jsonl")
 
-        wanted_weights = frozenset(
-            cell.key
-            for e in experiments
-            if e.measured
-            for cell in cells_of(e.runs(protocol), protocol, arguments.seeds)
-        )
+        measured = any(e.measured for e in experiments)
+        left = missing(protocol, arguments.seeds, data.label, results) if measured else []
+        wanted_weights = frozenset(cell.key for one in left for cell in one.cells)
         sweep = Sweep(
             cells, out, results, source, data.label, machine, wanted_weights, console.print
         )
-        parts.append(Part(experiments, sweep, data, choice))
+        sweep.cells = plan_cells(experiments, protocol, arguments.seeds, sweep.recorded(), choice)
+        if sweep.cells:
+            parts.append(Part(experiments, sweep, data, choice))
     if not parts:
         raise ConfigError("--only and --methods must leave some cells, found none: change one")
     return parts
@@ -262,7 +265,7 @@ def plan(
     listed: list[dict[str, Any]] = []
     for part in parts:
         sweep, data = part.sweep, part.data
-        lines = sweep.done() if sweep.out.is_dir() else sweep.recorded()
+        lines = sweep.done()
         sweep.cells = plan_cells(part.experiments, protocol, arguments.seeds, lines, part.choice)
         left = [cell for cell in sweep.cells if cell.key not in lines]
         with ProgressBar(console, "measuring training steps", plain=10.0) as bar:

@@ -47,6 +47,7 @@ class Experiment:
         measured: Whether the trained networks are also timed on this machine.
         next_runs: For an experiment whose runs depend on results: the runs, given the records of
             one protocol and one data label. ``runs`` then lists the first ones.
+        next_designs: Designs that only such later runs have.
         waits_for: Name of the experiment whose results must be there before there are any runs.
     """
 
@@ -57,6 +58,7 @@ class Experiment:
     runs: Callable[[Protocol], list[Run]]
     measured: bool = False
     next_runs: Callable[[Protocol, Sequence[Record]], list[Run]] | None = None
+    next_designs: tuple[str, ...] = ()
     waits_for: str = ""
 
     def wanted(self, protocol: Protocol, records: Sequence[Record]) -> list[Run]:

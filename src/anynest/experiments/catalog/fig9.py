@@ -38,6 +38,17 @@ ANYTIME, ALONE, LARGEST = "osgd", "sgd-mean", "normsgd"
 KINDS = ("base", "nest", "oracle-all", "oracle-each")  # of schemes, in Figure 10's order
 
 
+def sharing(panel: Panel) -> str:
+    """The panels that share runs with one. Those with one baseline have Oracles of one kind, too,
+    whose members are in part the same networks.
+
+    >>> sharing(PANELS[0]), sharing(PANELS[2])
+    ('panel (a)', 'panels (b) and (c)')
+    """
+    names = [f"({other.name})" for other in PANELS if other.baseline == panel.baseline]
+    return f"panel{'s' if len(names) > 1 else ''} {' and '.join(names)}"
+
+
 def schemes(panel: Panel, kind: str) -> list[str]:
     """The names of a panel's schemes of one kind, as Figure 10 names them.
 

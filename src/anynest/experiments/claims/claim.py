@@ -115,7 +115,7 @@ def judge_differences(groups: Sequence[Pairs], margin: float = 0.0) -> Verdict:
     comparisons = tuple(c for pairs in groups for c in pairs.comparisons())
     pool = [value for pairs in groups for value in pairs.pooled()]
     shift = f" against a margin of {margin:g} points" if margin else ""
-    test = f"paired t-test over networks and seeds, one-sided{shift}, level {LEVEL}"
+    test = f"paired t-test over the seeds of these networks, one-sided{shift}, level {LEVEL}"
     if not pool:
         return Verdict("undecided", test, 0, None, None, None, comparisons, missing, margin)
     mean, p = sum(pool) / len(pool), below_zero(pool, margin)

@@ -39,6 +39,13 @@ IMAGES = 1000  # of the test split, whose order is random
 WARM_UPS = 10
 
 
+def missing(protocol: Protocol, seeds: int, label: str, results: Path) -> list[Measurement]:
+    """Every panel and seed that the results file does not contain, on the data of this label."""
+    found = {identity(record) for record in read_results(results)}
+    wanted = measurements(protocol, seeds)
+    return [one for one in wanted if (DEADLINES, one.key, label) not in found]
+
+
 def measure_missing(
     protocol: Protocol,
     seeds: int,
@@ -52,12 +59,7 @@ def measure_missing(
     Raises:
         RunFolderError: As ``open_session``, if a cell's weights are missing.
     """
-    found = {identity(record) for record in read_results(results)}
-    left = [
-        one
-        for one in measurements(protocol, seeds)
-        if (DEADLINES, one.key, data.label) not in found
-    ]
+    left = missing(protocol, seeds, data.label, results)
     for number, one in enumerate(left, start=1):
         record = measure_deadlines(one, out, data, protocol)
         add_results(results, [record])

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...catalog.designs import DESIGNS
-from ...catalog.tuned import METHODS, fewest_cells, runs
+from ...catalog.tuned import DESIGN, METHODS, fewest_cells, runs
 from ...catalog.variants import title_of
 from ...claims.significance import interval
-from ...results.gains import MEASURES, Gain, gains_of, pooled
+from ...results.gains import MEASURES, Gain, Rates, gain_of, gains_of, pooled
 from ...results.tabulate import error_text
 from ..formatting import range_text, signed
 from ..render.document import Block, Fold, Heading, Picture, Pictures, RowGroup, Table, Text
@@ -17,6 +17,11 @@ from ..render.drawing import BLUE, INK, ORANGE, draw
 from ..section import Section
 
 SGD, SUM, OSGD = METHODS
+RATES: dict[Rates, str] = {
+    "own": "its own best learning rate for each method",
+    "carried": "the learning rate that is each method's best on the width-nested network",
+    "one": "the same learning rate for each method",
+}
 STYLES = {SUM: (BLUE, "s", -0.12), OSGD: (ORANGE, "o", 0.12)}  # colour, marker, shift in a row
 
 
@@ -24,7 +29,10 @@ def answer(sections: Sequence[Section]) -> list[Block]:
     """A heading, what the differences say in words, and the figure; empty without results."""
     gains = gains_of([section.evidence for section in sections])
     texts = [
-        in_words([gain for gain in gains if gain.tuned == tuned], tuned) for tuned in (True, False)
+        in_words(group, rates, section.evidence.data if repeated(section, sections) else "")
+        for rates in RATES
+        for section in sections
+        if (group := [g for g in gains if g.rates == rates and g.evidence is section.evidence])
     ]
     texts += [waiting(section) for section in sections]
     found = [Text(text) for text in texts if text]
@@ -34,14 +42,16 @@ def answer(sections: Sequence[Section]) -> list[Block]:
     return [heading, *found, *(figure(gains) if gains else [])]
 
 
-def in_words(gains: Sequence[Gain], tuned: bool) -> str:
+def repeated(section: Section, sections: Sequence[Section]) -> bool:
+    """Whether another section is of the same protocol, on other data."""
+    return sum(other.protocol is section.protocol for other in sections) > 1
+
+
+def in_words(gains: Sequence[Gain], rates: Rates, data: str = "") -> str:
     """The conclusion, and what it rests on: OSGD and the sum of the losses against the paper's SGD,
-    and OSGD against the sum."""
-    if not gains:
-        return ""
-    rates = "its own best learning rate" if tuned else "the same learning rate"
+    and OSGD against the sum. ``gains`` are of one protocol; ``data``: its label, if to be named."""
     names = ", ".join(DESIGNS[gain.design].words for gain in gains)
-    where = " and ".join(dict.fromkeys(f"protocol {g.evidence.protocol.name}" for g in gains))
+    where = f"protocol {gains[0].evidence.protocol.name}{data and ', '}{data}"
     pairs = [
         f"{name}: {at_both(gains, method, reference)}."
         for name, method, reference in (
@@ -50,9 +60,10 @@ def in_words(gains: Sequence[Gain], tuned: bool) -> str:
             ("OSGD less SGD on the sum", OSGD, SUM),
         )
     ]
+    these = "this network" if len(gains) == 1 else "these networks"
     return (
-        f"With {rates} for each method ({where}; {names}): {conclusion(gains)} In points of test "
-        f"error, with 95 % intervals over networks and seeds: {' '.join(pairs)}"
+        f"With {RATES[rates]} ({where}; {names}): {conclusion(gains)} In points of test error, "
+        f"with 95 % intervals over the seeds of {these}: {' '.join(pairs)}"
     )
 
 
@@ -113,9 +124,16 @@ def waiting(section: Section) -> str:
     done = len({record["key"] for record in section.cells} & {*wanted})
     if done >= least:
         return ""
+    name = section.protocol.name
+    gain = gain_of(section.evidence, DESIGN)
+    if gain is not None and gain.rates == "own":
+        return (
+            f"With each method's learning rate tuned (protocol {name}) the answer is preliminary: "
+            f"{done} of {least} cells."
+        )
     return (
-        f"With each method's learning rate tuned (protocol {section.protocol.name}) there is no "
-        f"answer yet: {done} of at least {least} cells."
+        f"With each method's learning rate tuned (protocol {name}) there is no answer yet: {done} "
+        f"of at least {least} cells."
     )
 
 
@@ -136,7 +154,7 @@ def figure(gains: Sequence[Gain]) -> list[Block]:
 
 def row_title(gain: Gain) -> str:
     """The design, its protocol, and at which rates."""
-    rates = "own rates" if gain.tuned else "one rate"
+    rates = {"own": "own rates", "carried": "rates of width", "one": "one rate"}[gain.rates]
     return f"{DESIGNS[gain.design].words}\n{gain.evidence.protocol.name}, {rates}"
 
 

@@ -13,6 +13,7 @@ from ..render.document import Block, Code, Heading, Items, RowGroup, Table, Text
 from ..section import Section
 from ..sources import Source
 from . import verdicts
+from .missing import progress
 
 LATE, CONTROL, TUNED = "osgd-late", "osgd-late-against-sum", "osgd-tuned-against-sum"
 MEANINGS: dict[Outcome, str] = {
@@ -106,15 +107,25 @@ def nothing_yet(seeds: int) -> list[Block]:
     return [Heading(2, "Summary", "summary"), Text("There are no results yet."), table]
 
 
+def command_of(section: Section) -> str:
+    """What trains a section's cells: the experiments that are complete; all where none or each is."""
+    every = [one for one in progress(section) if one.cells]
+    complete = [one.experiment.name for one in every if not one.missing]
+    names = " ".join(complete) if 0 < len(complete) < len(every) else "all"
+    machines = [record.get("machine") or {} for record in section.cells]
+    last = machines and all(machine.get("channels_last") for machine in machines)
+    protocol = section.protocol.name
+    return (
+        f"anynest reproduce {names} --protocol {protocol} --data DATA --out runs/{protocol} "
+        f"--results results/{protocol}.jsonl" + (" --run-option channels_last=true" * bool(last))
+    )
+
+
 def how_made(
     sections: Sequence[Section], sources: Sequence[Source], named: Sequence[str]
 ) -> list[Block]:
     """The commands and the files read. named: files and folders as given on the command line."""
-    commands = [
-        f"anynest reproduce all --protocol {protocol} --data DATA --out runs/{protocol} "
-        f"--results results/{protocol}.jsonl"
-        for protocol in dict.fromkeys(section.protocol.name for section in sections)
-    ]
+    commands = [*dict.fromkeys(map(command_of, sections))]
     commands.append(f"anynest report {shlex.join(named)} --out FOLDER")
     texts = tuple(
         f"{source.name}: {counted(source.records, 'line')}, SHA-256 {source.digest[:16]}"

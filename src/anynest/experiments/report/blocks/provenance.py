@@ -55,8 +55,9 @@ def hardware(record: Record) -> str:
         if isinstance(given.get(key), int):
             parts.append(counted(given[key], noun) + (" a run" if key == "threads" else ""))
     machine = record.get("machine")
-    if isinstance(machine, dict) and machine.get("precision"):
-        parts.append(str(machine["precision"]))
+    if isinstance(machine, dict):
+        parts += [str(machine["precision"])] if machine.get("precision") else []
+        parts += ["channels last"] if machine.get("channels_last") else []
     return ", ".join(parts)
 
 
