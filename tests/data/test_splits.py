@@ -60,6 +60,14 @@ def test_holdout_zero_is_the_papers_protocol() -> None:
     assert "validation = test" in str(data)
 
 
+def test_holdout_zero_puts_the_test_split_in_the_place_of_an_own_validation_split() -> None:
+    own = Split(raw().test.images[:5], raw().test.labels[:5], "validation")
+    assert len(assemble(raw(validation=own), None, None).validation) == 5
+    data = assemble(raw(validation=own), 0, None)
+    assert data.validation is data.test
+    assert len(data.train) == 200
+
+
 def test_holdout_as_number_and_fraction() -> None:
     assert len(assemble(raw(), 31, None).validation) == 31
     assert len(assemble(raw(), 0.25, None).validation) == 50

@@ -117,8 +117,10 @@ def test_one_code_in_many_forms_is_compiled_for_each() -> None:
 def test_bad_arguments_are_told() -> None:
     with pytest.raises(ValueError, match="found a Linear that is not"):
         compile_for_tasks(Exits(), [nn.Linear(1, 1)])
-    with pytest.raises(ValueError, match="found 'reduce-overhead'"):
-        compile_for_tasks(Exits(), mode="reduce-overhead")
+    for mode in ("reduce-overhead", "max-autotune"):  # with CUDA graphs
+        with pytest.raises(ValueError, match=f"found '{mode}'"):
+            compile_for_tasks(Exits(), mode=mode)
+    compile_for_tasks(Exits(), mode="max-autotune-no-cudagraphs")
     with pytest.raises(ValueError, match="for 'aot_eager'"):
         compile_for_tasks(Exits(), backend="aot_eager", mode="max-autotune")
 

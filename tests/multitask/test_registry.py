@@ -12,6 +12,7 @@ from anynest.multitask import (
     list_methods,
     make_combiner,
     register_method,
+    registry,
 )
 
 
@@ -62,6 +63,14 @@ def test_a_combiner_shows_every_option(combiner: Combiner, shown: str) -> None:
 def test_a_name_is_taken_once(name: str) -> None:
     with pytest.raises(ValueError, match=f"method '{name}' is registered already"):
         register_method(name, OSGD)
+
+
+def test_a_factory_may_take_any_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    register_method("mine", lambda **options: OSGD(**options))
+    combiner = make_combiner("mine", refresh=2)
+    assert isinstance(combiner, OSGD)
+    assert combiner.refresh == 2
 
 
 # On two losses whose gradients are (3, 4 | -) and (0, 10 | 6), the bar parting shared from own.

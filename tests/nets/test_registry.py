@@ -150,6 +150,10 @@ def test_a_duplicate_name_raises_and_a_new_one_works(monkeypatch: pytest.MonkeyP
         ({"num_classes": 10**30}, "num_classes must be at most 2147483647"),
         ({"growth": [[10**30, 1]]}, "growth: stage 1 must be at most 2147483647"),
         ({"blocks": [10**9]}, "blocks times the largest depth must be at most 10000, found 10"),
+        (
+            {"blocks": [10**3], "growth": [[n, 1] for n in range(1, 22)]},
+            "at most 20000, found 21000",
+        ),
         ({"blocks": []}, "blocks must list the blocks of each group"),
         ({"blocks": [2, 0]}, "blocks must be a positive integer, found 0"),
         ({"base_width": True}, "base_width must be a positive integer, found True"),

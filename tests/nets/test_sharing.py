@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import SHARED, Case
-from torch import Tensor
+from torch import Tensor, nn
 
 import anynest
 from anynest.nets import AnytimeNetwork, Architecture, SyncBatchNorm, create_model, sync_batch_norm
@@ -278,6 +278,18 @@ def test_weights_come_back_from_their_file(stage: int | None, tmp_path: Path) ->
     with torch.no_grad():
         for mine, theirs in zip(again(x), part(x), strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_hooks_stay_on_a_norm_that_is_replaced() -> None:
+    body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    seen: list[str] = []
+    body[1].register_forward_pre_hook(lambda *_: seen.append("before"))
+    body[1].register_forward_hook(lambda *_, **__: seen.append("after"), with_kwargs=True)
+    body[1].register_full_backward_hook(lambda *_: seen.append("backward"))
+    sync_batch_norm(body, None)
+    assert isinstance(body[1], SyncBatchNorm)
+    body.eval()(torch.randn(2, 3)).sum().backward()
+    assert seen == ["before", "after", "backward"]
 
 
 def test_a_norm_put_in_the_place_of_a_shared_one_serves_all_its_uses() -> None:

@@ -127,6 +127,8 @@ def test_a_profile_of_images() -> None:
     assert wide.image_size is None
     assert wide.costs == network.cost((8, 12))
     assert Profile.loads(wide.dumps()) == wide
+    for shape, fits in (((3, 8, 12), True), ((3, 12, 8), False), ((3, 8, 8), False)):
+        assert wide.is_of(InputSize.of({"images": torch.randn(1, *shape)}), 3) == fits
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,18 @@ def test_folders_that_cannot_be_used(tmp_path: Path, tiny: Tiny) -> None:
         train(tiny(), used)
 
 
+def test_a_checkpoint_without_its_config_is_not_continued(tmp_path: Path, tiny: Tiny) -> None:
+    """As `rm run/*` leaves it: it may be of another method."""
+    run = tmp_path / "run"
+    train(tiny(), run)
+    for path in run.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert list((run / "checkpoints").iterdir())
+    with pytest.raises(RunFolderError, match="must be empty or new"):
+        train(tiny(method={"name": "sgd-sum"}), run)
+
+
 def test_a_run_that_has_nothing_to_lose_keeps_no_folder(tmp_path: Path, tiny: Tiny) -> None:
     """One that failed before its first checkpoint, say at a picture that cannot be decoded."""
     folder = RunFolder(tmp_path / "run")

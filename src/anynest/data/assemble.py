@@ -166,14 +166,15 @@ def _divide(
     holdout: int | float | None,
     seed: int,
 ) -> tuple[AnySplit, AnySplit, AnySplit]:
-    """The (train, validation, test) splits; a data set's own validation split is kept."""
+    """The (train, validation, test) splits; a data set's own validation split is kept
+    unless the test split is to take its place."""
     if validation is not None:
         if holdout:
             raise DataError(
                 f"this data set has a validation split of its own, so holdout must be left out, "
                 f"found {holdout}"
             )
-        return train, validation, test
+        return train, test if holdout == 0 else validation, test
     count = holdout_count(holdout, len(train))
     if count == 0:
         return train, test, test

@@ -115,6 +115,8 @@ class InputSpec:
 
     def _images(self, x: Tensor) -> Tensor:
         assert self.channels is not None
+        if not isinstance(x, Tensor):
+            raise TypeError(f"images must be a tensor, found {type(x).__name__}")
         check_images(x, self.channels, self.dtype)
         return x.detach().to(self.dtype)
 

@@ -59,7 +59,7 @@ def compile_for_tasks(
                 f"blocks must be modules of the network, found a {type(block).__name__} that is not:"
                 " pass e.g. list(network.children())"
             )
-    if mode is not None and (backend != "inductor" or mode == "reduce-overhead"):
+    if mode is not None and (backend != "inductor" or _has_cuda_graphs(mode)):
         raise ValueError(
             f"mode must be one of inductor's without CUDA graphs, found {mode!r} for"
             f" {backend!r}: leave it out, or capture the step as a whole"
@@ -70,6 +70,11 @@ def compile_for_tasks(
     for block in chosen:
         block.compile(**options)
     return network
+
+
+def _has_cuda_graphs(mode: str) -> bool:
+    """Whether a mode of inductor captures CUDA graphs; torch refuses unknown modes."""
+    return bool(torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
 
 
 class _WithoutDonation:

@@ -90,9 +90,11 @@ def make_combiner(method: str, **options: Any) -> "Combiner":
         )
     load, preset = _METHODS[name]
     factory = load()
-    allowed = [option for option in inspect.signature(factory).parameters if option not in preset]
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    allowed = [option for option in parameters if option not in preset]
     for option in options:
-        if option not in allowed:
+        if option not in allowed and not takes_any:
             raise ValueError(
                 f"method {method!r} takes no option {option!r}: it takes {', '.join(allowed)}"
             )

@@ -34,7 +34,8 @@ FORMS = "a tensor [C, H, W] or [B, C, H, W], a uint8 array [H, W, C], a PIL imag
 
 def needs_decoding(x: Any) -> bool:
     """Whether ``x`` takes time to convert: files and images rather than tensors."""
-    return not isinstance(x, Tensor | np.ndarray | Mapping)
+    values = x.values() if isinstance(x, Mapping) else [x]
+    return not all(isinstance(value, Tensor | np.ndarray) for value in values)
 
 
 class ImageReader:

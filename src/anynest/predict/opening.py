@@ -22,7 +22,7 @@ from ..nets.nested.wiring import build_plan
 from ..profiling import Profile
 from ..profiling.costs import stage_costs
 from ..profiling.input_size import IMAGES, InputSize
-from ..store import WeightsInfo
+from ..store import RunFolderError, WeightsInfo
 
 MAX_SIZES = 64  # sizes of inputs whose costs are cached
 
@@ -53,7 +53,8 @@ class Opened:
     def multiply_adds(self, inputs: Named) -> tuple[int, ...] | None:
         """Multiply-adds of one sample up to each stage; None where unknown."""
         size = InputSize.of(inputs)
-        if size not in self._costs:
+        found = self._costs.get(size, ())
+        if found == ():  # other threads add sizes, and clear them, meanwhile
             if len(self._costs) >= MAX_SIZES:
                 self._costs.clear()
             rows: tuple[StageCost, ...] = ()
@@ -62,8 +63,9 @@ class Opened:
             elif self.profile is not None and self.profile.is_of(size, self.session.in_channels):
                 rows = self.profile.costs
             known = len(rows) == self.session.num_stages  # not so for a part of a network
-            self._costs[size] = tuple(row.multiply_adds for row in rows) if known else None
-        return self._costs[size]
+            found = tuple(row.multiply_adds for row in rows) if known else None
+            self._costs[size] = found
+        return found
 
     def blank(self) -> Named | None:
         """One sample of inputs like the network's, where they are known."""
@@ -139,7 +141,10 @@ def _cost_of(found: Source) -> Cost | None:
     tuples: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
     }
-    plan = build_plan(Architecture(**tuples))
+    try:
+        plan = build_plan(Architecture(**tuples))
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{found.export}: {error}; export the network again") from error
 
     def cost(inputs: Named) -> tuple[StageCost, ...]:
         (images,) = inputs.values()

@@ -76,9 +76,12 @@ class Profile:
             size: of the inputs.
             channels: C of a network of images; else None.
         """
-        if channels is None or self.image_size is None:
+        if channels is None:
             return size == self.inputs
-        return [row[2] for row in size.rows] == [(channels, *[self.image_size] * 2)]
+        shapes = [shape for _, _, shape in size.rows]  # images may have any name
+        if self.image_size is not None:
+            return shapes == [(channels, self.image_size, self.image_size)]
+        return self.inputs is not None and shapes == [shape for _, _, shape in self.inputs.rows]
 
     @property
     def ways(self) -> tuple[Way, ...]:

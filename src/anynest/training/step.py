@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..multitask import OSGD, NonFiniteLossError, Stats, compile_for_tasks, gradient_stats
+from ..multitask import OSGD, NonFiniteLossError, Stats, compile_for_tasks
 from ..nets import AnytimeNetwork
 from .config.train_config import TrainConfig
 from .cuda_graph import GraphedStep, make_capturable
@@ -47,6 +47,7 @@ class TrainStep:
         self.config, self.phase, self.device = config, phase, device
         self.world = world or World()
         self.combiner = config.method.build(self.world.group)
+        self.measuring = OSGD(group=self.world.group)  # cosines, where the method gives none
         self.remark = ""
         if config.run.compile:
             one_pass = self.combiner.takes_one_pass(range(len(phase.stages)))
@@ -141,9 +142,7 @@ class TrainStep:
         """
         scaled = [self.scaler.scale(loss) for loss in losses]
         try:
-            return gradient_stats(
-                scaled, self.phase.parameters, group=self.world.group, samples=samples
-            ).cosines
+            return self.measuring.measure(scaled, self.phase.parameters, samples).cosines
         except NonFiniteLossError:
             return None
 

@@ -142,6 +142,8 @@ def test_one_line_for_each_bad_file(tmp_path: Path) -> None:
     assert "the file is empty" in refused(file)
     file.write_bytes(b"no picture")
     assert "no known image format" in refused(file)
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop")
+    assert "no known image format" in refused(file)  # a program, which Ghostscript would run
     noise(30, 30).save(file)
     file.write_bytes(file.read_bytes()[:1000])
     assert "cannot decode" in refused(file)

@@ -17,7 +17,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from anynest import store
+from anynest import AnytimePredictor, store
 from anynest.engines.model_source import resolve
 from anynest.engines.onnx import reader
 from anynest.engines.onnx.export import directory as export_folder
@@ -478,6 +478,39 @@ def test_files_that_are_not_graphs(copied: Path) -> None:
     first_file(copied).write_bytes(b"\xff" * 100)
     reseal(copied)
     fails(copied, "cannot be decoded")
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupted_overwrite_leaves_the_old_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    export_folder.write_folder(tmp_path / "out", {"a": b"old"})
+    replace, calls = os.replace, 0
+
+    def interrupted(source: Any, target: Any) -> None:
+        nonlocal calls
+        if Path(target).name == "out" or Path(source).name == "out":
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_folder.write_folder(tmp_path / "out", {"a": b"new"})
+    assert (tmp_path / "out" / "a").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_architecture_out_of_bounds_is_refused(copied: Path) -> None:
+    """That of a quantised export, whose network is not built."""
+    manifest = json.loads((copied / FILE).read_text())
+    for change in ({"blocks": [10_000], "growth": [[n, 1] for n in range(1, 99)]}, {"unknown": 1}):
+        changed = {**manifest, "quantised": {"bits": 8, "images": 1}}
+        changed["architecture"] = {**manifest["architecture"], **change}
+        (copied / FILE).write_text(json.dumps(changed))
+        with pytest.raises(RunFolderError, match="export the network again"):
+            AnytimePredictor(copied)
 
 
 def test_foreign_folders(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from anynest.engines.onnx.session import OnnxSession
 from anynest.engines.open import open_session
 from anynest.engines.segment_engine import SegmentSession
 from anynest.engines.session import stages
-from anynest.store import RunFolderError
+from anynest.nets import create_model
+from anynest.store import RunFolderError, WeightsInfo
 
 from ..backbones import Segmented, mlp
 
@@ -457,3 +458,16 @@ def test_false_manifests(exported: Path, tmp_path: Path, edit: Any, words: str) 
     with pytest.raises(RunFolderError, match=words) as error:
         OnnxSession.open(folder)
     assert "\n" not in str(error.value)
+
+
+def test_an_example_is_what_is_traced(tmp_path: Path) -> None:
+    """Also where the source tells a size of its images."""
+    network = Cnn()
+    info = WeightsInfo("cnn", {}, tuple("abcd"), (0.5,) * 3, (0.5,) * 3, 32, "test", "0")
+    manifest = export(network, tmp_path / "a", example={"x": images(2, 24, 20)}, info=info)
+    assert manifest.image_size == (24, 20)
+    with pytest.raises(ValueError, match="example must not be given with image_size"):
+        export(network, tmp_path / "b", example={"x": images(2)}, image_size=32)
+    nested = create_model("width_nested_resnet10")
+    with pytest.raises(ValueError, match="example must not be given with a nested network"):
+        export(nested, tmp_path / "b", example={"x": images(2)})

@@ -41,6 +41,7 @@ TWO_ARE_ENOUGH = (
     "what_cannot_be_sharded_is_refused",
     "sharded_parameters_keep_their_rows_sharded",
     "sharded_micro_batches_and_a_sharded_nested_network",
+    "uneven_shards_of_large_parameters",
 )
 CASES: dict[str, Callable[[int, int], None]] = {}
 
@@ -722,6 +723,26 @@ def sharded_parameters_keep_their_rows_sharded(rank: int, world: int) -> None:
     beside_sharded(rank, world, lambda group: tensorwise(group=group))
     beside_sharded(rank, world, lambda group: OSGD(refresh=2, group=group))
     beside_sharded(rank, world, None)
+
+
+@case
+def uneven_shards_of_large_parameters(rank: int, world: int) -> None:
+    """Rank 0 has two rows of 8192 entries, and rank 1 one."""
+
+    def made() -> nn.Module:
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(4, 8192), nn.Linear(8192, 3)).double()
+
+    one, ours = made(), sharded(made(), world)
+    shards = list(ours.parameters())
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for network, parameters, combiner in (
+        (ours, shards, OSGD(group=dist.group.WORLD)),
+        (one, list(one.parameters()), OSGD()),
+    ):
+        out = network(x)
+        combiner.backward([out[:, 0].sum(), out[:, 1].square().sum()], parameters)
+    check("update", relative(gathered(shards), flat(one)), 1e-12)
 
 
 @case

@@ -397,3 +397,13 @@ def test_dropout_in_place_after_an_exit() -> None:
     assert len(model.eval()(x)) == 2
     with pytest.raises(RuntimeError, match="must not write in place to the activation of 'tap'"):
         model.train()(x)
+
+
+def test_heads_are_in_the_mode_of_the_body() -> None:
+    """Whole: their dropout and statistics, too."""
+    for training in (True, False):
+        head = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 5))
+        body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+        body.train(training)
+        model = anynest.add_exits(body, torch.randn(2, 3, 8, 8), 5, {"1": Exit(head)})
+        assert {module.training for module in model.modules()} == {training}

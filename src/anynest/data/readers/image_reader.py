@@ -22,6 +22,11 @@ from ..augment import Normalize
 from ..errors import DataError
 from ..transforms import Draws, transform
 
+# Pillow knows more, some of which are programs (EPS runs Ghostscript) or load others.
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "PPM", "TIFF", "MPO"),
+    *("ICO", "PCX", "SGI", "TGA"),  # TGA, which has no mark of its own, last
+)
 _GREY = frozenset(("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N"))
 _SIXTEEN_BITS = _GREY - {"1", "L", "LA"}
 _DEPTHS = (8, 12, 16)  # bits of a grey value in a 16-bit image, as cameras and scanners use them
@@ -79,7 +84,7 @@ def _open_file(path: str) -> BinaryIO:
 
 
 def _identify(stream: BinaryIO) -> Image.Image:
-    """`Image.open` without its warning of too many pixels.
+    """`Image.open` of `FORMATS` alone, without its warning of too many pixels.
 
     Turning the warning into an error would change the warning filters of the whole process, which
     other threads use at the same time.
@@ -88,7 +93,7 @@ def _identify(stream: BinaryIO) -> Image.Image:
     missing = ""
     for load_decoders in (Image.preinit, Image.init):  # the common formats, then all
         load_decoders()
-        for name in tuple(Image.ID):
+        for name in (name for name in FORMATS if name in Image.OPEN):
             factory, accept = Image.OPEN[name]
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format
                 accepted = accept is None or accept(prefix)

@@ -129,7 +129,7 @@ class DistributedContext:
     ) -> Buffer:
         """Gradients are sent at once, except sharded ones and those of further micro-batches."""
         if self.shards is not None:
-            return GradientBuffer(self.shards.like, tensorwise)
+            return GradientBuffer(self.shards.like, tensorwise, self.shards.sizes)
         if is_whole:
             return ExchangeBuffer(self.exchange, one_pass, tensorwise)
         return GradientBuffer(parameters, tensorwise)

@@ -57,6 +57,8 @@ class Shards:
         with torch.no_grad():
             locals_ = [leaf.to_local() for leaf in leaves]
         self.like = [torch.empty_like(tensor, device="meta") for tensor in locals_]
+        # of a shard, rounded up: equal on all ranks, whose own shards may differ
+        self.sizes = [-(-leaf.numel() * self.copies // world) for leaf in leaves]
 
     def differentiate(
         self,

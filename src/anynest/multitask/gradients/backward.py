@@ -77,10 +77,16 @@ class GradientBuffer:
     Args:
         like: the tensors that the gradients belong to.
         tensorwise: as in ``TaskGradients.stack``.
+        sizes: as in ``TaskGradients.stack``.
     """
 
-    def __init__(self, like: Sequence[Tensor], tensorwise: bool = False) -> None:
-        self.like, self.tensorwise = like, tensorwise
+    def __init__(
+        self,
+        like: Sequence[Tensor],
+        tensorwise: bool = False,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
+        self.like, self.tensorwise, self.sizes = like, tensorwise, sizes
         self._grads: dict[int, list[Tensor | None]] = {}
 
     @property
@@ -105,7 +111,7 @@ class GradientBuffer:
             return TaskGradients(0, (), (None,) * len(self.like), ())
         grads = [self._grads[task] for task in self.tasks]
         self._grads = {}
-        return TaskGradients.stack(grads, self.like, self.tensorwise, metric)
+        return TaskGradients.stack(grads, self.like, self.tensorwise, metric, self.sizes)
 
 
 class LocalContext:

@@ -309,6 +309,7 @@ class TaskGradients:
         like: Sequence[Tensor] | None = None,
         tensorwise: bool = False,
         metric: Metric | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> "TaskGradients":
         """Collect ``grads[i][p]``, the gradient of task i in tensor p (None: not touched).
 
@@ -318,6 +319,8 @@ class TaskGradients:
                 the layout of the first gradient found.
             tensorwise: give each tensor a block of its own.
             metric: that of dot products, by tensor; ignored if it lacks a tensor that is touched.
+            sizes: of each tensor, what decides whether it is a block of its own; None: its entries.
+                Ranks whose shards differ in size must have equal blocks.
 
         Raises:
             ValueError: if there is no task or the tasks differ in the number of tensors.
@@ -336,6 +339,7 @@ class TaskGradients:
         columns: dict[int, list[Tensor]] = {}
         likes: list[Tensor | None] = [None] * width
         touching: dict[int, tuple[int, ...]] = {}
+        large: dict[int, bool] = {}
         for p in range(width):
             tasks = tuple([i for i, row in enumerate(grads) if row[p] is not None])
             if tasks:
@@ -343,12 +347,14 @@ class TaskGradients:
                 columns[p] = [grad for row in grads if (grad := row[p]) is not None]
                 first = columns[p][0]
                 likes[p] = first if like is None else like[p]
-                own = p if tensorwise or _is_large(first) else None
+                size = first.numel() if sizes is None else sizes[p]
+                large[p] = _is_large(size, first.device)
+                own = p if tensorwise or large[p] else None
                 groups.setdefault((tasks, first.device, first.dtype, own), []).append(p)
         if metric is not None and any(metric[p] is None for p in columns):
             metric = None
         blocks = tuple(
-            _block(touching[members[0]], members, columns, likes, metric)
+            _block(touching[members[0]], members, columns, likes, metric, large[members[0]])
             for members in groups.values()
         )
         return cls(len(grads), blocks, tuple(likes), tuple((i,) for i in range(len(grads))))
@@ -511,8 +517,8 @@ class TaskGradients:
         return out
 
 
-def _is_large(tensor: Tensor) -> bool:
-    return tensor.numel() >= (SMALL_CPU if tensor.device.type == "cpu" else SMALL_GPU)
+def _is_large(size: int, device: torch.device) -> bool:
+    return size >= (SMALL_CPU if device.type == "cpu" else SMALL_GPU)
 
 
 def _block(
@@ -521,13 +527,14 @@ def _block(
     columns: Mapping[int, list[Tensor]],
     like: Sequence[Tensor | None],
     metric: Metric | None,
+    is_large: bool,
 ) -> Block:
     """One large tensor where it is, or small ones concatenated."""
     p = members[0]
     tensor = like[p]
     assert tensor is not None
     diagonals = [] if metric is None else [d for p in members if (d := metric[p]) is not None]
-    if _is_large(columns[p][0]):
+    if is_large:
         # detached, so that a view of memory of its own is no view any more
         rows = [with_layout_of(grad, tensor).detach() for grad in columns[p]]
         root = diagonals and diagonals[0].map(lambda t: flattened(with_layout_of(t, tensor)))

@@ -87,12 +87,12 @@ def add_exits(
             head = exits[point.name].head
             if isinstance(head, str):
                 head = make_head(head, activation, num_classes, class_token, point.name)
-            heads[str(stage)] = head.train(body.training)
+            heads[str(stage)] = head
         with evaluating(heads):
             written = [is_written(calls, p, heads[str(s)]) for s, p in enumerate(points, 1)]
         del calls
     points = [replace(p, clone=clone) for p, clone in zip(points, written, strict=True)]
-    heads.training = body.training
+    heads.train(body.training)
     taps = Taps(points, heads)
     taps.attach(body)
     network = ExitNetwork(body, compiled, taps, inputs, output, num_classes)

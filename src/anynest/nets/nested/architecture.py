@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from .growth import Growth, Stage, as_integer, parse_growth, positive_integer
 
 MAX_BLOCKS = 10_000  # of the deepest stage
+MAX_LAYERS = 20_000  # of all stages: a plan takes seconds
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "block": ("basic", "bottleneck"),
@@ -85,6 +86,11 @@ class Architecture:
         if layers > MAX_BLOCKS:
             raise ValueError(
                 f"blocks times the largest depth must be at most {MAX_BLOCKS}, found {layers}"
+            )
+        if layers * len(self.growth) > MAX_LAYERS:
+            raise ValueError(
+                f"blocks times the largest depth times the stages must be at most {MAX_LAYERS}, "
+                f"found {layers * len(self.growth)}"
             )
         for field in ("isolated", "average"):
             value = getattr(self, field)

@@ -27,6 +27,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..._collectives import all_gather_into
 
 aten = torch.ops.aten
+HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook"),
+)
 
 
 def joined_statistics(z: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,6 +130,8 @@ class SyncBatchNorm(_BatchNorm):
         made._parameters = norm._parameters
         made._buffers = norm._buffers
         made.training = norm.training
+        for name in HOOKS:
+            setattr(made, name, getattr(norm, name))
         return made
 
     def remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

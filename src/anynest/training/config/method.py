@@ -99,10 +99,13 @@ class MethodConfig(Section):
         return {key: value for key, value in found.items() if value is not None}
 
     def check(self) -> None:
-        """ConfigError or ValueError for options that the method refuses (imports torch)."""
+        """ConfigError for options that the method refuses (imports torch)."""
         if self.name == GREEDY:
             return
-        combiner = self.build()
+        try:
+            combiner = self.build()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
         if self.C is not None and getattr(combiner, "normalize", True) is False:
             raise ConfigError(
                 f"method.C (--norm-c) has no meaning for {self.name}, which does not normalize: "

@@ -56,9 +56,9 @@ class RunFolder:
                     for entry in self.path.iterdir()
                     if not entry.name.endswith((".tmp", ".lock")) and entry.name != "checkpoints"
                 }
-            used = bool(found) and not (
-                found <= {"config.json", "metrics.jsonl"} and self.is_bare()
-            )
+            bare = found <= {"config.json", "metrics.jsonl"} and self.is_bare()
+            # a checkpoint without its config is another run's, and must not be continued
+            used = bool(self.checkpoints.paths()) or (bool(found) and not bare)
         except OSError as error:
             raise RunFolderError(explain(error, self.path, self.started)) from error
         if self.path.exists() and not self.path.is_dir():

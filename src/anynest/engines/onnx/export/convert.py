@@ -105,7 +105,7 @@ def convert(
         segments = eval_copy(nn.ModuleList(found))
         chain = _Chain(segments)
         program = _trace(chain, inputs)
-        model = _to_onnx(program, segments)
+        model = _to_onnx(program)
     limits = _name_sizes(model, program)
     simplify_reshapes(model)
     merge_linear(model)
@@ -235,7 +235,7 @@ def _trace(chain: _Chain, inputs: tuple[Tensor, ...]) -> Any:
     ) from failure
 
 
-def _to_onnx(program: Any, segments: nn.Module) -> Any:
+def _to_onnx(program: Any) -> Any:
     """The ``ModelProto`` of a program."""
     try:
         with _quiet():

@@ -54,12 +54,12 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         beside.mkdir()
         for name, content in contents.items():
             write_whole(beside / name, content)
-        if folder.exists():
-            os.replace(folder, old)
         try:
+            if folder.exists():
+                os.replace(folder, old)
             os.replace(beside, folder)
-        except OSError:
-            if old.exists():
+        except BaseException:  # also Ctrl-C
+            if old.exists() and not folder.exists():
                 os.replace(old, folder)
             raise
         sync_folder(folder.parent)
@@ -67,4 +67,5 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise RunError(explain(error, folder, started=False)) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -92,7 +92,7 @@ def export(
         image_size: pixels per side, or (height, width); None takes ``info``'s, else 32, or 224 for
             ImageNet's stem. Of networks that are not nested: of the images that are traced.
         example: inputs by name, which networks that are not nested are traced with; None: their
-            ``example_inputs``, or random images.
+            ``example_inputs``, or random images. Not with ``image_size``.
         info: classes and preprocessing, if the source does not have them.
         single_file: all stages in one file, the later ones in ``If`` branches.
         calibration: inputs ``[N, ...]``, such as images normalised as in training, to quantise to
@@ -116,11 +116,14 @@ def export(
     found = resolve(source)
     network = found.require_network("export what it was exported from")
     info = info or found.info
+    if example is not None and (image_size is not None or isinstance(network, AnytimeNetwork)):
+        what = "image_size" if image_size is not None else "a nested network"
+        raise ValueError(f"example must not be given with {what}: give one of the two")
     if isinstance(network, AnytimeNetwork):
         graphs = _nested(network, _image_size(image_size, info, network))
     else:
         known = info.image_size if info is not None else None
-        graphs = _segmented(network, example, image_size or known)
+        graphs = _segmented(network, example, image_size or (known if example is None else None))
     models, quantised = graphs.models, None
     if calibration is not None:
         arrays = _calibration(calibration, network, graphs)
