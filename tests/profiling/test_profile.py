@@ -11,6 +11,7 @@ import pytest
 
 from anynest.engines.onnx.export import directory
 from anynest.nets import create_model
+from anynest.predict.early_stopping import saved_policy
 from anynest.profiling import Profile, ProfileError, StageLatency
 from anynest.profiling.profile import FILE
 from anynest.profiling.times import POINTS, quantiles, share_within
@@ -199,5 +200,5 @@ def test_numpy_numbers_become_plain_ones(profile: Profile) -> None:
             profile.stages(batch_size=wrong)  # type: ignore[arg-type]
 
 
-def test_an_export_is_overwritten_with_its_profile() -> None:
-    assert directory.PROFILE == FILE
+def test_an_export_is_overwritten_with_its_profile_and_policy() -> None:
+    assert {FILE, saved_policy.FILE} == directory.BESIDE
