@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -12,6 +13,9 @@ import torch
 
 from anynest.data import Dataset
 from anynest.experiments.catalog.cell import Cell, overlay
+from anynest.experiments.catalog.experiment import Run
+from anynest.experiments.catalog.protocols import Protocol
+from anynest.experiments.results.evidence import Evidence
 from anynest.experiments.results.records import add_results, read_results
 from anynest.experiments.sweep import job as job_module
 from anynest.experiments.sweep.job import (
@@ -28,7 +32,7 @@ from anynest.experiments.sweep.launcher import Event
 from anynest.experiments.sweep.local_launcher import LocalLauncher
 from anynest.experiments.sweep.sweep import Sweep
 from anynest.store import RunError, RunFolderError, load
-from anynest.training import DataConfig
+from anynest.training import DataConfig, DivergedError
 from anynest.training.output.reporting import NullReporter
 from anynest.training.output.run_folder import RunFolder
 
@@ -241,6 +245,23 @@ def test_a_cell_goes_on_within_and_equals_an_uninterrupted_one(
     assert cut["error"] == whole["error"]
     weights = [load(cells[1].folder(tmp_path / name)).state_dict() for name in ("cut", "whole")]
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_a_rate_that_diverges_has_a_record(tmp_path: Path, tiny: Protocol) -> None:
+    """Its answers count as wrong, so that the other rates can be compared; it is trained once."""
+    machine = {"device": "cpu", "threads": 1}
+    cell = Run("width", "osgd+lr=1e30").cell(tiny, 0)
+    record = run_job(Job(cell, tmp_path, "digits", machine))
+    assert record["error"] == record["validation_error"] == [1.0, 1.0]
+    assert re.search(r"loss of stage \d is (nan|inf)|not finite", record["diverged"])
+    assert len(record["multiply_adds"]) == 2
+    assert finished_record(cell, tmp_path) == record
+    found = Evidence.of([record], tiny, LABEL)
+    assert found.errors("width", "osgd+lr=1e30") == {0: [100.0, 100.0]}
+    monkey = {**tiny.families["cifar"], "optimizer": {"name": "sgd", "lr": 1e30}}
+    plain = Run("width", "osgd").cell(replace(tiny, families={**tiny.families, "cifar": monkey}), 0)
+    with pytest.raises(DivergedError):  # the protocol's own rate: no result
+        run_job(Job(plain, tmp_path, "digits", machine))
 
 
 def test_images_may_move_while_a_cell_is_trained(

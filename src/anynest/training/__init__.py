@@ -14,7 +14,7 @@ from .config.recipes import RECIPES, recipe
 from .config.run_config import RunConfig
 from .config.schedule import ScheduleConfig
 from .config.train_config import TrainConfig, read_config
-from .errors import ConfigError, Interrupted, RunError, RunFolderError
+from .errors import ConfigError, DivergedError, Interrupted, RunError, RunFolderError
 
 if TYPE_CHECKING:
     from ..store import WeightsInfo, load, read_info, save_weights
@@ -26,6 +26,7 @@ __all__ = [
     "RECIPES",
     "ConfigError",
     "DataConfig",
+    "DivergedError",
     "Evaluation",
     "Interrupted",
     "MethodConfig",

@@ -5,11 +5,22 @@ from difflib import get_close_matches
 
 from ..store.errors import RunError, RunFolderError
 
-__all__ = ["ConfigError", "Interrupted", "RunError", "RunFolderError", "near_matches"]
+__all__ = [
+    "ConfigError",
+    "DivergedError",
+    "Interrupted",
+    "RunError",
+    "RunFolderError",
+    "near_matches",
+]
 
 
 class ConfigError(ValueError):
     """A setting that a run cannot start with (the command line exits with status 2)."""
+
+
+class DivergedError(RunError):
+    """A run whose loss or weights are not finite: its learning rate may be too high."""
 
 
 class Interrupted(RunError):

@@ -14,12 +14,12 @@ from ..nets import AnytimeNetwork
 from .config.train_config import TrainConfig
 from .cuda_graph import GraphedStep, make_capturable
 from .distributed import World
-from .errors import RunError
+from .errors import DivergedError
 from .training_phases import Phase
+from .weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from ..nets.staged import StagedModule
-from .weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TrainStep:
                 them anyway.
 
         Raises:
-            RunError: a loss is not finite and ``method.on_nonfinite`` is ``raise``; on every rank.
+            DivergedError: a loss is not finite and ``method.on_nonfinite`` is ``raise``; on every rank.
         """
         if self.graph is None or measure:
             output = self.eager(images, labels, measure)
@@ -109,7 +109,7 @@ class TrainStep:
         try:
             stats = self.backward(losses, samples)
         except NonFiniteLossError as error:
-            raise RunError(str(error).partition(":")[0]) from error
+            raise DivergedError(str(error).partition(":")[0]) from error
         if len(stats.skipped) < len(losses):
             self.update()
         cosines = cosines if stats.cosines is None else stats.cosines
@@ -175,12 +175,12 @@ class TrainStep:
             )
 
     def require_finite(self, losses_S: Tensor) -> None:
-        """RunError, naming the stages, where a loss is not finite."""
+        """DivergedError, naming the stages, where a loss is not finite."""
         if bool(torch.isfinite(losses_S).all()):
             return
         pairs = zip(self.phase.stages, losses_S.tolist(), strict=True)
         bad = [f"stage {stage} is {loss}" for stage, loss in pairs if not abs(loss) < float("inf")]
-        raise RunError("the loss of " + ", of ".join(bad))
+        raise DivergedError("the loss of " + ", of ".join(bad))
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed phase needs: tensors and plain values."""

@@ -22,7 +22,7 @@ from ..nets.registry import name_of
 from .checkpointer import FORMAT, Checkpointer, require_fit
 from .config.train_config import TrainConfig
 from .distributed import Poll, World
-from .errors import ConfigError, Interrupted, RunError
+from .errors import ConfigError, DivergedError, Interrupted, RunError
 from .evaluation import Evaluation, evaluate
 from .metrics import RunningMetrics, is_sampled
 from .metrics_logger import MetricsLogger, epoch_line
@@ -144,7 +144,8 @@ class Trainer:
         try:
             return self.step(images, labels, measure=measure)
         except RunError as error:
-            raise RunError(f"{error} {self.where()}; {self.checkpointer.advice()}") from error
+            kind = DivergedError if isinstance(error, DivergedError) else RunError
+            raise kind(f"{error} {self.where()}; {self.checkpointer.advice()}") from error
         except ValueError as error:
             if "value per channel" not in str(error):  # of torch's batch norm
                 raise
@@ -167,7 +168,7 @@ class Trainer:
         self.logger.write()  # after the checkpoint: a line without one could not be resumed from
 
     def validate(self) -> Evaluation:
-        """Evaluate the phase's stages; RunError where a loss is not finite."""
+        """Evaluate the phase's stages; DivergedError where a loss is not finite."""
         result = evaluate(
             self.step.evaluated,
             self.validation_loader,
@@ -178,7 +179,7 @@ class Trainer:
         )
         for stage, loss in zip(self.step.phase.stages, result.loss, strict=True):
             if not math.isfinite(loss):
-                raise RunError(
+                raise DivergedError(
                     f"the {result.split} loss of stage {stage} is {loss} {self.where()}; "
                     f"{self.checkpointer.advice()}"
                 )
@@ -226,10 +227,10 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Save a checkpoint; RunError where the weights are no longer finite."""
+        """Save a checkpoint; DivergedError where the weights are no longer finite."""
         state = self.state_dict()
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state["model"].values()):
-            raise RunError(
+            raise DivergedError(
                 f"the weights are not finite {self.where()}; {self.checkpointer.advice()}"
             )
         own = {"random": random_state(), "metrics": self.metrics.tensors}

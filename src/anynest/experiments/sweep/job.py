@@ -12,8 +12,10 @@ from ..._version import __version__
 from ...data import Dataset
 from ...nets import create_model
 from ...store import RunFolderError, write_whole
-from ...training import DataConfig, TrainConfig, train
+from ...store.hardware import describe_environment
+from ...training import DataConfig, DivergedError, TrainConfig, train
 from ...training.config.train_config import read_config, read_object
+from ...training.environment import find_device
 from ...training.output.reporting import Reporter
 from ...training.output.run_folder import RunFolder
 from ..catalog.cell import Cell
@@ -52,7 +54,8 @@ def run_job(job: Job, reporter: Reporter | None = None) -> Record:
 
     Raises:
         RunFolderError: If the folder holds another run.
-        RunError, ConfigError, Interrupted: As ``training.train``.
+        RunError, ConfigError, Interrupted: As ``training.train``; a variant with a learning rate of
+            its own that diverges has a record instead.
     """
     folder = RunFolder(job.cell.folder(job.out))
     config = job.cell.config(job.source, job.machine)
@@ -62,14 +65,19 @@ def run_job(job: Job, reporter: Reporter | None = None) -> Record:
     if not result.is_file():
         wait_for_lock(folder)
         data = load_once(replace(config.data, source=job.source))
-        train(
-            None if folder.started else config,
-            folder.path,
-            resume=folder.started,
-            reporter=reporter,
-            data=data,
-        )
-        record = describe(job.cell, folder, data)
+        try:
+            train(
+                None if folder.started else config,
+                folder.path,
+                resume=folder.started,
+                reporter=reporter,
+                data=data,
+            )
+            record = describe(job.cell, folder, data)
+        except DivergedError as error:
+            if "+lr=" not in job.cell.variant:
+                raise
+            record = describe_diverged(job.cell, config, data, str(error))
         write_whole(result, (json.dumps(record, allow_nan=False) + "\n").encode())
     finished = finished_record(job.cell, job.out)
     assert finished is not None
@@ -183,6 +191,38 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Record:
         "revision": revision(),
         "anynest": summary["anynest"],
         "environment": summary["environment"],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe_diverged(cell: Cell, config: TrainConfig, data: Dataset, why: str) -> Record:
+    """The record of a learning rate at which the loss is not finite: all answers count as wrong, so
+    that no choice among rates falls on it or waits for it."""
+    model: Any = config.model.build(data.num_classes, data.in_channels, data.image_size)
+    costs = model.cost(data.image_size)
+    wrong = [1.0] * len(costs)
+    return {
+        "kind": CELL,
+        "key": cell.key,
+        "protocol": cell.protocol,
+        "data": data.label,
+        "design": cell.design,
+        "independent": cell.independent,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "diverged": why,
+        "error": wrong,
+        **({} if data.validation_is_test else {"validation_error": wrong}),
+        "test_images": len(data.test),
+        "train_images": len(data.train),
+        "parameters": [cost.parameters for cost in costs],
+        "multiply_adds": [cost.multiply_adds for cost in costs],
+        "cosines": [],
+        "settings": cell.settings,
+        "machine": {key: value for key, value in asdict(config.run).items() if key != "seed"},
+        "revision": revision(),
+        "anynest": __version__,
+        "environment": describe_environment(find_device(config.run.device)),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
