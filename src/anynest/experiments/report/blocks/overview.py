@@ -66,17 +66,17 @@ def section_in_words(section: Section) -> str:
         "undecided."
     ]
     late, control = found[LATE], found[CONTROL]
-    if late.difference is not None:
+    if late.n > 1:  # one pair of runs says nothing
         words.append(f"At the last two stages OSGD has {gap(late)} the paper's SGD.")
-    if control.difference is not None:
+    if control.n > 1:
         words.append(f"It has {gap(control)} SGD on the sum of the losses, the control.")
-    if late.outcome == "holds" and control.n:
+    if late.outcome == "holds" and control.n > 1:
         meaning = control.outcome
         if control.outcome == "fails" and (control.difference or 0) < 0:
             meaning = "undecided"  # a single comparison contradicts the pool
         words.append(MEANINGS[meaning])
     tuned = found[TUNED]
-    if tuned.difference is not None:
+    if tuned.n > 1:
         words.append(
             "With each method's learning rate tuned, at the last two stages of the width-nested "
             f"network OSGD has {gap(tuned)} SGD on the sum of the losses."
