@@ -160,7 +160,7 @@ def test_a_signal_for_one_rank_stops_all_and_costs_no_bit(
     ("name", "words"),
     [
         ("used", "RunFolderError: run folder .*two must be empty or new"),
-        ("poisoned", "RunError: loss 1 is not finite on rank 1 at epoch 1, batch 4 of 5"),
+        ("poisoned", "DivergedError: loss 1 is not finite on rank 1 at epoch 1, batch 4 of 5"),
         ("full", "RunError: cannot write .*No space left on device"),
         (
             "other-data",
