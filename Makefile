@@ -68,7 +68,7 @@ dist: $(DEV) # dist/: the source archive, and the wheel that is built from it
 wheel: dist # the wheel in an environment of its own, where the README's examples must run
 	rm -rf build/wheel
 	$(PYTHON) -m venv build/wheel
-	build/wheel/bin/python $(INSTALL) dist/*.whl
+	env -u PYTHONPATH build/wheel/bin/python $(INSTALL) dist/*.whl
 	env -u PYTHONPATH build/wheel/bin/python .ci/readme.py README.md
 	env -u PYTHONPATH build/wheel/bin/anynest --version
 
