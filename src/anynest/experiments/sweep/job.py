@@ -153,6 +153,22 @@ def load_once(config: DataConfig) -> Dataset:
     return _loaded[config]
 
 
+def named(cell: Cell) -> Record:
+    """What a record says of its cell, the code that made it, and when."""
+    return {
+        "kind": CELL,
+        "key": cell.key,
+        "protocol": cell.protocol,
+        "design": cell.design,
+        "independent": cell.independent,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "settings": cell.settings,
+        "revision": revision(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Record:
     """The record of a cell whose run has finished."""
     summary = read_object(folder.summary)
@@ -166,14 +182,8 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Record:
         {} if data.validation_is_test else {"validation_error": summary["validation"]["error"]}
     )
     return {
-        "kind": CELL,
-        "key": cell.key,
-        "protocol": cell.protocol,
+        **named(cell),
         "data": summary["data"],
-        "design": cell.design,
-        "independent": cell.independent,
-        "variant": cell.variant,
-        "seed": cell.seed,
         "error": test["error"],
         **top5,
         "loss": test["loss"],
@@ -186,12 +196,9 @@ def describe(cell: Cell, folder: RunFolder, data: Dataset) -> Record:
         "cosines": thinned_cosines(history),
         "epochs": summary["epochs"],
         "seconds": round(summary["training_seconds"], 3),
-        "settings": cell.settings,
         "machine": {key: value for key, value in stored["run"].items() if key != "seed"},
-        "revision": revision(),
         "anynest": summary["anynest"],
         "environment": summary["environment"],
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -202,14 +209,8 @@ def describe_diverged(cell: Cell, config: TrainConfig, data: Dataset, why: str) 
     costs = model.cost(data.image_size)
     wrong = [1.0] * len(costs)
     return {
-        "kind": CELL,
-        "key": cell.key,
-        "protocol": cell.protocol,
+        **named(cell),
         "data": data.label,
-        "design": cell.design,
-        "independent": cell.independent,
-        "variant": cell.variant,
-        "seed": cell.seed,
         "diverged": why,
         "error": wrong,
         **({} if data.validation_is_test else {"validation_error": wrong}),
@@ -218,12 +219,9 @@ def describe_diverged(cell: Cell, config: TrainConfig, data: Dataset, why: str) 
         "parameters": [cost.parameters for cost in costs],
         "multiply_adds": [cost.multiply_adds for cost in costs],
         "cosines": [],
-        "settings": cell.settings,
         "machine": {key: value for key, value in asdict(config.run).items() if key != "seed"},
-        "revision": revision(),
         "anynest": __version__,
         "environment": describe_environment(find_device(config.run.device)),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
