@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from anynest.multitask import OSGD, TaskGradients, make_combiner, task_gradients
 from anynest.multitask.gradients import task_gradients as module
-from anynest.multitask.gradients.task_gradients import LEAST_FAST, SMALL_CPU, fast_dots, fast_sum
+from anynest.multitask.gradients.task_gradients import (
+    LEAST_FAST,
+    SMALL_CPU,
+    fast_dots,
+    fast_sum,
+    longest_dot,
+)
 from anynest.multitask.methods import reference
 from anynest.multitask.methods.rules import WELL_CONDITIONED_FAST
 
@@ -42,6 +48,17 @@ def test_float32_dots_are_those_of_float64_within_rounding(k: int, size: int) ->
     # what makes a step exact to 1e-6 down to the smallest remainder that these dots are used for
     bound = 1e-6 * WELL_CONDITIONED_FAST**0.5
     assert ((found - true).tril().abs() <= bound * norms[:, None] * norms).all()
+
+
+def test_the_length_of_a_dot_does_not_depend_on_the_caller_s_defaults() -> None:
+    measured = longest_dot.__wrapped__  # not what an earlier call found
+    usual = measured(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert measured(1) == usual
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("k", [2, 7])

@@ -21,6 +21,7 @@ the Gram matrix and for the final sum. Either is to be had in two precisions:
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,10 @@ def longest_dot(threads: int) -> int:
     Args:
         threads: within one kernel, as ``torch.get_num_threads`` tells; they share a sum.
     """
-    rows = torch.randn(64, LONGEST_DOT, generator=torch.Generator().manual_seed(0)) + 0.5
+    # whatever the caller's default device and dtype are
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows = torch.randn(64, LONGEST_DOT, generator=generator, **kind) + 0.5
     size = LONGEST_DOT
     while size > 1 << 12:
         squares = [(torch.dot(row, row).item(), row.double().square().sum().item()) for row in rows]
