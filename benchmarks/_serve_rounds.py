@@ -21,8 +21,8 @@ def merged(records: Iterable[Record], identity: Callable[[Record], list[Any]]) -
     """The rounds of each load as one record, in the order of the first; other records as they are.
 
     Shares and means are medians, counts are sums, quantiles of times and the share of the core that
-    other machines took are the worst of the rounds.
-    ``spread`` has the least and the largest of ``SPREAD``.
+    other machines took are the worst of the rounds. ``spread`` has the least and the largest of
+    ``SPREAD``.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:

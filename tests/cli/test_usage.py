@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from anynest import __version__, list_models
+from anynest.cli import flags
 from anynest.cli.dispatch import COMMANDS, parse
 from anynest.cli.parser import Parser
 from anynest.data.locate import SOURCES
 from anynest.engines import checks, session
+from anynest.store import weights
 from anynest.training import ConfigError
 
 Result = dict[str, Any]
@@ -263,3 +265,8 @@ def test_a_default_that_is_typed_is_parsed() -> None:
     assert parse(["train", "--model-option", "a=1", "--model-option", "b=x"])
     with pytest.raises(ConfigError):
         parse(["predict", "r", "x", "--deadline", "20"])
+
+
+def test_the_bound_of_a_network_s_images_is_that_of_its_files() -> None:
+    """The flags do not import torch, which ``store.weights`` does."""
+    assert flags.MAX_SIDE == weights.MAX_SIDE

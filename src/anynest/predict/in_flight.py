@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..engines.inputs import Inputs
 from ..engines.session import Evaluation, Session
 from .options import PredictOptions
 from .prediction import NetworkError
-from .stage_results import StageResult, StageResults, is_logits
+from .stage_results import StageResult, StageResults, is_logits, on_cpu
 
 CLOSED = "the predictor is closed; open another"
 
@@ -142,7 +141,7 @@ class InFlight:
             raise NetworkError(f"the network failed in stage {stage}: {_line(error)}") from error
         if output is None:
             return True
-        output = _on_cpu(output)
+        output = on_cpu(output, copy=True)
         at = time.monotonic()
         if self._too_late(at):
             return False
@@ -171,12 +170,6 @@ class InFlight:
 def batch_size(x: Inputs) -> int:
     """B."""
     return len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
-
-
-def _on_cpu(output: Tensor) -> Tensor:
-    """A copy; of float16 and bfloat16, in float32. Waits for a GPU."""
-    small = output.is_floating_point() and output.element_size() < 4
-    return output.to("cpu", torch.float32 if small else output.dtype, copy=True)
 
 
 def _line(error: BaseException) -> str:

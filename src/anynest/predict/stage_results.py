@@ -145,6 +145,12 @@ class StageResults:
         return StageResult(stages, output, probabilities, at, stop_reason)
 
 
+def on_cpu(output: Tensor, *, copy: bool = False) -> Tensor:
+    """An output on the CPU, or a copy of it; of float16 and bfloat16, in float32. Waits for a GPU."""
+    small = output.is_floating_point() and output.element_size() < 4
+    return output.to("cpu", torch.float32 if small else output.dtype, copy=copy)
+
+
 def is_logits(output: Tensor) -> bool:
     """Whether an output is floating point ``[B, K]``: logits of K classes."""
     return output.dim() == 2 and output.is_floating_point()

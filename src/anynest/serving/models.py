@@ -26,6 +26,7 @@ from ..engines.session import Session
 from ..nets.pretrained import list_pretrained, read_card
 from ..predict.early_stopping.policies import Confidence
 from ..predict.early_stopping.saved_policy import SavedPolicy, policy_file, revision_of
+from ..predict.stage_results import on_cpu
 from ..store import WeightsInfo
 from .estimates import Gains, StepTimes
 from .protocol.errors import ProtocolError
@@ -369,8 +370,7 @@ class ServedModel:
 
 def as_array(output: Tensor) -> Array:
     """A network's output; of float16 and bfloat16, in float32."""
-    small = output.is_floating_point() and output.element_size() < 4
-    found: Array = output.detach().to("cpu", torch.float32 if small else output.dtype).numpy()
+    found: Array = on_cpu(output.detach()).numpy()
     return found
 
 

@@ -73,7 +73,8 @@ class TrainStep:
                 them anyway.
 
         Raises:
-            DivergedError: a loss is not finite and ``method.on_nonfinite`` is ``raise``; on every rank.
+            DivergedError: a loss is not finite and ``method.on_nonfinite`` is ``raise``; on every
+                rank.
         """
         if self.graph is None or measure:
             output = self.eager(images, labels, measure)

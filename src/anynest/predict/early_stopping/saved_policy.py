@@ -10,13 +10,13 @@ from typing import Any, Self
 
 from ..._version import __version__
 from ...engines.onnx.manifest import FILE as MANIFEST
+from ...nets.pretrained import SUFFIX
 from ...store import is_own, local_source, weights_file, write_whole
 from ...store.hub import find, is_hub, parse_source
 from .calibration import CalibrationReport
 from .policies import Confidence, Policy, check_fit
 
 FILE = "policy.json"
-WEIGHTS_SUFFIX = ".safetensors"
 FORMAT = "anynest-policy-1"
 
 
@@ -114,7 +114,7 @@ class SavedPolicy:
             ValueError: it is missing, damaged or of another format.
         """
         named = Path(path)
-        beside = not is_own(path) or named.is_dir() or named.suffix == WEIGHTS_SUFFIX
+        beside = not is_own(path) or named.is_dir() or named.suffix == SUFFIX
         file = policy_file(path) if beside else named
         try:
             found = json.loads(file.read_text(encoding="utf-8"))

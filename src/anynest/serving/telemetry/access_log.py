@@ -94,7 +94,7 @@ class AccessLog:
                 self._lines.clear()
                 reopen, self._reopen = self._reopen, False
             try:
-                if (reopen or self._file.closed) and self._path != STDOUT:
+                if reopen and self._path != STDOUT:
                     old, self._file = self._file, self._open()
                     old.close()
                 data = memoryview("".join(lines).encode())
